@@ -1,0 +1,48 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11+ and make alone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The CPU build of torch where the index has one; a plain range may bring gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help demo ui test lint format bench clean
+
+help: ## Show what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "ray[default,train,tune]==2.60.0" "mlflow==3.17.2" --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY) ## Train on real digits for some minutes, and say where the picture is
+	$(BIN)/python -m service.pack digits data/digits --channels gray
+	RAY_ADDRESS=local $(BIN)/python -m service.train --preset digits
+	@echo "the curves and pictures in MLflow: make ui"
+
+ui: $(READY) ## Open MLflow on the demo's run: http://127.0.0.1:5000
+	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///runs/digits/mlflow.db
+
+test: $(READY) ## Run all tests on real servers
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Measure the step and the service around it
+	$(BIN)/python -m benchmarks.step
+
+clean: ## Remove the environment and what tools left; runs and data stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
