@@ -1,0 +1,146 @@
+"""How a network grows: stages, the ladder of resolutions, and the fade between two rungs.
+
+The one place that knows which rungs are active and how two of them blend (Karras et al. 2018, §2).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where on the ladder a network stands.
+
+    `resolution` is in pixels. `alpha` in [0, 1] is the share of this rung's own output; the rest
+    comes from the rung below, enlarged. At alpha 1 the rung stands alone.
+    """
+
+    resolution: int
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha is {self.alpha}, but lies in [0, 1]")
+
+    @property
+    def fading(self) -> bool:
+        """Whether the rung below still has a share in the output."""
+        return self.alpha < 1.0
+
+
+def ladder(first: int, last: int) -> tuple[int, ...]:
+    """The rungs from `first` to `last`, each twice the one before; ValueError if none such exist."""
+    rungs = [first]
+    while rungs[-1] < last:
+        rungs.append(rungs[-1] * 2)
+    if first < 1 or rungs[-1] != last:
+        raise ValueError(f"no ladder of doublings leads from {first} to {last} pixels")
+    return tuple(rungs)
+
+
+def upsample(images: Tensor) -> Tensor:
+    """Twice as large, by nearest neighbour."""
+    return F.interpolate(images, scale_factor=2, mode="nearest")
+
+
+def downsample(images: Tensor) -> Tensor:
+    """Half as large, by the average of each 2×2 pixels."""
+    return F.avg_pool2d(images, 2)
+
+
+def blend(below: Tensor, current: Tensor, alpha: float) -> Tensor:
+    """(1 − alpha)·below + alpha·current; exactly `below` at alpha 0."""
+    return torch.lerp(below, current, alpha)
+
+
+def fade_images(images: Tensor, stage: Stage) -> Tensor:
+    """Real images [n, c, h, w] as detailed as the fading generator's (Karras et al. 2018, §A.1)."""
+    if not stage.fading:
+        return images
+    return blend(upsample(downsample(images)), images, stage.alpha)
+
+
+def draw(features: Mapping[int, Tensor], heads: nn.ModuleDict, stage: Stage) -> Tensor:
+    """Images of a stage from the generator's features of its rung and, in a fade, of the one below.
+
+    `features` maps a resolution to the features there, `heads` to the layer that draws them.
+    """
+    rung = stage.resolution
+    images = heads[str(rung)](features[rung])
+    if not stage.fading:
+        return images
+    below = heads[str(rung // 2)](features[rung // 2])
+    return blend(upsample(below), images, stage.alpha)
+
+
+def descend(
+    images: Tensor, heads: nn.ModuleDict, descents: nn.ModuleDict, first: int, stage: Stage
+) -> Tensor:
+    """The discriminator's way down from the stage's rung to the `first`: draw, mirrored.
+
+    `heads[r]` reads images of r pixels; `descents[r]` goes from the features that it yields to
+    those that `heads[r / 2]` yields. Returns the features at the first rung.
+    """
+    rung = stage.resolution
+    features = heads[str(rung)](images)
+    while rung > first:
+        features = descents[str(rung)](features)
+        rung //= 2
+        if stage.fading and rung == stage.resolution // 2:
+            below = heads[str(rung)](downsample(images))
+            features = blend(below, features, stage.alpha)
+    return features
+
+
+class Growing(nn.Module):
+    """A network on a ladder: knows its rungs, and freezes what a stage does not use.
+
+    A family names the modules that belong to a rung alone (`head_of`) or that join at a rung and
+    stay (`joins_at`); all else is always active.
+    """
+
+    rungs: tuple[int, ...]
+
+    def head_of(self, rung: int) -> nn.Module:
+        """What reads or draws images at this rung, and is used at no other."""
+        raise NotImplementedError
+
+    def joins_at(self, rung: int) -> Iterable[nn.Module]:
+        """What is used at this rung and at all above it, but at none below."""
+        raise NotImplementedError
+
+    def check_stage(self, stage: Stage) -> None:
+        """Raise ValueError where the network has no such stage."""
+        if stage.resolution not in self.rungs:
+            raise ValueError(f"no rung of {stage.resolution} px; the rungs are {self.rungs}")
+        if stage.fading and stage.resolution == self.rungs[0]:
+            raise ValueError(f"the lowest rung, {self.rungs[0]} px, has none below to fade from")
+
+    def activate(self, stage: Stage) -> list[nn.Parameter]:
+        """Make exactly the parameters that the stage uses require gradients, and return them."""
+        self.check_stage(stage)
+        idle = {id(p) for p in self._idle_parameters(stage)}
+        active = []
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) not in idle)
+            if parameter.requires_grad:
+                active.append(parameter)
+            else:
+                parameter.grad = None
+        return active
+
+    def _idle_parameters(self, stage: Stage) -> Iterable[nn.Parameter]:
+        heads = {stage.resolution} | ({stage.resolution // 2} if stage.fading else set())
+        for rung in self.rungs:
+            if rung not in heads:
+                yield from self.head_of(rung).parameters()
+            if rung > stage.resolution:
+                for module in self.joins_at(rung):
+                    yield from module.parameters()
+
+
+Discriminate = Callable[[Tensor, Tensor, Stage], Tensor]
