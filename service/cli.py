@@ -1,0 +1,27 @@
+"""What all commands share: errors in the user's words, and the exit codes 0, 1 and 2."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from service.errors import ServiceError, UsageError
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a command and exit: 0 on success, 1 on a failed run, 2 on bad usage, 130 if interrupted."""
+    logging.basicConfig(
+        level=os.environ.get("LOG_LEVEL", "WARNING"),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    try:
+        main(sys.argv[1:])
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ServiceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,113 @@
+"""What tests share: packed digits, a small configuration, and one stack of real servers a session."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.local import Stack
+from service import pack
+from service.config import Config, load_preset
+
+ROOT = Path(__file__).parent.parent
+
+# One thread: tests of several processes share the machine, and rounding does not depend on it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray Train looks for the end of its workers this often; shorter tests.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits at 32 px, packed into shards of 500."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    pack.main(["digits", str(folder), "--channels", "gray", "--shard-samples", "500"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """SeaweedFS, MLflow's server and a Ray head, all real, for the whole session."""
+    stack = Stack.load(tmp_path_factory.mktemp("stack"))
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture
+def s3(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of the stack's bucket, its keys and endpoint in the environment."""
+    for name, value in stack.environment.items():
+        monkeypatch.setenv(name, value)
+    return "s3://gan"
+
+
+TINY_PHASES = [
+    {"resolution": 8, "hold_images": 96, "batch": 16, "accumulation": 2},
+    {"resolution": 16, "fade_images": 128, "hold_images": 32, "batch": 16, "accumulation": 2},
+    {"resolution": 32, "fade_images": 64, "hold_images": 160, "batch": 16, "accumulation": 2},
+]
+
+
+def tiny_values(data: Path | str, run: Path | str, /, **sections: dict[str, Any]) -> dict[str, Any]:
+    """The digits preset made so small that a cycle takes milliseconds; `sections` override."""
+    values = load_preset("digits")
+    values["model"] |= {"width": 4, "latents": 16, "embedding": 8}
+    values["phases"] = TINY_PHASES
+    values["training"] |= {"precision": "fp32", "ema_half_life_images": 500}
+    values["data"] |= {"url": str(data), "lanes": 8, "window": 16}
+    values["run"] |= {"dir": str(run)}
+    values["scale"] = {"workers": 1}
+    values["checkpoint"] = {"every_images": 160}
+    values["tracking"] |= {"every_images": 16, "pictures_every_images": 240, "panel_rows": 2}
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return values
+
+
+def tiny_config(data: Path | str, run: Path | str, /, **sections: dict[str, Any]) -> Config:
+    """`tiny_values` as a configuration."""
+    return Config(**tiny_values(data, run, **sections))
+
+
+def start_command(module: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`python -m module arguments` as a process of its own, its output in one pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_command(module: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit code and output of `python -m module arguments`."""
+    process = start_command(module, *arguments, **environment)
+    output, _ = process.communicate(timeout=400)
+    return process.returncode, output
+
+
+def assert_equal(actual: Any, expected: Any, what: str = "") -> None:
+    """Nested structures whose tensors and plain values are the same to the bit."""
+    assert type(actual) is type(expected), what
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected), what
+    elif isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), what
+        for key in expected:
+            assert_equal(actual[key], expected[key], f"{what}.{key}")
+    elif isinstance(expected, list):
+        for i, (mine, theirs) in enumerate(zip(actual, expected, strict=True)):
+            assert_equal(mine, theirs, f"{what}[{i}]")
+    else:
+        assert actual == expected, what

@@ -1,0 +1,111 @@
+"""The one door to objects: the same promises for a folder and for a real S3 server."""
+
+import threading
+
+import pytest
+
+from cluster.local import free_ports
+from service.errors import StorageError
+from service.storage import ConflictError, MissingError, Storage, open_storage
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request, tmp_path) -> Storage:
+    if request.param == "folder":
+        return open_storage(str(tmp_path / "store"))
+    return open_storage(f"{request.getfixturevalue('s3')}/{tmp_path.name}")
+
+
+def test_what_was_put_is_got_whole_or_in_parts(storage):
+    storage.put("a/b.bin", b"0123456789")
+    assert storage.get("a/b.bin") == b"0123456789"
+    assert storage.get("a/b.bin", 3, 4) == b"3456"
+    assert storage.get("a/b.bin", 8) == b"89"
+    assert storage.get("a/b.bin", 2, 0) == b""
+    storage.put("a/b.bin", b"new")
+    assert storage.get("a/b.bin") == b"new"
+
+
+def test_sizes_lists_a_prefix_sorted_and_delete_takes_what_is_gone(storage):
+    for key in ("b/2", "b/1", "c", "b2/x"):
+        storage.put(key, key.encode())
+    assert storage.sizes() == {"b/1": 3, "b/2": 3, "b2/x": 4, "c": 1}
+    assert list(storage.sizes("b/")) == ["b/1", "b/2"]
+    storage.delete(["b/1", "never/was"])
+    assert list(storage.sizes()) == ["b/2", "b2/x", "c"]
+    assert open_storage(storage.address + "/empty").sizes() == {}
+
+
+def test_a_missing_object_is_named(storage):
+    with pytest.raises(MissingError, match="no/such"):
+        storage.get("no/such")
+
+
+def test_a_conditional_write_wins_only_on_the_version_it_has_seen(storage):
+    first = storage.put_if("lock", b"one", None)
+    with pytest.raises(ConflictError):
+        storage.put_if("lock", b"two", None)
+    data, version = storage.get_versioned("lock")
+    assert (data, version) == (b"one", first)
+    second = storage.put_if("lock", b"two", version)
+    with pytest.raises(ConflictError):
+        storage.put_if("lock", b"three", first)
+    assert storage.get_versioned("lock") == (b"two", second)
+
+
+def test_of_many_that_write_at_once_one_wins(storage):
+    outcomes = []
+
+    def write(number):
+        try:
+            storage.put_if("race", b"%d" % number, None)
+            outcomes.append(number)
+        except ConflictError:
+            pass
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 1
+    assert storage.get("race") == b"%d" % outcomes[0]
+
+
+def test_a_missing_bucket_says_so(s3):
+    for act in (lambda s: s.sizes(), lambda s: s.put("x", b""), lambda s: s.get("x")):
+        with pytest.raises(StorageError, match=r"s3://no-such-bucket: no such bucket|x: no such"):
+            act(open_storage("s3://no-such-bucket/data"))
+
+
+def test_wrong_keys_say_which_variables_to_check(s3, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-value")
+    with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY") as error:
+        open_storage(f"{s3}/x").get("y")
+    assert "wrong-secret-value" not in str(error.value)
+
+
+def test_missing_keys_say_which_variables_to_set(s3, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(StorageError, match="no credentials; set AWS_ACCESS_KEY_ID"):
+        open_storage(f"{s3}/x").get("y")
+
+
+def test_a_dead_endpoint_is_retried_then_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(StorageError, match=r"does not answer.*AWS_ENDPOINT_URL"):
+        open_storage(f"{s3}/x", retry_s=0.5).get("y")
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(StorageError, match="gs://bucket"):
+        open_storage("gs://bucket/x")
+
+
+def test_a_folder_that_cannot_be_made_says_why(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file/x"):
+        open_storage(str(tmp_path / "file")).put("x", b"")
