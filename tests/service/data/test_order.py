@@ -1,0 +1,117 @@
+"""The order of samples: laws that hold for any sizes, seeds, lanes and workers."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.data import order
+from service.data.index import Index
+from service.data.order import Order
+from service.errors import DataError
+
+
+def make_index(shard_sizes: list[int]) -> Index:
+    shard = np.repeat(np.arange(len(shard_sizes)), shard_sizes).astype(np.int32)
+    count = len(shard)
+    zeros = np.zeros(count, np.int64)
+    return Index(
+        {f"shard-{i}.tar": 1 for i in range(len(shard_sizes))},
+        shard,
+        zeros,
+        zeros.astype(np.int32),
+        zeros.astype(np.int32),
+        np.arange(count) % 7 == 3,
+        pa.array([str(i) for i in range(count)], pa.string()),
+    )
+
+
+@st.composite
+def orders(draw) -> Order:
+    index = make_index(draw(st.lists(st.integers(1, 40), min_size=1, max_size=6)))
+    rows = index.rows(held_out=False)
+    lanes = draw(st.integers(1, min(len(rows), 16)))
+    return Order(index, rows, draw(st.integers(0, 9)), lanes, draw(st.integers(1, 9)))
+
+
+def row(of: Order, number: int) -> int:
+    place = of.place(number)
+    return int(of.window_rows(place.epoch, place.lane, place.window)[place.inside])
+
+
+@given(orders(), st.integers(0, 5))
+def test_an_epoch_shows_each_sample_once_but_for_fewer_than_lanes(order, epoch):
+    length = order.lanes * order.lane_samples
+    shown = [row(order, epoch * length + i) for i in range(length)]
+    assert len(set(shown)) == len(shown)
+    assert set(shown) <= set(order.rows.tolist())
+    assert len(order.rows) - len(shown) < order.lanes
+
+
+@given(orders(), st.integers(0, 10_000), st.sampled_from([1, 2, 3, 4, 6]))
+def test_workers_own_whole_lanes_and_share_every_batch(order, start, workers):
+    """Worker w of W takes the samples congruent to w mod W, which are those of its lanes."""
+    if order.lanes % workers:
+        workers = 1
+    batch = range(start, start + 2 * order.lanes)
+    shares = [[n for n in batch if n % workers == w] for w in range(workers)]
+    for worker, numbers in enumerate(shares):
+        assert {order.place(n).lane % workers for n in numbers} == {worker}
+    assert sorted(n for share in shares for n in share) == list(batch)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 1000))
+def test_the_place_of_a_sample_does_not_depend_on_what_was_asked_before(sizes, number):
+    index = make_index(sizes)
+    rows = index.rows(False)
+    used, fresh = (Order(index, rows, 1, len(rows), 3) for _ in range(2))
+    for before in (0, 7, 5000):
+        row(used, before)
+    assert row(used, number) == row(fresh, number)
+
+
+def test_epochs_differ_and_seeds_differ():
+    index = make_index([50, 50])
+    rows = index.rows(False)
+    sequences = [
+        [row(Order(index, rows, seed, 4, 8), epoch * 84 + i) for i in range(84)]
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert len({tuple(sequence) for sequence in sequences}) == 3
+
+
+def test_what_is_left_over_differs_from_epoch_to_epoch():
+    index = make_index([40, 23])
+    rows = index.rows(False)
+    of = Order(index, rows, 0, 8, 4)
+    length = of.lanes * of.lane_samples
+    left = [
+        frozenset(rows.tolist()) - {row(of, e * length + i) for i in range(length)} for e in range(6)
+    ]
+    assert all(left)
+    assert len(set(left)) > 1
+
+
+def test_at_gives_shard_and_row_and_keeps_held_out_apart():
+    index = make_index([30, 30])
+    for held_out in (False, True):
+        for number in range(40):
+            shard, at = order.at(index, 0, 4, 4, number, held_out)
+            assert index.shard[at] == shard
+            assert index.held_out[at] == held_out
+
+
+def test_the_next_window_of_a_lane_is_the_one_that_its_next_samples_fall_in():
+    index = make_index([30, 30])
+    of = Order(index, index.rows(False), 0, 4, 5)
+    for number in range(200):
+        place, later = of.place(number), of.place(number + of.lanes)
+        here = (place.epoch, place.lane, place.window)
+        assert (later.epoch, later.lane, later.window) in (here, of.following(place))
+
+
+def test_more_lanes_than_samples_is_refused():
+    index = make_index([5])
+    with pytest.raises(DataError, match=r"data\.lanes: 9"):
+        Order(index, index.rows(False), 0, 9, 4)
