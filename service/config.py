@@ -1,0 +1,492 @@
+"""The typed configuration of a run: sections, bounds, presets, and the command line over them.
+
+Presets stand in `presets/<family>.yaml`; a flag such as `--run.images 20000` overrides one value.
+Nothing is read from the environment.
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+import models
+from service.errors import UsageError
+
+PRESETS = Path(__file__).parent / "presets"
+
+Count = Annotated[int, Field(ge=1)]
+Images = Annotated[int, Field(ge=1, description="in real images shown to the discriminator")]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    """What is run and where it is kept."""
+
+    dir: str = Field(min_length=1)
+    """Folder or s3:// address of checkpoints, pictures, MLflow's database; a second start resumes."""
+    images: Images | None = None
+    """Stop after this many real images; the default is the end of the phase table."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Key of every random draw, of the data order and of the first weights."""
+
+
+class Model(Section):
+    """The two networks."""
+
+    family: Literal["biggan"]
+    """Which lineage."""
+    resolution: int = Field(ge=8, le=1024)
+    """Pixels of a side at the last rung."""
+    channels: Literal[1, 3]
+    """1 for gray images, 3 for RGB."""
+    classes: Count
+    """Number of labels, which go from 0 to classes − 1."""
+    width: Count
+    """Multiplies every channel table."""
+    latents: Count
+    """Length of z; with skip-z a multiple of the number of blocks plus one."""
+    embedding: Count = 128
+    """Length of the class embedding that all blocks share."""
+    attention: int | None = None
+    """Resolution of the block that self-attention follows; null for none."""
+
+
+class Phase(Section):
+    """One rung of the curriculum: fade it in, then hold it."""
+
+    resolution: int = Field(ge=4)
+    """Pixels of a side."""
+    fade_images: int = Field(default=0, ge=0)
+    """Images over which the rung fades in; 0 in the first phase."""
+    hold_images: int = Field(ge=1)
+    """Images at full strength after the fade."""
+    batch: Count
+    """Global batch of one discriminator step, over all workers and accumulation steps."""
+    accumulation: Count = 1
+    """Micro-batches that a batch is cut into, to fit in memory."""
+    lr_scale: float = Field(default=1.0, gt=0)
+    """Multiplies both learning rates in this phase."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of one forward, over all workers."""
+        return self.batch // self.accumulation
+
+
+class Training(Section):
+    """The step."""
+
+    loss: Literal["hinge"] = "hinge"
+    """Adversarial loss."""
+    d_steps: Count = 1
+    """Discriminator steps in a cycle, each on a batch of its own, before one generator step."""
+    lr_generator: Rate
+    """Adam's learning rate."""
+    lr_discriminator: Rate
+    """Adam's learning rate."""
+    adam_beta1: float = Field(default=0.0, ge=0, lt=1)
+    """Adam's decay of the mean gradient."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's decay of the mean squared gradient."""
+    adam_eps: float = Field(default=1e-6, gt=0)
+    """Adam's floor under the root of the mean squared gradient."""
+    ema_half_life_images: Images
+    """Half-life of the running average of the generator's weights."""
+    ema_rampup: float = Field(default=0.05, gt=0)
+    """The half-life is at most this share of the images so far, so that the start is forgotten."""
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    """Of the forwards; auto is bf16 where the machine has units for it, else fp32. fp64 is for tests."""
+    channels_last: bool = True
+    """Memory layout; changes speed alone."""
+    fused_resampling: bool = True
+    """Enlarge or halve within the convolution; changes speed alone."""
+
+
+class Data(Section):
+    """The shards, and how they are read."""
+
+    url: str = Field(min_length=1)
+    """Folder or s3:// address that `python -m service.pack` filled."""
+    lanes: Count = 64
+    """Parallel sequences that an epoch is cut into; worker counts divide it."""
+    window: Count = 64
+    """Samples of one read, shuffled among themselves."""
+    readers: Count = 4
+    """Threads of a worker that fetch windows."""
+    prefetch_bytes: int = Field(default=1 << 29, ge=1 << 20)
+    """Most memory that a worker's windows may take."""
+    max_bad_samples: int = Field(default=100, ge=0)
+    """Samples that may fail to decode, each replaced and counted, before the run stops."""
+
+
+class Scale(Section):
+    """Where it runs."""
+
+    workers: str | int = 1
+    """A number of workers, or a range such as 2:8, of which the largest that fits is taken."""
+    gpu: bool = False
+    """One GPU a worker, with NCCL; otherwise CPU, with gloo."""
+    cpus: Count = 1
+    """CPUs a worker reserves, and the threads that it computes with."""
+    max_failures: int = Field(default=3, ge=0)
+    """Restarts in a row, without a new checkpoint between them, before the run is given up."""
+    group_timeout_s: int = Field(default=300, ge=10)
+    """How long a worker waits for the others before it takes them for dead."""
+
+    @field_validator("workers")
+    @classmethod
+    def _is_range(cls, value: str | int) -> str | int:
+        low, _, high = str(value).partition(":")
+        if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low)):
+            raise ValueError("not a number of workers or a range; write 4 or 2:8")
+        return int(value) if str(value).isdigit() else value
+
+    @property
+    def worker_range(self) -> range:
+        """The counts that the setting names."""
+        low, _, high = str(self.workers).partition(":")
+        return range(int(low), int(high or low) + 1)
+
+
+class Checkpoint(Section):
+    """What is kept to go on from."""
+
+    every_images: Images
+    """Interval; also saved at the end."""
+    keep: Count = 3
+    """Newest checkpoints that stay."""
+
+
+class Tracking(Section):
+    """What people see of the run."""
+
+    uri: str | None = None
+    """MLflow's tracking server; the default is a database in run.dir."""
+    experiment: str = "gan-training"
+    """MLflow's experiment."""
+    every_images: Images
+    """Interval of the curves."""
+    pictures_every_images: Images
+    """Interval of the sample grids."""
+    panel_rows: Count = 10
+    """Samples of each class in a grid."""
+    panel_classes: Count = 10
+    """Most classes in a grid."""
+    prometheus_port: int = Field(default=0, ge=0, lt=65536)
+    """Port of /metrics on the driver's node; 0 takes a free one, which is printed."""
+    prometheus_host: str = "127.0.0.1"
+    """Address that /metrics listens on."""
+
+
+class Storage(Section):
+    """How storage is met."""
+
+    retry_s: float = Field(default=120, ge=0)
+    """How long failing reads and writes are tried again before the run stops."""
+
+
+class Config(BaseSettings):
+    """Everything that a run is made of."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, cli_avoid_json=True
+    )
+
+    run: Run
+    model: Model
+    phases: list[Phase] = Field(min_length=1)
+    """The curriculum, rung by rung; on the command line as JSON."""
+    training: Training
+    data: Data
+    scale: Scale = Scale()
+    checkpoint: Checkpoint
+    tracking: Tracking
+    storage: Storage = Storage()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Presets and flags alone: a variable DATA in the environment is none of ours."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        _check_phases(self)
+        try:
+            models.configure(self.model.family, **self.model_settings)
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from error
+        if not self.worker_counts:
+            raise ValueError(_no_worker_count(self))
+        return self
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What `models.build` takes, beside the family."""
+        settings = self.model.model_dump(exclude={"family"})
+        return settings | {"first_resolution": self.phases[0].resolution}
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """Allowed numbers of workers: those that share every micro-batch and the lanes evenly."""
+        shared = [self.data.lanes, *(phase.micro_batch for phase in self.phases)]
+        return [n for n in self.scale.worker_range if all(size % n == 0 for size in shared)]
+
+
+def _check_phases(config: Config) -> None:
+    for i, phase in enumerate(config.phases):
+        if phase.batch % phase.accumulation:
+            raise ValueError(
+                f"phases[{i}].accumulation: {phase.accumulation} does not divide"
+                f" batch {phase.batch}; change either"
+            )
+        before = config.phases[i - 1] if i else None
+        if before is None:
+            if phase.fade_images:
+                raise ValueError("phases[0].fade_images: nothing to fade from; set 0")
+        elif phase.resolution not in (before.resolution, before.resolution * 2):
+            raise ValueError(
+                f"phases[{i}].resolution: {phase.resolution} does not follow {before.resolution};"
+                f" take {before.resolution * 2}, or {before.resolution} again"
+            )
+        elif phase.resolution == before.resolution and phase.fade_images:
+            raise ValueError(f"phases[{i}].fade_images: the rung does not change; set 0")
+    if config.phases[-1].resolution != config.model.resolution:
+        raise ValueError(
+            f"model.resolution: {config.model.resolution}, but the last phase trains at"
+            f" {config.phases[-1].resolution}; make them equal"
+        )
+
+
+def _no_worker_count(config: Config) -> str:
+    micro = {phase.micro_batch for phase in config.phases}
+    sizes = [config.data.lanes, *micro]
+    fitting = [n for n in range(1, min(sizes) + 1) if all(size % n == 0 for size in sizes)]
+    return (
+        f"scale.workers: {config.scale.workers} does not divide data.lanes {config.data.lanes} and"
+        f" every phase's batch / accumulation {sorted(micro)}; take one of {fitting},"
+        " or change the batch"
+    )
+
+
+# From presets and flags ---------------------------------------------------------------------------
+
+
+def preset_names() -> list[str]:
+    """All presets, by family."""
+    return [name for file in sorted(PRESETS.glob("*.yaml")) for name in _read_yaml(file)]
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The values of a preset; UsageError names those there are."""
+    for file in sorted(PRESETS.glob("*.yaml")):
+        presets = _read_yaml(file)
+        if name in presets:
+            return presets[name]
+    raise UsageError(f"--preset {name}: no such preset; choose of {', '.join(preset_names())}")
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: holds no mapping of sections")
+    return content
+
+
+def parse(arguments: Sequence[str], program: str, description: str) -> tuple[Config, bool]:
+    """The configuration of a command line and whether `--print-config` asked for it alone.
+
+    Raises UsageError, with key, value and remedy; `--help` prints and exits 0.
+    """
+    arguments, preset, file, show = _take_own_flags(arguments)
+    if "--help" in arguments or "-h" in arguments:
+        _print_help(program, description)
+    values: dict[str, Any] = {}
+    origin = "the command line"
+    if preset:
+        values, origin = load_preset(preset), f"preset {preset}"
+    elif file:
+        values, origin = _read_yaml(Path(file)), file
+    elif not arguments:
+        raise UsageError(f"nothing to run: give --preset NAME, of {', '.join(preset_names())}")
+    _check_flags(arguments, program)
+    try:
+        source = _cli_source(program, description)(args=list(arguments))
+        config = Config(_cli_settings_source=source, **values)
+    except ValidationError as error:
+        raise UsageError(explain(error, origin)) from error
+    except SystemExit as exit:  # argparse has printed what is wrong
+        raise UsageError(f"see python -m {program} --help") from exit
+    except Exception as error:  # pydantic-settings, on JSON that does not parse
+        raise UsageError(f"the command line cannot be read: {error}") from error
+    return config, show
+
+
+def _take_own_flags(
+    arguments: Sequence[str],
+) -> tuple[list[str], str | None, str | None, bool]:
+    rest: list[str] = []
+    own: dict[str, str] = {}
+    show = False
+    pending = list(arguments)
+    while pending:
+        flag, equals, value = pending.pop(0).partition("=")
+        if flag in ("--preset", "--config"):
+            if not equals and not pending:
+                raise UsageError(f"{flag}: a name follows it")
+            own[flag] = value if equals else pending.pop(0)
+        elif flag == "--print-config":
+            show = True
+        else:
+            rest.append(flag + equals + value)
+    if len(own) == 2:
+        raise UsageError("--preset and --config: give one of them")
+    return rest, own.get("--preset"), own.get("--config"), show
+
+
+def _cli_source(program: str, description: str) -> CliSettingsSource[Any]:
+    return CliSettingsSource(
+        Config, cli_prog_name=f"python -m {program}", cli_hide_none_type=True, cli_avoid_json=True
+    )
+
+
+def _print_help(program: str, description: str) -> None:
+    print(f"{description}\n\nusage: python -m {program} --preset NAME [--section.key VALUE …]\n")
+    print(f"  --preset NAME     one of {', '.join(preset_names())}")
+    print("  --config FILE     a YAML file with the same sections, instead of a preset")
+    print("  --print-config    print the resolved configuration and exit\n")
+    for key, (kind, default, about) in describe(Config).items():
+        print(f"  --{key} ({kind}; {default})\n      {about}")
+    print(f"\nexample: python -m {program} --preset digits --run.dir runs/mine --scale.workers 2")
+    sys.exit(0)
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, str, str]]:
+    """Every key of a configuration, with its type, its default and what it means."""
+    rows: dict[str, tuple[str, str, str]] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows |= describe(kind, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else f"default {json.dumps(field.default)}"
+        rows[prefix + name] = (_type_name(kind), default, field.description or "")
+    return rows
+
+
+def _type_name(kind: Any) -> str:
+    """A type as people write it: `int`, `str | null`, `list`."""
+    arguments = get_args(kind)
+    if get_origin(kind) in (Annotated, list):
+        return "list" if get_origin(kind) is list else _type_name(arguments[0])
+    if arguments:
+        return " | ".join(_type_name(argument) for argument in arguments)
+    if kind is type(None):
+        return "null"
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _check_flags(arguments: Sequence[str], program: str) -> None:
+    known = list(describe(Config))
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag[2:] not in known:
+            section_known = flag[2:] in Config.model_fields
+            if not section_known:
+                raise UsageError(f"{flag}: no such setting; {_suggest(flag[2:], known, '--')}")
+        elif not flag.startswith("-") and argument is arguments[0]:
+            raise UsageError(f"{argument}: a setting is written --section.key VALUE")
+
+
+def _suggest(key: str, known: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    return "--help lists them all"
+
+
+def explain(error: ValidationError, origin: str) -> str:
+    """Pydantic's findings as lines `key: value: what is wrong; remedy`."""
+    lines = []
+    known = list(describe(Config))
+    for finding in error.errors():
+        key = ".".join(str(part) for part in finding["loc"] if not str(part).startswith("constrained"))
+        value = finding.get("input")
+        match finding["type"]:
+            case "extra_forbidden":
+                plain = [k.split(".")[-1] for k in known] + [*Phase.model_fields]
+                hint = _suggest(key, known) if key in known else _suggest(key.split(".")[-1], plain)
+                lines.append(f"{key}: {value!r}: no such setting; {hint}")
+            case "missing":
+                lines.append(f"{key}: not given; set --{key} or add it to {origin}")
+            case "value_error" if not key:
+                lines.append(str(finding["ctx"]["error"]))
+            case _:
+                told = finding["msg"].removeprefix("Value error, ")
+                lines.append(f"{key}: {value!r}: {told}{_about(key)}")
+    return f"the configuration from {origin} does not hold:\n  " + "\n  ".join(dict.fromkeys(lines))
+
+
+def _about(key: str) -> str:
+    rows = describe(Config)
+    if key in rows:
+        kind, default, about = rows[key]
+        return f" ({kind}; {default}. {about})"
+    return ""
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, in the order of the sections."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+# The same run, again ------------------------------------------------------------------------------
+
+MAY_DIFFER = ("run.dir", "run.images", "scale.", "tracking.")
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as `section.key` to value."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(before: dict[str, Any], now: Config) -> list[str]:
+    """Lines that name the values which a resumed run may not change, and both of them."""
+    old, new = flatten(before), flatten(now.model_dump())
+    return [
+        f"{key}: the run was started with {old.get(key)!r}, now it is {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not key.startswith(MAY_DIFFER)
+    ]

@@ -1,0 +1,131 @@
+"""The configuration: what is refused, and in which words."""
+
+import pytest
+
+from service.config import (
+    Config,
+    differences,
+    flatten,
+    load_preset,
+    parse,
+    preset_names,
+    to_yaml,
+)
+from service.errors import UsageError
+
+
+def parsed(*arguments: str) -> Config:
+    return parse(["--preset", "digits", *arguments], "service.train", "Train.")[0]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_holds(name):
+    config = Config(**load_preset(name))
+    assert config.worker_counts
+    assert Config(**config.model_dump()) == config
+
+
+def test_flags_win_over_the_preset_and_leave_their_neighbours():
+    config = parsed("--run.images", "500", "--model.width=8", "--training.channels_last", "false")
+    assert (config.run.images, config.model.width) == (500, 8)
+    assert config.training.channels_last is False
+    assert config.model.classes == 10
+
+
+def test_print_config_is_asked_for_and_shows_the_resolved_whole():
+    config, show = parse(["--preset", "digits", "--print-config"], "service.train", "")
+    assert show
+    assert "max_bad_samples: 100" in to_yaml(config)
+
+
+def test_the_environment_is_not_read(monkeypatch):
+    monkeypatch.setenv("DATA", "/srv")
+    monkeypatch.setenv("RUN__IMAGES", "7")
+    assert parsed().run.images is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--run.imges", "5"], ["--run.imges", "--run.images"]),
+        (["--run.images", "many"], ["run.images", "'many'", "integer"]),
+        (["--run.images", "0"], ["run.images", "'0'", "greater"]),
+        (["--scale.workers", "3"], ["scale.workers: 3", "[1, 2, 4, 8, 16]"]),
+        (["--scale.workers", "2-4"], ["scale.workers", "'2-4'", "2:8"]),
+        (["--model.attention", "12"], ["model.attention 12", "[8, 16]"]),
+        (["--model.latents", "81"], ["model.latents 81", "multiple of 4"]),
+        (["--model.family", "vae"], ["model.family", "'vae'", "biggan"]),
+        (["--phases", '[{"resolution": 8}]'], ["phases.0.batch", "not given"]),
+        (["--phases", "8,16"], ["phases"]),
+        (["--training.precision", "int8"], ["training.precision", "'int8'", "bf16"]),
+        (["run.images", "5"], ["run.images", "--section.key"]),
+        (["--config", "x.yaml"], ["--preset and --config"]),
+    ],
+)
+def test_bad_settings_name_the_key_the_value_and_the_remedy(arguments, words, capsys):
+    with pytest.raises(UsageError) as error:
+        parsed(*arguments)
+    message = str(error.value) + capsys.readouterr().err
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [
+        ([{"resolution": 32, "fade_images": 9, "hold_images": 9, "batch": 4}], "phases[0].fade_images"),
+        ([{"resolution": 32, "hold_images": 9, "batch": 4, "accumulation": 3}], "accumulation"),
+        ([{"resolution": 16, "hold_images": 9, "batch": 4}], "model.resolution: 32"),
+        (
+            [
+                {"resolution": 8, "hold_images": 9, "batch": 4},
+                {"resolution": 32, "hold_images": 9, "batch": 4},
+            ],
+            "phases[1].resolution",
+        ),
+    ],
+)
+def test_a_curriculum_that_cannot_be_climbed_is_refused(phases, words):
+    from service.config import explain
+
+    with pytest.raises(ValueError) as error:  # noqa: PT011 the message is asserted on below
+        Config(**load_preset("digits") | {"phases": phases})
+    assert words in explain(error.value, "test")
+
+
+def test_an_unknown_preset_lists_those_there_are():
+    with pytest.raises(UsageError, match="digits, fashion, biggan128"):
+        load_preset("imagenet")
+
+
+def test_a_file_with_a_misspelt_key_is_named_with_its_key(tmp_path):
+    file = tmp_path / "mine.yaml"
+    values = load_preset("digits")
+    values["training"]["ema_halflife_images"] = 5
+    import yaml
+
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(UsageError) as error:
+        parse(["--config", str(file)], "service.train", "")
+    for word in (str(file), "training.ema_halflife_images", "ema_half_life_images"):
+        assert word in str(error.value)
+    for content in ("{", "just text", "\x00"):
+        file.write_text(content)
+        with pytest.raises(UsageError, match=r"mine\.yaml"):
+            parse(["--config", str(file)], "service.train", "")
+
+
+def test_help_teaches_every_setting_with_units_and_defaults(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"], "service.train", "Train a GAN.")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for key in flatten(Config(**load_preset("digits")).model_dump()):
+        assert f"--{key} " in shown, key
+
+
+def test_a_resumed_run_may_change_where_it_runs_and_nothing_of_what_it_is():
+    before = parsed().model_dump()
+    assert differences(before, parsed("--run.images", "9", "--scale.workers", "1")) == []
+    (line,) = differences(before, parsed("--training.lr_generator", "0.001"))
+    assert "0.0005" in line
+    assert "0.001" in line
