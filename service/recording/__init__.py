@@ -1,0 +1,1 @@
+"""What a run leaves for people: curves in MLflow, live values for Prometheus, pictures."""

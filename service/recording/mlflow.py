@@ -1,0 +1,138 @@
+"""The run in MLflow: found again by its key, so that it is one run across restarts."""
+
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from service.recording.record import Record
+
+log = logging.getLogger(__name__)
+
+KEY_TAG = "gan.run_key"
+MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one request
+HTTP_TRIES, HTTP_TIMEOUT_S = 1, 20
+
+
+@dataclass(frozen=True)
+class Description:
+    """What MLflow is told of a run once: its key and name, parameters, tags, and files of text."""
+
+    uri: str
+    experiment: str
+    artifacts: str | None
+    key: str
+    name: str
+    parameters: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+class MlflowLog:
+    """Delivers records to MLflow. Every method may raise while the server is away, and be repeated."""
+
+    def __init__(self, description: Description):
+        # The recorder's spool does the repeating; MLflow's own would hold it up for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
+        self.description = description
+        self._client: Any = None
+        self._run_id: str | None = None
+
+    def open(self) -> str:
+        """Find the run by its key, or make it, and return its id."""
+        if self._run_id is None:
+            import mlflow
+
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            self._client = mlflow.MlflowClient(self.description.uri)
+            self._run_id = self._find() or self._create()
+            self._client.update_run(self._run_id, status="RUNNING")
+        return self._run_id
+
+    def deliver(self, records: Iterable[Record], fetch: Any) -> None:
+        """Log metrics, pictures and checkpoints; `fetch(key)` gives the bytes of a picture.
+
+        Delivering the same records twice leaves the same run: MLflow keeps equal points once, and
+        files are named after their clock.
+        """
+        run_id = self.open()
+        records = list(records)
+        for batch in _chunks(_points(records), MAX_METRICS):
+            self._client.log_batch(run_id, metrics=batch)
+        for record in records:
+            if record.picture:
+                self._log_picture(run_id, record, fetch(record.picture))
+            if record.checkpoint:
+                text = json.dumps(record.checkpoint, indent=2)
+                self._client.log_text(run_id, text, f"checkpoints/{record.images:012d}.json")
+
+    def finish(self, status: str, tags: dict[str, str]) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        run_id = self.open()
+        for key, value in tags.items():
+            self._client.set_tag(run_id, key, value)
+        self._client.set_terminated(run_id, status)
+
+    def _find(self) -> str | None:
+        experiment = self._client.get_experiment_by_name(self.description.experiment)
+        if experiment is None:
+            return None
+        query = f"tags.`{KEY_TAG}` = '{self.description.key}'"
+        runs = self._client.search_runs([experiment.experiment_id], query, max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    def _create(self) -> str:
+        told = self.description
+        experiment = self._client.get_experiment_by_name(told.experiment)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(told.experiment, told.artifacts)
+        )
+        from mlflow.entities import Param
+
+        # The key is set last: a run that a crash left half described is not found, but made again.
+        run_id = self._client.create_run(experiment_id, run_name=told.name, tags=told.tags).info.run_id
+        parameters = [Param(key, value) for key, value in told.parameters.items()]
+        for batch in _chunks(parameters, MAX_PARAMS):
+            self._client.log_batch(run_id, params=batch)
+        for file, text in told.texts.items():
+            self._client.log_text(run_id, text, file)
+        self._client.set_tag(run_id, KEY_TAG, told.key)
+        return run_id
+
+    def _log_picture(self, run_id: str, record: Record, png: bytes) -> None:
+        """As MLflow's image series do it, unless this clock's picture is there."""
+        present = self._client.list_artifacts(run_id, "images")
+        if any(re.search(rf"grid\Wstep\W{record.images}\W", file.path) for file in present):
+            return
+        image = Image.open(io.BytesIO(png))
+        self._client.log_image(
+            run_id,
+            image,
+            key="grid",
+            step=record.images,
+            timestamp=int(record.time * 1000),
+            synchronous=True,
+        )
+
+
+def _points(records: Iterable[Record]) -> Iterator[Any]:
+    from mlflow.entities import Metric
+
+    for record in records:
+        for name, value in record.values.items():
+            yield Metric(name, value, int(record.time * 1000), record.images)
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = list(items)
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

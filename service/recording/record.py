@@ -1,0 +1,36 @@
+"""What workers tell the recorder: small, plain, and complete in itself."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """One message at the clock `images`, made at `time` (seconds since the epoch).
+
+    `values` are numbers for the curves; `picture` is the key of a PNG in the run directory;
+    `checkpoint` describes one that was committed; `note` is for the progress display alone.
+    """
+
+    images: int
+    time: float
+    attempt: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    picture: str | None = None
+    checkpoint: dict[str, Any] | None = None
+    note: dict[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Records of one kind come in the order of the clock."""
+        return "picture" if self.picture else "checkpoint" if self.checkpoint else "values"
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(line: str) -> "Record":
+        """The record of such a line."""
+        return Record(**json.loads(line))
