@@ -1,0 +1,114 @@
+"""How far a run is, for the person who waits: a bar on a terminal, now and then a line elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+POLL_S = 0.5
+LINE_EVERY_S = 15.0
+
+
+class Forecast:
+    """Time left, from the rehearsal's seconds a cycle in each span, corrected by what was seen since."""
+
+    def __init__(self, spans: list[list[float]], end: int):
+        self.spans = spans
+        self.end = end
+        self._begun: tuple[int, float] | None = None
+        self._factor = 1.0
+
+    def seconds(self, start: int, end: int) -> float:
+        """What the rehearsal says of images [start, end)."""
+        total = 0.0
+        for number, (first, last, cycle_images, seconds) in enumerate(self.spans):
+            if number == len(self.spans) - 1:
+                last = max(last, end)
+            covered = max(0.0, min(end, last) - max(start, first))
+            total += covered / cycle_images * seconds
+        return total
+
+    def left_s(self, images: int, now: float) -> float:
+        """Seconds to the end, seen from `images` at the time `now`."""
+        if self._begun is None:
+            self._begun = (images, now)
+        begun, at = self._begun
+        foretold = self.seconds(begun, images)
+        if foretold > 0:
+            self._factor = (now - at) / foretold
+        return self.seconds(images, self.end) * self._factor
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Progress:
+    """Shows what `latest` returns until it is closed; use as a context manager."""
+
+    def __init__(self, latest: Callable[[], dict[str, Any]], end: int, out: TextIO = sys.stderr):
+        self._latest, self._end, self._out = latest, end, out
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+        self._forecast: Forecast | None = None
+        self._told = ""
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _show(self) -> None:
+        terminal = self._out.isatty()
+        bar = tqdm(
+            total=self._end,
+            disable=not terminal,
+            file=self._out,
+            bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} images{postfix}",
+        )
+        last_line = 0.0
+        with bar:
+            while not self._stop.wait(POLL_S):
+                values = self._latest()
+                self._announce(values)
+                if "stage" not in values:
+                    continue
+                text = self._describe(values)
+                images = int(values["images"])
+                bar.n = min(images, self._end)
+                bar.set_postfix_str(text)
+                if not terminal and time.monotonic() > last_line + LINE_EVERY_S:
+                    last_line = time.monotonic()
+                    share = 100 * images / self._end
+                    print(f"{share:3.0f}% {images} images, {text}", file=self._out, flush=True)
+
+    def _announce(self, values: dict[str, Any]) -> None:
+        """Say beforehand how long it will take, once the rehearsal knows, and of trouble as it comes."""
+        if "forecast" in values and self._forecast is None:
+            self._forecast = Forecast(values["forecast"], self._end)
+            left = self._forecast.seconds(values["images"], self._end)
+            self._say(f"rehearsal passed; the training takes about {clock(left)} on this machine")
+        trouble = values.get("trouble", "")
+        if trouble and trouble != self._told:
+            self._say(f"tracking is away, records are kept meanwhile: {trouble}")
+        self._told = trouble
+
+    def _say(self, text: str) -> None:
+        tqdm.write(text, file=self._out)
+        self._out.flush()
+
+    def _describe(self, values: dict[str, Any]) -> str:
+        left = self._forecast.left_s(values["images"], time.monotonic()) if self._forecast else 0.0
+        return (
+            f"{values['images_per_s']:.0f} images/s, left {clock(left)}, {values['stage']},"
+            f" D {values['loss_d']:.2f} G {values['loss_g']:.2f}"
+        )

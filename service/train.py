@@ -1,0 +1,170 @@
+"""Train a GAN: `python -m service.train --preset NAME [--section.key VALUE …]`.
+
+The same command on the same run.dir goes on from the last committed checkpoint.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from service.cli import run_command
+from service.config import Config, flatten, parse, to_yaml
+from service.progress import Progress
+from service.recording.mlflow import Description
+from service.recording.prometheus import free_port
+from service.recording.recorder import start_recorder
+from service.storage import is_s3
+from service.training.run import RunDir, open_run, settle
+from service.training.supervisor import supervise
+
+PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
+CLOSE_LIMIT_S = 60.0
+ASK_LIMIT_S = 10.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, build, run, close."""
+    config, show = parse(arguments, "service.train", __doc__ or "")
+    config = settle(config)
+    if show:
+        print(to_yaml(config), end="")
+        return
+    with (
+        open_run(config) as run,
+        _ray(config),
+        _recorder(config, run) as recorder,
+        Progress(lambda: _ask(recorder), run.end),
+    ):
+        supervise(config, run.storage, run.token, run.end, recorder)
+    _tell(config)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _ray(config: Config) -> Iterator[None]:
+    """Join the Ray cluster that there is, or start one on this machine for the time of the run."""
+    quiet: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
+    try:
+        if os.environ.get("RAY_ADDRESS") == "local":
+            raise ConnectionError
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _recorder(config: Config, run: RunDir) -> Iterator[Any]:
+    """The run's recorder, closed with the status that the run ends with."""
+    host = config.tracking.prometheus_host
+    port = config.tracking.prometheus_port or free_port(host)  # the same after a restart of the actor
+    actor = start_recorder(
+        f"recorder-{run.key}-{run.token}",
+        run_dir=config.run.dir,
+        description=_description(config, run),
+        prometheus_host=host,
+        prometheus_port=port,
+        retry_s=config.storage.retry_s,
+    )
+    port = ray.get(actor.latest.remote())["metrics_port"]
+    print(
+        f"run {config.run.dir}, {run.end} images; live values at http://{host}:{port}/metrics",
+        flush=True,
+    )
+    status = "FAILED"
+    try:
+        yield actor
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        _close(actor, status)
+
+
+def _close(actor: Any, status: str) -> None:
+    try:
+        close = actor.close.remote(status, {}, CLOSE_LIMIT_S)
+        trouble = ray.get(close, timeout=3 * CLOSE_LIMIT_S)
+    except Exception as error:
+        trouble = str(error)
+    if trouble:
+        print(f"MLflow did not get everything ({trouble}); the same command delivers the rest",
+              file=sys.stderr)  # fmt: skip
+
+
+def _ask(actor: Any) -> dict[str, Any]:
+    """The recorder's newest values; nothing while it does not answer."""
+    try:
+        return ray.get(actor.latest.remote(), timeout=ASK_LIMIT_S)
+    except Exception:  # restarting: the display waits
+        return {}
+
+
+def _description(config: Config, run: RunDir) -> Description:
+    local = config.tracking.uri is None
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
+    return Description(
+        uri=config.tracking.uri or f"sqlite:///{config.run.dir}/mlflow.db",
+        experiment=config.tracking.experiment,
+        artifacts=(Path(config.run.dir) / "artifacts").as_uri() if local else None,
+        key=run.key,
+        name=config.run.dir.rstrip("/").rpartition("/")[2],
+        parameters={key: str(value) for key, value in flatten(config.model_dump()).items()},
+        tags=versions
+        | {
+            "run.dir": config.run.dir,
+            "data.fingerprint": run.index.fingerprint(),
+            "mlflow.source.git.commit": _git_commit(),
+        },
+        texts={"config.yaml": to_yaml(config)},
+    )
+
+
+def _git_commit() -> str:
+    """The commit of the code: from SERVICE_GIT_COMMIT, else from git, else "unknown"."""
+    named = os.environ.get("SERVICE_GIT_COMMIT")
+    if named:
+        return named
+    here = Path(__file__).parent
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return asked.stdout.strip()
+
+
+def _tell(config: Config) -> None:
+    """Where things are, now that the run is over."""
+    if is_s3(config.run.dir):
+        print(f"done: checkpoints and pictures in {config.run.dir}, curves at {config.tracking.uri}")
+        return
+    pictures = sorted((Path(config.run.dir) / "pictures").glob("*.png"))
+    if pictures:
+        print(f"final picture: {pictures[-1]}")
+    if config.tracking.uri is None:
+        database = shlex.quote(f"sqlite:///{config.run.dir}/mlflow.db")
+        print(f"MLflow: mlflow ui --backend-store-uri {database}")
+
+
+if __name__ == "__main__":
+    run_command(main)

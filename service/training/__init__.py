@@ -1,0 +1,1 @@
+"""The training itself: curriculum, random draws, step, state, checkpoints, the worker's loop."""

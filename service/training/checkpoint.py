@@ -1,0 +1,176 @@
+"""Checkpoints that exist only when they are committed: files first, the manifest last, verified on load.
+
+A checkpoint is a folder `checkpoints/<images>-<token>-<sequence>` in the run directory. Of two, the
+later one is that with the higher token (see lock.py) and then the higher sequence number.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from service.errors import DataError, StorageError
+from service.storage import Storage
+from service.training.lock import check_token
+from service.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+VERSION = 1
+_NAME = re.compile(rf"{FOLDER}/(\d+)-(\d+)-(\d+)/(.+)")
+
+Tensors = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, order=True)
+class Name:
+    """A checkpoint's place in the order of commits, and the clock that it holds."""
+
+    token: int
+    sequence: int
+    images: int
+
+    @property
+    def folder(self) -> str:
+        """Its key in the run directory."""
+        return f"{FOLDER}/{self.images:012d}-{self.token:06d}-{self.sequence:06d}"
+
+
+def find(storage: Storage) -> tuple[list[Name], dict[Name, list[str]]]:
+    """Committed checkpoints, oldest first, and the keys of all, committed or debris."""
+    keys: dict[Name, list[str]] = {}
+    committed = []
+    for key in storage.sizes(FOLDER + "/"):
+        match = _NAME.fullmatch(key)
+        if match:
+            images, token, sequence = (int(number) for number in match.groups()[:3])
+            name = Name(token, sequence, images)
+            keys.setdefault(name, []).append(key)
+            if match[4] == MANIFEST:
+                committed.append(name)
+    return sorted(committed), keys
+
+
+def read(storage: Storage, name: Name) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors on the CPU and the manifest; DataError where a file is not what was committed."""
+    manifest = json.loads(storage.get(f"{name.folder}/{MANIFEST}"))
+    if manifest.get("version") != VERSION:
+        raise DataError(f"{storage.url(name.folder)}: version {manifest.get('version')}")
+    tensors = {}
+    for file, expected in manifest["files"].items():
+        key = f"{name.folder}/{file}"
+        data = storage.get(key)
+        if len(data) != expected["bytes"] or _digest(data) != expected["sha256"]:
+            raise DataError(f"{storage.url(key)}: not the bytes that were committed")
+        try:
+            content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            raise DataError(f"{storage.url(key)}: holds more than tensors, or is damaged") from error
+        tensors[file.removesuffix(".pt")] = content
+    return tensors, manifest
+
+
+def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
+    """Checkpoints that verify, newest first; each that does not is logged and passed over."""
+    for name in reversed(find(storage)[0]):
+        try:
+            yield name, *read(storage, name)
+        except (DataError, StorageError, ValueError, KeyError) as error:
+            log.warning("event=checkpoint_refused name=%s error=%s", name.folder, error)
+
+
+def resume(storage: Storage, state: TrainState) -> tuple[Name, dict[str, Any]] | None:
+    """Load the newest checkpoint that verifies; its name and manifest, or None where there is none."""
+    for name, tensors, manifest in newest(storage):
+        state.load(tensors, manifest["state"])
+        return name, manifest
+    return None
+
+
+class Checkpointer:
+    """Writes checkpoints behind the training: one at a time, errors raised at the next call."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        token: int,
+        keep: int,
+        config: dict[str, Any],
+        before_commit: Callable[[], None] = lambda: None,
+        after_commit: Callable[[Name, dict[str, Any]], None] = lambda name, manifest: None,
+    ):
+        self.storage, self.token, self.keep = storage, token, keep
+        self.config = config
+        self.before_commit, self.after_commit = before_commit, after_commit
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState) -> None:
+        """Copy the state, then commit it in the background, once the one before is through."""
+        self.wait()
+        self._pending = self._thread.submit(self._commit, copy_to_cpu(state.tensors()), state.plain())
+
+    def wait(self) -> None:
+        """Until the last save is committed; raises what went wrong with it."""
+        if self._pending:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _commit(self, tensors: Tensors, plain: dict[str, Any]) -> None:
+        present, keys = find(self.storage)
+        sequence = max((name.sequence for name in keys), default=0) + 1
+        name = Name(self.token, sequence, plain["images"])
+        files = {}
+        for part, content in tensors.items():
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            data = buffer.getvalue()
+            self.storage.put(f"{name.folder}/{part}.pt", data)
+            files[f"{part}.pt"] = {"bytes": len(data), "sha256": _digest(data)}
+        manifest = {
+            "version": VERSION,
+            "token": self.token,
+            "sequence": sequence,
+            "files": files,
+            "state": plain,
+            "config": self.config,
+        }
+        self.before_commit()
+        check_token(self.storage, self.token)
+        self.storage.put_if(f"{name.folder}/{MANIFEST}", json.dumps(manifest).encode(), None)
+        log.info("event=checkpoint images=%d name=%s", name.images, name.folder)
+        self.after_commit(name, manifest)
+        self._sweep([*present, name], keys)
+
+    def _sweep(self, present: list[Name], keys: dict[Name, list[str]]) -> None:
+        """Delete checkpoints beyond those kept, manifests first, and what was never committed."""
+        kept = set(sorted(present)[-self.keep :])
+        for name, files in keys.items():
+            if name not in kept:
+                self.storage.delete(sorted(files, key=lambda key: not key.endswith(MANIFEST)))
+
+
+def copy_to_cpu(value: Any) -> Any:
+    """A nested structure with every tensor copied to the CPU."""
+    match value:
+        case torch.Tensor():
+            return value.detach().to("cpu", copy=True)
+        case dict():
+            return {key: copy_to_cpu(item) for key, item in value.items()}
+        case list() | tuple():
+            return type(value)(copy_to_cpu(item) for item in value)
+    return value
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

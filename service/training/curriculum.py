@@ -1,0 +1,103 @@
+"""From the clock to what is trained: stage, batch, rates. Pure functions of configuration and images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from models import Stage
+from service.config import Phase
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase's fade or its hold: images [start, end), all of whole cycles of one kind."""
+
+    start: int
+    end: int
+    resolution: int
+    fading: bool
+    batch: int
+    accumulation: int
+    lr_scale: float
+    cycle_images: int
+
+    @property
+    def name(self) -> str:
+        """For people: "fade to 16 px", "hold 16 px"."""
+        return f"{'fade to' if self.fading else 'hold'} {self.resolution} px"
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of one forward, over all workers."""
+        return self.batch // self.accumulation
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One cycle: the discriminator's steps on real images [start, end), then the generator's."""
+
+    start: int
+    span: Span
+    stage: Stage
+
+    @property
+    def end(self) -> int:
+        """The clock after the cycle."""
+        return self.start + self.span.cycle_images
+
+    def micro_batches(self) -> Iterator[int]:
+        """The first sample number of each micro-batch of the discriminator's steps."""
+        yield from range(self.start, self.end, self.span.micro_batch)
+
+
+class Curriculum:
+    """The phase table, its fades and holds rounded up to whole cycles."""
+
+    def __init__(self, phases: Sequence[Phase], d_steps: int):
+        spans: list[Span] = []
+        clock = 0
+        for phase in phases:
+            cycle = phase.batch * d_steps
+            for images, fading in ((phase.fade_images, True), (phase.hold_images, False)):
+                if not images:
+                    continue
+                end = clock + -(-images // cycle) * cycle
+                spans.append(
+                    Span(
+                        clock,
+                        end,
+                        phase.resolution,
+                        fading,
+                        phase.batch,
+                        phase.accumulation,
+                        phase.lr_scale,
+                        cycle,
+                    )
+                )
+                clock = end
+        self.spans = tuple(spans)
+        self.end = clock
+
+    def span_at(self, images: int) -> Span:
+        """The span that the clock is in; beyond the table the last one holds."""
+        return next((span for span in self.spans if images < span.end), self.spans[-1])
+
+    def at(self, images: int) -> Cycle:
+        """The cycle that begins at `images`; ValueError where none does."""
+        span = self.span_at(images)
+        if (images - span.start) % span.cycle_images:
+            raise ValueError(f"no cycle begins at {images} images: {span}")
+        alpha = (images - span.start) / (span.end - span.start) if span.fading else 1.0
+        return Cycle(images, span, Stage(span.resolution, alpha))
+
+    def cycles(self, start: int, stop: int) -> Iterator[Cycle]:
+        """All cycles from the clock `start` until it reaches `stop`."""
+        images = start
+        while images < stop:
+            cycle = self.at(images)
+            yield cycle
+            images = cycle.end
+
+
+def due(interval: int, before: int, after: int) -> bool:
+    """Whether the clock passed a multiple of `interval` on its way from `before` to `after`."""
+    return before // interval != after // interval

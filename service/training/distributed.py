@@ -1,0 +1,84 @@
+"""The only place that says DDP, all-reduce or rank: what one worker is among the others."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker among `count`; `device` is where it computes. `index` 0 is the first worker."""
+
+    index: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the worker that writes checkpoints and records."""
+        return self.index == 0
+
+    def share(self, start: int, size: int) -> NDArray[np.int64]:
+        """This worker's sample numbers of the global [start, start + size): every count-th one."""
+        return np.arange(start + (self.index - start) % self.count, start + size, self.count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all workers, outside of autograd."""
+        if self.count > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all workers, outside of autograd."""
+        return self.sum(tensor) / self.count
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over the workers; wrap anew when parameters freeze."""
+        if self.count == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        with warnings.catch_warnings():
+            # torch 2.13 renames `broadcast_buffers`; older ones know no other name
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def accumulate(self, modules: Sequence[nn.Module], last: bool) -> AbstractContextManager:
+        """Around forward and backward of a micro-batch: gradients are exchanged on the last alone."""
+        stack = contextlib.ExitStack()
+        if not last:
+            for module in modules:
+                if isinstance(module, DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+        return stack
+
+    def agree(self, value: int) -> int:
+        """The first worker's value, on all of them."""
+        if self.count == 1:
+            return value
+        tensor = torch.tensor([value], device=self.device)
+        dist.broadcast(tensor, src=0)
+        return int(tensor.item())
+
+
+def join() -> Workers:
+    """This process among the workers of torch's process group, or alone on the CPU without one."""
+    if not dist.is_initialized():
+        return Workers(0, 1, torch.device("cpu"))
+    device = torch.device("cpu")
+    if dist.get_backend() == "nccl":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return Workers(dist.get_rank(), dist.get_world_size(), device)

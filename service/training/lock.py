@@ -1,0 +1,151 @@
+"""The run lock: one holder a run directory, with a token that rises, so that a zombie can do no harm."""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+import psutil
+
+from service.errors import LockError, StorageError
+from service.storage import ConflictError, MissingError, Storage
+
+log = logging.getLogger(__name__)
+
+LOCK_KEY = "lock.json"
+LEASE_S = 60.0
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the lock: process `pid`, started at `started`, on `host`; no pid once released."""
+
+    token: int
+    host: str
+    pid: int
+    started: float
+    renewed: float
+    lease_s: float
+
+    @property
+    def expired(self) -> bool:
+        """Whether the lease has run out."""
+        return time.time() > self.renewed + self.lease_s
+
+    @property
+    def dead(self) -> bool:
+        """Whether the holder let go, or was a process of this host that is no more."""
+        if not self.pid:
+            return True
+        if self.host != socket.gethostname():
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) > 1.0
+        except psutil.NoSuchProcess:
+            return True
+
+
+def read_holder(storage: Storage) -> tuple[Holder | None, str | None]:
+    """The present holder and the version of the lock, or twice None."""
+    try:
+        data, version = storage.get_versioned(LOCK_KEY)
+    except MissingError:
+        return None, None
+    try:
+        return Holder(**json.loads(data)), version
+    except (ValueError, TypeError) as error:
+        raise LockError(
+            f"{storage.url(LOCK_KEY)}: damaged ({error}); if no process uses this run, delete it"
+        ) from error
+
+
+class RunLock:
+    """Held from `acquire` to `release`, renewed in the background."""
+
+    def __init__(self, storage: Storage, lease_s: float = LEASE_S):
+        self.storage = storage
+        self.lease_s = lease_s
+        self._holder: Holder | None = None
+        self._version: str | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> int:
+        """Take the lock and return its token; LockError where a live process holds it.
+
+        A holder that may be dead, on another host, is waited for until its lease runs out.
+        """
+        holder, version = read_holder(self.storage)
+        if holder and not holder.dead and not holder.expired:
+            holder, version = self._outwait(holder)
+        process = psutil.Process()
+        self._holder = Holder(
+            holder.token + 1 if holder else 1,
+            socket.gethostname(),
+            os.getpid(),
+            process.create_time(),
+            time.time(),
+            self.lease_s,
+        )
+        try:
+            self._version = self._put(self._holder, version)
+        except ConflictError as error:
+            raise LockError(f"{self.storage.address}: another process was faster to take it") from error
+        self._thread = threading.Thread(target=self._renew, name="run-lock", daemon=True)
+        self._thread.start()
+        return self._holder.token
+
+    def release(self) -> None:
+        """Let go; the token stays, for the next holder to count on."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        if self._holder:
+            try:
+                self._put(Holder(**asdict(self._holder) | {"pid": 0}), self._version)
+            except StorageError as error:
+                log.warning("event=lock_not_released error=%s", error)
+
+    def _outwait(self, holder: Holder) -> tuple[Holder | None, str | None]:
+        present, version = read_holder(self.storage)
+        if holder.host != socket.gethostname():
+            log.warning("event=lock_wait holder=%s pid=%d", holder.host, holder.pid)
+            while present == holder and not holder.expired:
+                time.sleep(_POLL_S)
+                present, version = read_holder(self.storage)
+        if present and not present.dead and not present.expired:
+            raise LockError(
+                f"{self.storage.address}: in use by process {present.pid} on {present.host};"
+                " wait for it, end it, or choose another --run.dir"
+            )
+        return present, version
+
+    def _renew(self) -> None:
+        assert self._holder is not None
+        while not self._stop.wait(self.lease_s / 4):
+            renewed = Holder(**asdict(self._holder) | {"renewed": time.time()})
+            try:
+                self._version = self._put(renewed, self._version)
+                self._holder = renewed
+            except ConflictError:
+                log.error("event=lock_lost run=%s", self.storage.address)
+                return
+            except StorageError as error:  # the lease covers a few failures; the next may succeed
+                log.warning("event=lock_not_renewed error=%s", error)
+
+    def _put(self, holder: Holder, version: str | None) -> str:
+        return self.storage.put_if(LOCK_KEY, json.dumps(asdict(holder)).encode(), version)
+
+
+def check_token(storage: Storage, token: int) -> None:
+    """LockError unless `token` is still the lock's: what a fenced-off process must not pass."""
+    holder, _ = read_holder(storage)
+    if holder is None or holder.token != token:
+        raise LockError(
+            f"{storage.address}: taken over by another process (token"
+            f" {holder.token if holder else 'none'}, ours is {token}); nothing more is written"
+        )

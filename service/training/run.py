@@ -1,0 +1,136 @@
+"""A run is its directory: what it is made of is settled, checked and locked here, before Ray starts."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from service.config import Config, differences
+from service.data.index import Index, check_channels, check_labels, check_shards, read_index
+from service.data.order import Order
+from service.errors import DataError, UsageError
+from service.storage import MissingError, Storage, is_s3, open_storage
+from service.training.curriculum import Curriculum
+from service.training.lock import RunLock
+
+RUN_KEY = "run.json"
+EARLY_RETRY_S = 10.0
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """An open run: its storage, the lock's token, a key of its own, and the data's index."""
+
+    storage: Storage
+    token: int
+    key: str
+    index: Index
+    end: int
+
+
+def settle(config: Config) -> Config:
+    """Fill in what depends on this machine: absolute paths and the precision; UsageError if it can't."""
+    if config.tracking.uri and "@" in config.tracking.uri.partition("://")[2].partition("/")[0]:
+        raise UsageError(
+            "tracking.uri: holds credentials; take them out and set MLFLOW_TRACKING_USERNAME and"
+            " MLFLOW_TRACKING_PASSWORD in the environment"
+        )
+    if is_s3(config.run.dir) and not config.tracking.uri:
+        raise UsageError(
+            f"tracking.uri: not given, and run.dir {config.run.dir} can hold no MLflow database;"
+            " give the address of an MLflow server"
+        )
+    paths = {"run": {"dir": _absolute("run.dir", config.run.dir)}}
+    paths["data"] = {"url": _absolute("data.url", config.data.url)}
+    precision = config.training.precision
+    if precision == "auto":
+        precision = "bf16" if config.scale.gpu or _has_bf16_units() else "fp32"
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update=paths["run"]),
+            "data": config.data.model_copy(update=paths["data"]),
+            "training": config.training.model_copy(update={"precision": precision}),
+        }
+    )
+
+
+def _absolute(key: str, path: str) -> str:
+    if "://" in path:
+        return path
+    if not os.path.isabs(path) and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        raise UsageError(
+            f"{key}: {path} is relative, which names nothing on a cluster's nodes; give an absolute"
+            " path that all nodes share, or an s3:// address"
+        )
+    return os.path.abspath(path)
+
+
+def _has_bf16_units() -> bool:
+    """Whether this CPU multiplies bf16 in hardware."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@contextlib.contextmanager
+def open_run(config: Config) -> Iterator[RunDir]:
+    """Check the data, take the run's lock, and check that it is the run that was started before.
+
+    Raises DataError, StorageError, LockError, and UsageError where the configuration has changed.
+    """
+    index = check_data(config)
+    curriculum = Curriculum(config.phases, config.training.d_steps)
+    storage = open_storage(config.run.dir, min(config.storage.retry_s, EARLY_RETRY_S))
+    lock = RunLock(storage)
+    token = lock.acquire()
+    try:
+        key = _same_run(storage, config, index)
+        yield RunDir(storage, token, key, index, config.run.images or curriculum.end)
+    finally:
+        lock.release()
+
+
+def check_data(config: Config) -> Index:
+    """The index of the data, once shards, labels, channels and lanes are seen to fit the run."""
+    shards = open_storage(config.data.url, min(config.storage.retry_s, EARLY_RETRY_S))
+    index = read_index(shards)
+    check_shards(shards, index)
+    check_labels(index, config.model.classes)
+    check_channels(index, config.model.channels)
+    packed = index.about.get("resolution")
+    if packed is not None and packed < config.model.resolution:
+        raise DataError(
+            f"{config.data.url}: packed at {packed} px, but model.resolution is"
+            f" {config.model.resolution}; pack larger, or train smaller"
+        )
+    Order(index, index.rows(False), config.run.seed, config.data.lanes, config.data.window)
+    return index
+
+
+def _same_run(storage: Storage, config: Config, index: Index) -> str:
+    """The key of this run: of a new one, or of the same that was started here before."""
+    fingerprint = index.fingerprint()
+    try:
+        before = json.loads(storage.get(RUN_KEY))
+    except MissingError:
+        key = uuid.uuid4().hex
+        content = {"key": key, "fingerprint": fingerprint, "config": config.model_dump()}
+        storage.put(RUN_KEY, json.dumps(content, indent=2).encode())
+        return key
+    changed = differences(before["config"], config)
+    if before["fingerprint"] != fingerprint:
+        changed.append(f"the data: fingerprint {before['fingerprint']}, now {fingerprint}")
+    if changed:
+        raise UsageError(
+            f"{storage.address} holds another run; choose another --run.dir, or undo:\n  "
+            + "\n  ".join(changed)
+        )
+    return before["key"]
+
+
+def read_run(storage: Storage) -> dict[str, Any]:
+    """Key, fingerprint and configuration of the run in this directory."""
+    return json.loads(storage.get(RUN_KEY))

@@ -1,0 +1,148 @@
+"""From the driver: fit a group of workers, judge how it ended, fit again or stop."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from service.config import Config
+from service.errors import ServiceError
+from service.storage import S3_SCHEME, Storage, is_s3
+from service.training import checkpoint
+from service.training.worker import Job, train
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(ServiceError):
+    """A run that was given up, with the reason."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a group of workers ended: the clock of the newest checkpoint, and what went wrong.
+
+    `lasting` marks errors that another try would meet again, such as a missing bucket.
+    """
+
+    images: int
+    error: str | None = None
+    lasting: bool = False
+
+
+@dataclass(frozen=True)
+class Action:
+    """What comes next: `fit` again after `failures` in a row, be `done`, or `stop` for a reason."""
+
+    kind: Literal["fit", "done", "stop"]
+    failures: int = 0
+    reason: str = ""
+
+
+def decide(outcome: Outcome, end: int, images_before: int, failures: int, max_failures: int) -> Action:
+    """What to do after a group ended; failures count while no new checkpoint comes between them."""
+    if outcome.error is None and outcome.images >= end:
+        return Action("done")
+    reason = outcome.error or f"the workers stopped at {outcome.images} of {end} images"
+    if outcome.lasting:
+        return Action("stop", reason=reason)
+    failures = 1 if outcome.images > images_before else failures + 1
+    if failures > max_failures:
+        return Action("stop", failures, f"failed {failures} times in a row: {reason}")
+    return Action("fit", failures, reason)
+
+
+def choose_workers(config: Config, resources: dict[str, float]) -> int:
+    """The largest allowed count that the cluster holds now, or else the smallest allowed.
+
+    The smallest is asked for even where it does not fit yet: an autoscaler may bring the nodes.
+    """
+    need = {"GPU": 1.0} if config.scale.gpu else {}
+    need["CPU"] = float(config.scale.cpus)
+    room = min(int(resources.get(kind, 0) // amount) for kind, amount in need.items())
+    allowed = config.worker_counts
+    return max((n for n in allowed if n <= room), default=allowed[0])
+
+
+def supervise(config: Config, storage: Storage, token: int, end: int, recorder: Any) -> None:
+    """Train to `end` images, through deaths of workers; TrainingError where it can't be done."""
+    failures = 0
+    while True:
+        before = _clock(storage)
+        if before >= end:
+            return
+        workers = choose_workers(config, ray.cluster_resources())
+        log.info("event=fit workers=%d images=%d failures=%d", workers, before, failures)
+        outcome = _fit(config, Job(config.model_dump(), token, end, recorder), workers, storage)
+        action = decide(outcome, end, before, failures, config.scale.max_failures)
+        if action.kind == "stop":
+            raise TrainingError(action.reason)
+        if action.kind == "done":
+            return
+        failures = action.failures
+        log.warning("event=fit_again failures=%d reason=%s", failures, action.reason)
+
+
+def _clock(storage: Storage) -> int:
+    """The clock of the newest commit."""
+    committed = checkpoint.find(storage)[0]
+    return committed[-1].images if committed else 0
+
+
+def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
+    trainer = TorchTrainer(
+        train,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=config.scale.gpu,
+            resources_per_worker={"CPU": config.scale.cpus} | ({"GPU": 1} if config.scale.gpu else {}),
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if config.scale.gpu else "gloo", timeout_s=config.scale.group_timeout_s
+        ),
+        run_config=RunConfig(
+            name=f"{job.token:06d}",
+            # Which failure deserves another try is for `decide` to say.
+            failure_config=FailureConfig(max_failures=0),
+            **_ray_storage(config.run.dir),
+        ),
+    )
+    try:
+        trainer.fit()
+        return Outcome(_clock(storage))
+    except TrainingFailedError as error:
+        message, lasting = _explain(error)
+        return Outcome(_clock(storage), message, lasting)
+
+
+def _explain(error: TrainingFailedError) -> tuple[str, bool]:
+    """The reason in words, and whether it is one of ours, which another try would meet again."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    for index, failure in sorted(failures.items()):
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, ServiceError):
+            return str(cause), True
+        log.warning("event=worker_failed worker=%d error=%s", index, failure)
+    causes = [getattr(f, "_base_exc", f) for f in failures.values()] or [error]
+    first = causes[0]
+    notes = " ".join(getattr(first, "__notes__", ()))
+    return f"{type(first).__name__}: {first} {notes}".strip(), False
+
+
+def _ray_storage(run_dir: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own small files of the run."""
+    if not is_s3(run_dir):
+        return {"storage_path": os.path.join(run_dir, "ray")}
+    import pyarrow.fs
+
+    # Keys come from the environment of each node: given here, they would travel in clear text.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options = {"endpoint_override": endpoint} if endpoint else {}
+    path = run_dir.removeprefix(S3_SCHEME) + "/ray"
+    return {"storage_filesystem": pyarrow.fs.S3FileSystem(**options), "storage_path": path}

@@ -1,0 +1,250 @@
+"""The command, end to end on real Ray workers: it finishes, it resumes, it refuses what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from service import train
+from service.errors import DataError, StorageError, UsageError
+from service.storage import open_storage
+from service.training import checkpoint
+from tests.conftest import assert_equal, run_command, start_command, tiny_values
+
+IMAGES = 1920
+LIMIT_S = 300
+
+
+@pytest.fixture(scope="module")
+def trained(digits, stack, tmp_path_factory) -> tuple[Path, str]:
+    """A small run of two workers that nothing disturbed, and its output."""
+    folder = tmp_path_factory.mktemp("trained")
+    code, output = run_command("service.train", *arguments(digits, folder), **stack.environment)
+    assert code == 0, output
+    return folder / "run", output
+
+
+def arguments(digits: Path, folder: Path) -> list[str]:
+    values = tiny_values(
+        digits,
+        folder / "run",
+        run={"images": IMAGES},
+        scale={"workers": 2},
+        checkpoint={"every_images": 160},
+        tracking={"every_images": 80, "pictures_every_images": 800},
+    )
+    values["phases"] = [phase | {"accumulation": 1} for phase in values["phases"]]
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return ["--config", str(file)]
+
+
+def history(run: Path, metric: str) -> list[tuple[int, float]]:
+    client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
+    found = mlflow_run(run)
+    return sorted((m.step, m.value) for m in client.get_metric_history(found.info.run_id, metric))
+
+
+def mlflow_run(run: Path):
+    client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
+    experiment = client.get_experiment_by_name("gan-training")
+    (found,) = client.search_runs([experiment.experiment_id])
+    return found
+
+
+def final(run: Path) -> tuple[dict, dict]:
+    storage = open_storage(str(run))
+    return checkpoint.read(storage, checkpoint.find(storage)[0][-1])
+
+
+def test_a_run_ends_with_checkpoint_pictures_and_a_finished_mlflow_run(trained):
+    run, output = trained
+    assert "rehearsal passed" in output
+    assert str(run / "pictures" / f"grid-{IMAGES:012d}.png") in output
+    assert final(run)[1]["state"]["images"] == IMAGES
+    found = mlflow_run(run)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["model.width"] == "4"
+    assert found.data.tags["data.fingerprint"]
+    assert found.data.tags["version.torch"] == torch.__version__
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert found.data.tags["mlflow.source.git.commit"] == (commit.stdout.strip() or "unknown")
+
+
+def test_every_curve_has_a_point_at_every_interval_and_no_other(trained):
+    clocks = list(range(80, IMAGES + 1, 80))
+    for metric in ("loss_d", "loss_g", "margin", "grad_norm_d", "grad_norm_g", "images_per_s",
+                   "data_wait_share", "resolution", "alpha"):  # fmt: skip
+        assert [step for step, _ in history(trained[0], metric)] == clocks, metric
+
+
+def test_grids_show_the_panel_one_class_a_column(trained):
+    run, _ = trained
+    pictures = sorted((run / "pictures").glob("*.png"))
+    assert [int(p.stem.split("-")[1]) for p in pictures] == [800, 1600, IMAGES]
+    for picture in pictures:
+        assert Image.open(picture).size == (10 * 34 - 2, 2 * 34 - 2)
+    client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
+    logged = client.list_artifacts(mlflow_run(run).info.run_id, "images")
+    assert len([f for f in logged if f.path.endswith(".png")]) == 3
+
+
+def test_checkpoints_are_told_to_mlflow_with_their_address_and_digests(trained):
+    run, _ = trained
+    client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
+    run_id = mlflow_run(run).info.run_id
+    assert len(client.list_artifacts(run_id, "checkpoints")) == IMAGES // 160
+    path = client.download_artifacts(run_id, f"checkpoints/{IMAGES:012d}.json")
+    told = json.loads(Path(path).read_text())
+    assert (Path(told["address"]) / "ema.pt").exists()
+    assert told["files"] == final(run)[1]["files"]
+
+
+def test_killed_worker_then_killed_driver_and_the_same_command_ends_bit_for_bit_the_same(
+    trained, digits, stack, tmp_path
+):
+    command = arguments(digits, tmp_path)
+    run = tmp_path / "run"
+    driver = start_command("service.train", *command, **stack.environment)
+    try:
+        wait_for(lambda: clocks(run), driver)
+        workers = [p for p in ray_workers(stack) if "RayTrainWorker" in " ".join(p.cmdline())]
+        assert len(workers) == 2
+        workers[1].kill()
+        before = clocks(run)[-1]
+        wait_for(lambda: clocks(run)[-1] > before + 160, driver)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    assert 0 < clocks(run)[-1] < IMAGES
+    code, output = run_command("service.train", *command, **stack.environment)
+    assert code == 0, output
+
+    undisturbed, _ = trained
+    tensors, manifest = final(run)
+    expected_tensors, expected = final(undisturbed)
+    assert manifest["state"] == expected["state"]
+    assert_equal(tensors, expected_tensors)
+    assert history(run, "loss_d") == history(undisturbed, "loss_d")
+
+
+def clocks(run: Path) -> list[int]:
+    return [name.images for name in checkpoint.find(open_storage(str(run)))[0]]
+
+
+def ray_workers(stack) -> list[psutil.Process]:
+    return psutil.Process(stack.processes["ray"].pid).children(recursive=True)
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_live_values_are_served_while_it_runs(digits, stack, tmp_path):
+    driver = start_command("service.train", *arguments(digits, tmp_path), **stack.environment)
+    assert driver.stdout is not None
+    line = next(line for line in driver.stdout if "live values at" in line)
+    address = line.split()[-1]
+
+    def values() -> dict[str, float]:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return {k: float(v) for k, v in (x.split() for x in lines if not x.startswith("#"))}
+
+    try:
+        wait_for(lambda: values().get("gan_images", 0) >= 80, driver)
+        assert values()["gan_up"] == 1
+        assert values()["gan_workers"] == 2
+    finally:
+        driver.send_signal(signal.SIGTERM)
+        output, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 130, output
+    assert mlflow_run(tmp_path / "run").info.status == "KILLED"
+
+
+# What is wrong is said before Ray starts ----------------------------------------------------------
+
+
+def refused(values: dict, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(values))
+    train.main(["--config", str(file)])
+
+
+def test_exit_codes_tell_a_failed_run_from_bad_usage(tmp_path):
+    nowhere = ["--data.url", str(tmp_path / "nowhere"), "--run.dir", str(tmp_path / "run")]
+    code, output = run_command("service.train", "--preset", "digits", *nowhere)
+    assert (code, "python -m service.pack" in output) == (1, True), output
+    assert "Traceback" not in output
+    code, output = run_command("service.train", "--preset", "digits", "--model.widht", "3")
+    assert (code, "--model.width" in output) == (2, True), output
+
+
+def test_another_configuration_on_the_same_run_is_refused_naming_both_values(trained, digits, tmp_path):
+    run, _ = trained
+    values = yaml.safe_load((run.parent / "tiny.yaml").read_text())
+    values["training"]["lr_generator"] = 0.25
+    before = sorted(p.name for p in run.rglob("*"))
+    with pytest.raises(UsageError, match=r"training\.lr_generator: .*0\.0005.*0\.25"):
+        refused(values, tmp_path)
+    assert sorted(p.name for p in run.rglob("*")) == before
+
+
+def test_a_finished_run_again_does_nothing(trained, digits, stack):
+    run, _ = trained
+    before = final(run)[1]
+    code, output = run_command(
+        "service.train", "--config", str(run.parent / "tiny.yaml"), **stack.environment
+    )
+    assert code == 0, output
+    assert final(run)[1] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"model": {"classes": 9}}, DataError, "label 9 is outside"),
+        ({"model": {"channels": 3}}, DataError, "the data has 1 channels"),
+        ({"data": {"lanes": 65536}, "scale": {"workers": 1}}, DataError, r"data\.lanes"),
+        ({"data": {"url": "s3://no-such-bucket/x"}}, StorageError, "no such bucket"),
+        ({"run": {"dir": "s3://gan/run"}}, UsageError, r"tracking\.uri: not given"),
+        ({"tracking": {"uri": "http://me:secret@host"}}, UsageError, "holds credentials"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_ray_starts(digits, s3, tmp_path, change, error, words):
+    with pytest.raises(error, match=words) as raised:
+        refused(tiny_values(digits, tmp_path / "run", **change), tmp_path)
+    assert "secret" not in str(raised.value)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_relative_paths_are_refused_inside_a_submitted_job(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UsageError, match=r"run\.dir: runs/x is relative"):
+        refused(tiny_values(digits, "runs/x"), tmp_path)
+
+
+def test_print_config_resolves_and_starts_nothing(digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-value")
+    monkeypatch.chdir(tmp_path)
+    train.main(["--preset", "digits", "--print-config"])
+    shown = capsys.readouterr().out
+    values = yaml.safe_load(shown)
+    assert values["run"]["dir"] == str(tmp_path / "runs" / "digits")
+    assert values["training"]["precision"] in ("bf16", "fp32")
+    assert "very-secret-value" not in shown
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,152 @@
+"""Laws 2 and 3: the number of workers changes only the speed; a resumed run is the same run."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from service.config import Config
+from service.data.loader import Batch
+from service.storage import open_storage
+from service.training import checkpoint, distributed
+from service.training.checkpoint import Checkpointer
+from service.training.curriculum import Curriculum
+from service.training.lock import RunLock
+from service.training.state import TrainState, new_state
+from service.training.step import MEASURES, Step
+from service.training.worker import Session
+from tests.conftest import assert_equal, tiny_config
+
+CYCLES = 30
+NO_GRADIENT = 1e-3
+
+
+class Watched:
+    """The batches, and the rows of the index that were in them."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.rows: list[list[int]] = []
+
+    def __next__(self) -> Batch:
+        batch = next(self.batches)
+        self.rows.append(batch.rows.tolist())
+        return batch
+
+    def __iter__(self):
+        return self
+
+
+def advance(config: Config, state: TrainState, cycles: int):
+    """Take `cycles` cycles; returns the rows of every micro-batch and the measures of every cycle."""
+    session = Session(config, distributed.join(), None)
+    step = Step(config, state, session.workers)
+    curriculum = session.curriculum
+    measures = []
+
+    def planned():
+        images = state_images
+        for _ in range(cycles):
+            cycle = curriculum.at(images)
+            yield cycle
+            images = cycle.end
+
+    state_images = state.images
+    with session.load(planned()) as loader:
+        batches = Watched(loader)
+        for cycle in planned():
+            measures.append(session.workers.mean(step.cycle(cycle, batches)))
+    return batches.rows, torch.stack(measures)
+
+
+def work(index: int, count: int, values: dict, cycles: int, out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(index), "WORLD_SIZE": str(count)}
+    store = dist.FileStore(f"{out}/store-{count}", count)
+    dist.init_process_group("gloo", rank=index, world_size=count, store=store)
+    config = Config(**values)
+    state = new_state(config, torch.device("cpu"))
+    rows, measures = advance(config, state, cycles)
+    content = {"rows": rows, "measures": measures, "networks": state.tensors()}
+    torch.save(content, f"{out}/{count}-{index}.pt")
+    dist.destroy_process_group()
+
+
+def train_with(count: int, config: Config, cycles: int, out: Path) -> list[dict]:
+    mp.spawn(work, (count, config.model_dump(), cycles, str(out)), nprocs=count)
+    return [torch.load(out / f"{count}-{index}.pt") for index in range(count)]
+
+
+def networks(result: dict) -> dict[str, torch.Tensor]:
+    return {
+        f"{network}.{name}": value
+        for network in ("generator", "discriminator", "ema")
+        for name, value in result["networks"][network].items()
+    }
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
+    """By the tensor's norm; biases before a batch norm have no gradient but rounding, so a floor."""
+    distance = torch.linalg.vector_norm(actual - expected)
+    assert distance <= tolerance * max(torch.linalg.vector_norm(expected), NO_GRADIENT), what
+
+
+def test_law_2_one_two_and_four_workers_take_the_same_steps_in_float64(digits, tmp_path):
+    config = tiny_config(digits, tmp_path, training={"precision": "fp64", "d_steps": 1})
+    curriculum = Curriculum(config.phases, 1)
+    stages = {cycle.stage.resolution for cycle in list(curriculum.cycles(0, 10**4))[:CYCLES]}
+    assert stages == {8, 16, 32}
+    results = {n: train_with(n, config, CYCLES, tmp_path) for n in (1, 2, 4)}
+    (alone,) = results[1]
+    assert len(alone["rows"]) == 2 * CYCLES
+    for count in (2, 4):
+        shares = results[count]
+        for micro, rows in enumerate(alone["rows"]):
+            dealt = [share["rows"][micro] for share in shares]
+            assert [row for together in zip(*dealt, strict=True) for row in together] == rows
+        for share in shares:
+            for cycle in range(CYCLES):
+                for i, name in enumerate(MEASURES):
+                    assert_near(
+                        share["measures"][cycle][i], alone["measures"][cycle][i], 1e-8, f"{cycle} {name}"
+                    )
+            for name, tensor in networks(share).items():
+                assert_near(tensor, networks(alone)[name], 1e-8, name)
+
+
+def test_law_2_in_fp32_the_first_cycle_agrees_to_rounding(digits, tmp_path):
+    config = tiny_config(digits, tmp_path, training={"precision": "fp32"})
+    (alone,) = train_with(1, config, 1, tmp_path)
+    for share in train_with(2, config, 1, tmp_path):
+        for i, name in enumerate(MEASURES):
+            assert_near(share["measures"][0][i], alone["measures"][0][i], 1e-5, name)
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+def test_law_3_a_run_stopped_in_the_middle_of_a_fade_goes_on_bit_for_bit(digits, tmp_path, d_steps):
+    torch.set_num_threads(1)
+    config = tiny_config(digits, tmp_path / "run", training={"d_steps": d_steps})
+    whole = new_state(config, torch.device("cpu"))
+    rows, measures = advance(config, whole, 20)
+
+    stopped = new_state(config, torch.device("cpu"))
+    first_rows, first_measures = advance(config, stopped, 9)
+    stage = Curriculum(config.phases, d_steps).at(stopped.images).stage
+    assert 0 < stage.alpha < 1
+    storage = open_storage(config.run.dir)
+    lock = RunLock(storage)
+    saver = Checkpointer(storage, lock.acquire(), 3, {})
+    saver.save(stopped)
+    saver.wait()
+    lock.release()
+
+    resumed = new_state(config, torch.device("cpu"))
+    checkpoint.resume(storage, resumed)
+    last_rows, last_measures = advance(config, resumed, 11)
+    assert first_rows + last_rows == rows
+    assert torch.equal(torch.cat([first_measures, last_measures]), measures)
+    assert_equal(resumed.tensors(), whole.tensors())
+    assert resumed.plain() == whole.plain()

@@ -1,0 +1,79 @@
+"""The run lock: one holder, a rising token, dead holders overtaken, live ones not."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from service.errors import LockError
+from service.storage import open_storage
+from service.training.lock import LOCK_KEY, RunLock, check_token, read_holder
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request, tmp_path):
+    if request.param == "folder":
+        return open_storage(str(tmp_path / "run"))
+    return open_storage(f"{request.getfixturevalue('s3')}/{tmp_path.name}")
+
+
+def test_a_live_holder_is_not_overtaken_and_is_named(storage):
+    lock = RunLock(storage)
+    token = lock.acquire()
+    with pytest.raises(LockError, match=r"in use by process \d+"):
+        RunLock(storage).acquire()
+    check_token(storage, token)
+    lock.release()
+
+
+def test_the_token_rises_with_every_holder(storage):
+    tokens = []
+    for _ in range(3):
+        lock = RunLock(storage)
+        tokens.append(lock.acquire())
+        lock.release()
+    assert tokens == [1, 2, 3]
+    with pytest.raises(LockError, match="token 3, ours is 1"):
+        check_token(storage, 1)
+
+
+def test_a_holder_that_was_killed_on_this_host_is_overtaken_at_once(storage):
+    lock = RunLock(storage)
+    lock.acquire()
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    holder, _ = read_holder(storage)
+    storage.put(LOCK_KEY, json.dumps(asdict(replace(holder, pid=process.pid))).encode())
+    assert RunLock(storage).acquire() == 2
+
+
+def test_a_silent_holder_elsewhere_is_overtaken_when_its_lease_is_over(storage):
+    lock = RunLock(storage)
+    lock.acquire()
+    holder, _ = read_holder(storage)
+    away = replace(holder, host="another-host", lease_s=2.0, renewed=time.time())
+    storage.put(LOCK_KEY, json.dumps(asdict(away)).encode())
+    started = time.time()
+    assert RunLock(storage).acquire() == 2
+    assert time.time() >= started + 1.0
+
+
+def test_renewing_keeps_the_lease_alive(storage):
+    lock = RunLock(storage, lease_s=1.0)
+    lock.acquire()
+    first = read_holder(storage)[0].renewed
+    deadline = time.time() + 30
+    while read_holder(storage)[0].renewed == first:
+        assert time.time() < deadline
+        time.sleep(0.05)
+    lock.release()
+    assert read_holder(storage)[0].dead
+
+
+def test_a_damaged_lock_says_what_to_do(storage):
+    storage.put(LOCK_KEY, b"{")
+    with pytest.raises(LockError, match="delete it"):
+        RunLock(storage).acquire()
