@@ -1,0 +1,1 @@
+"""Where the service runs: the local stack, and what a cluster needs."""

