@@ -1,0 +1,174 @@
+"""How fast the step is, and what the service around it costs: `python -m benchmarks.step`.
+
+All in one run and in turn, medians over rounds. BigGAN at 32 px, width 16, batch 64, all cores:
+  biggan_bf16_ratio  this step in bf16 over a plain loop of the same networks
+  biggan_fp32_ratio  this step in fp32 over the same plain loop
+  service_ratio      a run of the service with one worker (Ray Train, recorder, checkpoints and
+                     pictures, data from shards) over the bare step on batches in memory
+The plain loop is what one writes from the paper: fp32, contiguous, enlarging before the convolution,
+separate forwards of the discriminator, torch's default Adam, EMA parameter by parameter.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+import yaml
+
+from models import Stage
+from models.layers import spectral_iterate
+from models.losses import LOSSES
+from service import pack
+from service.config import Config, load_preset
+from service.data.loader import Batch
+from service.training import distributed
+from service.training.curriculum import Curriculum
+from service.training.run import settle
+from service.training.state import new_state
+from service.training.step import Step
+
+RESOLUTION, BATCH = 32, 64
+CHANNELS, CLASSES = 3, 10
+ROUNDS, CYCLES = 5, 6
+SERVICE_IMAGES, SERVICE_EVERY = 16000, 1600
+
+
+def configure(folder: Path, precision: str) -> Config:
+    """The digits preset at one rung of 32 px in RGB, one worker with all cores."""
+    values = load_preset("digits")
+    values["model"] |= {"channels": CHANNELS, "classes": CLASSES}
+    values["phases"] = [{"resolution": RESOLUTION, "hold_images": 10**6, "batch": BATCH}]
+    values["training"] |= {"precision": precision}
+    values["run"] = {"dir": str(folder / "run"), "images": SERVICE_IMAGES}
+    values["data"] |= {"url": str(folder / "data")}
+    values["scale"] = {"workers": 1, "cpus": os.cpu_count() or 1}
+    values["checkpoint"] = {"every_images": SERVICE_IMAGES // 2}
+    values["tracking"] |= {"every_images": SERVICE_EVERY, "pictures_every_images": SERVICE_IMAGES // 2}
+    return settle(Config(**values))
+
+
+def batches() -> Iterator[Batch]:
+    """Random images, all in memory."""
+    rng = np.random.default_rng(0)
+    shape = (BATCH, RESOLUTION, RESOLUTION, CHANNELS)
+    ready = [
+        Batch(rng.integers(0, 256, shape, np.uint8), rng.integers(0, CLASSES, BATCH), np.arange(BATCH))
+        for _ in range(8)
+    ]
+    while True:
+        yield from ready
+
+
+def fast_cycle(config: Config) -> Callable[[], None]:
+    """The service's own step; call the result for one cycle."""
+    state = new_state(config, torch.device("cpu"))
+    step = Step(config, state, distributed.join())
+    cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**9)
+    data = batches()
+    return lambda: step.cycle(next(cycles), data).tolist()
+
+
+def plain_cycle(config: Config) -> Callable[[], None]:
+    """The loop that one writes first, on the same networks."""
+    plain = {"channels_last": False, "fused_resampling": False, "precision": "fp32"}
+    training = config.training.model_copy(update=plain)
+    state = new_state(config.model_copy(update={"training": training}), torch.device("cpu"))
+    generator, discriminator = state.generator, state.discriminator
+    ema = copy.deepcopy(generator)
+    betas = (0.0, 0.999)
+    optimizer_g = torch.optim.Adam(generator.parameters(), lr=1e-4, betas=betas)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=1e-4, betas=betas)
+    loss, stage, data = LOSSES["hinge"], Stage(RESOLUTION), batches()
+
+    def cycle() -> None:
+        batch = next(data)
+        reals = torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+        latents = torch.randn(BATCH, config.model.latents)
+        labels = torch.randint(0, CLASSES, (BATCH,))
+        spectral_iterate(discriminator)
+        fakes = generator(latents, labels, stage).detach()
+        real = discriminator(reals, torch.from_numpy(batch.labels), stage)
+        fake = discriminator(fakes, labels, stage)
+        optimizer_d.zero_grad()
+        loss.discriminator(real, fake).backward()
+        optimizer_d.step()
+        spectral_iterate(generator)
+        optimizer_g.zero_grad()
+        latents = torch.randn(BATCH, config.model.latents)
+        loss.generator(discriminator(generator(latents, labels, stage), labels, stage)).backward()
+        optimizer_g.step()
+        with torch.no_grad():
+            for mean, weight in zip(ema.parameters(), generator.parameters(), strict=True):
+                mean.mul_(0.999).add_(weight, alpha=0.001)
+
+    return cycle
+
+
+def rates(variants: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Images a second of each variant: the median over rounds in which each has its turn."""
+    for cycle in variants.values():
+        cycle()
+    seen: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(ROUNDS):
+        for name, cycle in variants.items():
+            start = time.perf_counter()
+            for _ in range(CYCLES):
+                cycle()
+            seen[name].append(CYCLES * BATCH / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def service_rate(config: Config, folder: Path) -> float:
+    """Images a second of a run of the service, from its first record to its last."""
+    pack.main(["digits", config.data.url, "--channels", "rgb"])
+    file = folder / "service.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()))
+    command = [sys.executable, "-m", "service.train", "--config", str(file)]
+    subprocess.run(command, check=True, env=os.environ | {"RAY_ADDRESS": "local"})
+    client = mlflow.MlflowClient(f"sqlite:///{config.run.dir}/mlflow.db")
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    (run,) = client.search_runs([experiment.experiment_id])
+    points = sorted((m.step, m.timestamp) for m in client.get_metric_history(run.info.run_id, "images"))
+    (first, begun), (last, ended) = points[0], points[-1]
+    return 1000 * (last - first) / (ended - begun)
+
+
+def main() -> None:
+    """Measure, and print lines `name value`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="leave the service's run out")
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fp32, bf16 = (configure(folder, precision) for precision in ("fp32", "bf16"))
+        steps = {"plain": plain_cycle(fp32), "fp32": fast_cycle(fp32), "bf16": fast_cycle(bf16)}
+        found = rates(steps)
+        lines = {f"{name}_images_per_s": rate for name, rate in found.items()}
+        lines["biggan_bf16_ratio"] = found["bf16"] / found["plain"]
+        lines["biggan_fp32_ratio"] = found["fp32"] / found["plain"]
+        if not options.quick:
+            served = service_rate(bf16, folder)
+            # again, after it, so that a machine that slowed down slows both sides
+            bare = statistics.mean([found["bf16"], rates({"bf16": steps["bf16"]})["bf16"]])
+            lines |= {"service_images_per_s": served, "service_ratio": served / bare}
+    for name, value in lines.items():
+        print(f"{name} {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()
