@@ -11,14 +11,17 @@ separate forwards of the discriminator, torch's default Adam, EMA parameter by p
 
 import argparse
 import copy
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 
 import mlflow
 import numpy as np
@@ -36,11 +39,16 @@ from service.training.curriculum import Curriculum
 from service.training.run import settle
 from service.training.state import new_state
 from service.training.step import Step
+from service.training.supervisor import KEEP_FREED_MEMORY
 
 RESOLUTION, BATCH = 32, 64
 CHANNELS, CLASSES = 3, 10
 ROUNDS, CYCLES = 5, 6
 SERVICE_IMAGES, SERVICE_EVERY = 16000, 1600
+
+
+Build = Callable[[Config], Callable[[], object]]
+NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
 def configure(folder: Path, precision: str) -> Config:
@@ -69,7 +77,7 @@ def batches() -> Iterator[Batch]:
         yield from ready
 
 
-def fast_cycle(config: Config) -> Callable[[], None]:
+def fast_cycle(config: Config) -> Callable[[], object]:
     """The service's own step; call the result for one cycle."""
     state = new_state(config, torch.device("cpu"))
     step = Step(config, state, distributed.join())
@@ -78,7 +86,7 @@ def fast_cycle(config: Config) -> Callable[[], None]:
     return lambda: step.cycle(next(cycles), data).tolist()
 
 
-def plain_cycle(config: Config) -> Callable[[], None]:
+def plain_cycle(config: Config) -> Callable[[], object]:
     """The loop that one writes first, on the same networks."""
     plain = {"channels_last": False, "fused_resampling": False, "precision": "fp32"}
     training = config.training.model_copy(update=plain)
@@ -114,17 +122,49 @@ def plain_cycle(config: Config) -> Callable[[], None]:
     return cycle
 
 
-def rates(variants: dict[str, Callable[[], None]]) -> dict[str, float]:
+class Variant:
+    """A loop in a process of its own, which none of the others disturbs; one runs at a time."""
+
+    def __init__(self, build: Build, config: Config, environment: Mapping[str, str] = NO_ENVIRONMENT):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(end, build, config.model_dump()))
+        before = dict(os.environ)
+        os.environ.update(environment)
+        self._process.start()
+        os.environ.clear()
+        os.environ.update(before)
+        self._pipe.recv()
+
+    def rate(self) -> float:
+        """Images a second over some cycles."""
+        self._pipe.send(CYCLES)
+        return CYCLES * BATCH / self._pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send(0)
+        self._process.join()
+
+
+def _serve(pipe: Connection, build: Build, values: dict) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    cycle = build(Config(**values))
+    cycle()
+    pipe.send("ready")
+    while cycles := pipe.recv():
+        start = time.perf_counter()
+        for _ in range(cycles):
+            cycle()
+        pipe.send(time.perf_counter() - start)
+
+
+def rates(variants: dict[str, Variant]) -> dict[str, float]:
     """Images a second of each variant: the median over rounds in which each has its turn."""
-    for cycle in variants.values():
-        cycle()
     seen: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
-        for name, cycle in variants.items():
-            start = time.perf_counter()
-            for _ in range(CYCLES):
-                cycle()
-            seen[name].append(CYCLES * BATCH / (time.perf_counter() - start))
+        for name, variant in variants.items():
+            seen[name].append(variant.rate())
     return {name: statistics.median(values) for name, values in seen.items()}
 
 
@@ -152,20 +192,25 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="leave the service's run out")
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fp32, bf16 = (configure(folder, precision) for precision in ("fp32", "bf16"))
-        steps = {"plain": plain_cycle(fp32), "fp32": fast_cycle(fp32), "bf16": fast_cycle(bf16)}
-        found = rates(steps)
+        variants = {
+            "plain": Variant(plain_cycle, fp32),
+            "fp32": Variant(fast_cycle, fp32, KEEP_FREED_MEMORY),
+            "bf16": Variant(fast_cycle, bf16, KEEP_FREED_MEMORY),
+        }
+        found = rates(variants)
         lines = {f"{name}_images_per_s": rate for name, rate in found.items()}
         lines["biggan_bf16_ratio"] = found["bf16"] / found["plain"]
         lines["biggan_fp32_ratio"] = found["fp32"] / found["plain"]
         if not options.quick:
             served = service_rate(bf16, folder)
             # again, after it, so that a machine that slowed down slows both sides
-            bare = statistics.mean([found["bf16"], rates({"bf16": steps["bf16"]})["bf16"]])
+            bare = statistics.mean([found["bf16"], rates({"bf16": variants["bf16"]})["bf16"]])
             lines |= {"service_images_per_s": served, "service_ratio": served / bare}
+        for variant in variants.values():
+            variant.close()
     for name, value in lines.items():
         print(f"{name} {value:.3f}")
 

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-POLL_S = 0.5
+POLL_S = 1.0
 LINE_EVERY_S = 15.0
 
 

@@ -49,6 +49,16 @@ def s3(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
     return "s3://gan"
 
 
+def need_package(path: str, package: str) -> Path:
+    """The path, if Debian's package is installed; else the test skips, and under CI it fails."""
+    if not Path(path).exists():
+        remedy = f"{path} is missing: apt-get install --no-install-recommends {package}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(remedy)
+        pytest.skip(remedy)
+    return Path(path)
+
+
 TINY_PHASES = [
     {"resolution": 8, "hold_images": 96, "batch": 16, "accumulation": 2},
     {"resolution": 16, "fade_images": 128, "hold_images": 32, "batch": 16, "accumulation": 2},

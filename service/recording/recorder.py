@@ -20,7 +20,7 @@ from service.storage import open_storage
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 1.0
+FLUSH_S = 2.0
 LONGEST_PAUSE_S = 30.0
 PICTURES = "pictures"
 SETTLE_LIMIT_S = 10.0

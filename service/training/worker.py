@@ -39,8 +39,10 @@ class Job:
 def train(job: Job) -> int:
     """Train from the newest checkpoint to `job.end` images; returns the clock. Runs on each worker."""
     config = Config(**job.config)
-    torch.set_num_threads(config.scale.cpus)
-    session = Session(config, distributed.join(), RecorderClient(job.recorder))
+    workers = distributed.join()
+    if workers.device.type == "cpu":
+        torch.set_num_threads(config.scale.cpus)
+    session = Session(config, workers, RecorderClient(job.recorder))
     _rehearse(session, job.end)
     state = new_state(config, session.workers.device)
     resumed = checkpoint.resume(session.storage, state)

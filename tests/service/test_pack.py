@@ -16,6 +16,7 @@ from service.data.index import read_index
 from service.data.stream import read_samples
 from service.errors import DataError, UsageError
 from service.storage import open_storage
+from tests.conftest import need_package
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -142,6 +143,15 @@ def test_an_idx_pair_is_read_gzipped_or_not(tmp_path):
         keys = [int(key) for key in index.keys.to_pylist()]
         assert [[3, 1, 4, 1, 5][key] for key in keys] == index.label.tolist()
     assert results[0] == results[1]
+
+
+def test_fashion_mnist_is_packed_whole(tmp_path):
+    folder = "/usr/share/datasets/fashion-mnist"
+    images = need_package(f"{folder}/t10k-images-idx3-ubyte.gz", "dataset-fashion-mnist")
+    pack.main([str(images), str(tmp_path), "--channels", "gray", "--held-out", "0.1"])
+    index = read_index(open_storage(str(tmp_path)))
+    assert np.bincount(index.label).tolist() == [1000] * 10
+    assert 900 < index.held_out.sum() < 1100
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_checkpoints_are_told_to_mlflow_with_their_address_and_digests(trained):
     assert told["files"] == final(run)[1]["files"]
 
 
-def test_killed_worker_then_killed_driver_and_the_same_command_ends_bit_for_bit_the_same(
+def test_killed_recorder_worker_and_driver_and_the_same_command_ends_bit_for_bit_the_same(
     trained, digits, stack, tmp_path
 ):
     command = arguments(digits, tmp_path)
@@ -118,9 +118,11 @@ def test_killed_worker_then_killed_driver_and_the_same_command_ends_bit_for_bit_
     driver = start_command("service.train", *command, **stack.environment)
     try:
         wait_for(lambda: clocks(run), driver)
-        workers = [p for p in ray_workers(stack) if "RayTrainWorker" in " ".join(p.cmdline())]
-        assert len(workers) == 2
-        workers[1].kill()
+        (recorder,) = ray_actors(stack, "Recorder")
+        recorder.kill()
+        wait_for(lambda: clocks(run)[-1] > 320, driver)
+        _, second = ray_actors(stack, "RayTrainWorker")
+        second.kill()
         before = clocks(run)[-1]
         wait_for(lambda: clocks(run)[-1] > before + 160, driver)
     finally:
@@ -142,8 +144,9 @@ def clocks(run: Path) -> list[int]:
     return [name.images for name in checkpoint.find(open_storage(str(run)))[0]]
 
 
-def ray_workers(stack) -> list[psutil.Process]:
-    return psutil.Process(stack.processes["ray"].pid).children(recursive=True)
+def ray_actors(stack, name: str) -> list[psutil.Process]:
+    family = psutil.Process(stack.processes["ray"].pid).children(recursive=True)
+    return [p for p in family if f"ray::{name}" in " ".join(p.cmdline())]
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
