@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 
 export RAY_USAGE_STATS_ENABLED := 0
+# Ray makes its token by itself; said aloud, it does not warn about it.
+export RAY_AUTH_MODE := token
 
 .PHONY: help demo ui test lint format bench clean
 
@@ -18,7 +20,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "ray[default,train,tune]==2.60.0" "mlflow==3.17.2" --editable ".[dev]"
+	$(BIN)/python -m pip install -qq "$(TORCH)" "ray[default,train,tune]==2.60.0" "mlflow==3.17.2" --editable ".[dev]"
 	touch $(READY)
 
 demo: $(READY) ## Train on real digits for some minutes, and say where the picture is

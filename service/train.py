@@ -62,7 +62,8 @@ def _ray(config: Config) -> Iterator[None]:
         ray.init(address="auto", **quiet)
     except ConnectionError:
         cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        ray.init(address="local", num_cpus=cpus, **loopback, **quiet)
     signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
     try:
         yield
