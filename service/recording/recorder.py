@@ -41,6 +41,7 @@ class Recorder:
         self._mlflow = MlflowLog(description)
         self._live = LiveMetrics(prometheus_host, prometheus_port)
         self._fresh: list[Record] = []
+        self._unsaved: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {}
@@ -63,7 +64,8 @@ class Recorder:
     def draw(self, record: Record, images: NDArray[np.uint8], columns: int, pixels: int) -> None:
         """Make a grid of the images, keep it in the run directory, and take the record of it."""
         key = f"{PICTURES}/grid-{record.images:012d}.png"
-        self._storage.put(key, grid_png(images, columns, pixels))
+        with self._lock:
+            self._unsaved[key] = grid_png(images, columns, pixels)
         self.write(Record(record.images, record.time, record.attempt, picture=key))
 
     def latest(self) -> dict[str, Any]:
@@ -102,7 +104,10 @@ class Recorder:
         then()
 
     def _store(self) -> Spool:
-        """Move what is fresh into the spool, which is opened when storage first answers."""
+        """Save pictures, then move what is fresh into the spool, opened when storage first answers."""
+        for key in list(self._unsaved):
+            self._storage.put(key, self._unsaved[key])
+            del self._unsaved[key]
         if self._spool is None:
             self._spool = Spool(self._storage)
         self._spool.add(self._fresh)

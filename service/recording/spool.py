@@ -6,6 +6,7 @@ clock that the mark has passed, is dropped.
 """
 
 import json
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -22,6 +23,7 @@ class Spool:
 
     def __init__(self, storage: Storage):
         self.storage = storage
+        self._lock = threading.Lock()  # one thread may add while another drains
         self._mark = self._read_mark()
         self._segments = [k for k in storage.sizes(f"{FOLDER}/") if k.endswith(".jsonl")]
         self._next = 1 + max((int(key.split("/")[1].split("-")[0]) for key in self._segments), default=0)
@@ -39,18 +41,23 @@ class Spool:
         if fresh:
             key = f"{FOLDER}/{self._next:08d}-{uuid.uuid4().hex[:8]}.jsonl"
             self.storage.put(key, "\n".join(r.to_json() for r in fresh).encode())
-            self._next += 1
-            self._segments.append(key)
-            self._pass(fresh)
+            with self._lock:
+                self._next += 1
+                self._segments.append(key)
+                self._pass(fresh)
 
     def drain(self, deliver: Callable[[list[Record]], None]) -> None:
         """Deliver all segments, some at a time; what `deliver` raises ends it, and the rest stays."""
         while self._segments:
-            keys = self._segments[:SEGMENTS_AT_ONCE]
+            with self._lock:
+                keys = self._segments[:SEGMENTS_AT_ONCE]
+                # It may be ahead of these segments: what it covers is delivered or stored.
+                mark = json.dumps(self._mark)
             deliver([record for key in keys for record in self._read(key)])
-            self.storage.put(MARK_KEY, json.dumps(self._mark).encode())
+            self.storage.put(MARK_KEY, mark.encode())
             self.storage.delete(keys)
-            self._segments = self._segments[len(keys) :]
+            with self._lock:
+                del self._segments[: len(keys)]
 
     def _pass(self, records: Sequence[Record]) -> None:
         for record in records:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from service.errors import DataError, StorageError
-from service.storage import Storage
+from service.errors import DataError
+from service.storage import MissingError, Storage
 from service.training.lock import check_token
 from service.training.state import TrainState
 
@@ -81,11 +81,14 @@ def read(storage: Storage, name: Name) -> tuple[Tensors, dict[str, Any]]:
 
 
 def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
-    """Checkpoints that verify, newest first; each that does not is logged and passed over."""
+    """Checkpoints that verify, newest first; each that does not is logged and passed over.
+
+    Storage that cannot be read at all is no reason to go back: its StorageError is raised.
+    """
     for name in reversed(find(storage)[0]):
         try:
             yield name, *read(storage, name)
-        except (DataError, StorageError, ValueError, KeyError) as error:
+        except (DataError, MissingError, ValueError, KeyError) as error:
             log.warning("event=checkpoint_refused name=%s error=%s", name.folder, error)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from service.config import Config, differences
 from service.data.index import Index, check_channels, check_labels, check_shards, read_index
+from service.data.loader import check_prefetch
 from service.data.order import Order
 from service.errors import DataError, UsageError
 from service.storage import MissingError, Storage, is_s3, open_storage
@@ -106,7 +107,9 @@ def check_data(config: Config) -> Index:
             f"{config.data.url}: packed at {packed} px, but model.resolution is"
             f" {config.model.resolution}; pack larger, or train smaller"
         )
-    Order(index, index.rows(False), config.run.seed, config.data.lanes, config.data.window)
+    data = config.data
+    order = Order(index, index.rows(False), config.run.seed, data.lanes, data.window)
+    check_prefetch(index, order, max(config.worker_counts), data.prefetch_bytes)
     return index
 
 

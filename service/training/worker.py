@@ -46,6 +46,7 @@ def train(job: Job) -> int:
     _rehearse(session, job.end)
     state = new_state(config, session.workers.device)
     resumed = checkpoint.resume(session.storage, state)
+    session.check_same(resumed)
     if resumed:
         session.tell_checkpoint(*resumed)  # again, for a crash right after the commit
     step = Step(config, state, session.workers)
@@ -112,6 +113,13 @@ class Session:
             self.recorder.settle,
             self.tell_checkpoint,
         )
+
+    def check_same(self, resumed: tuple[checkpoint.Name, dict[str, Any]] | None) -> None:
+        """RuntimeError, so that all start again, unless the first worker found this checkpoint too."""
+        sequence = resumed[0].sequence if resumed else 0
+        first = self.workers.agree(sequence)
+        if sequence != first:
+            raise RuntimeError(f"loaded checkpoint {sequence}, but the first worker loaded {first}")
 
     def tell_checkpoint(self, name: checkpoint.Name, manifest: dict[str, Any]) -> None:
         """Record a committed checkpoint: its address and its files' digests."""

@@ -1,0 +1,42 @@
+"""What a person who waits is told."""
+
+import io
+import time
+
+import pytest
+
+from service import progress
+from service.progress import Forecast, Progress, clock
+
+SPANS = [[0, 100, 10, 1.0], [100, 200, 20, 4.0]]  # 10 s, then 20 s
+
+
+def test_time_left_follows_the_rehearsal_and_is_corrected_by_what_was_seen():
+    forecast = Forecast(SPANS, end=200)
+    assert forecast.seconds(0, 200) == pytest.approx(30)
+    assert forecast.left_s(0, now=1000.0) == pytest.approx(30)
+    assert forecast.left_s(50, now=1010.0) == pytest.approx(50)  # half as fast as rehearsed
+
+
+def test_beyond_the_table_the_last_span_goes_on():
+    assert Forecast(SPANS, end=400).seconds(0, 400) == pytest.approx(10 + 60)
+
+
+def test_clocks_are_written_as_people_do():
+    assert [clock(59.6), clock(125), clock(3723)] == ["1:00", "2:05", "1:02:03"]
+
+
+def test_off_a_terminal_lines_tell_rate_time_left_stage_and_losses(monkeypatch):
+    monkeypatch.setattr(progress, "POLL_S", 0.01)
+    values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px", "loss_d": 1.5,
+              "loss_g": 0.25, "forecast": SPANS, "trouble": "server away"}  # fmt: skip
+    out = io.StringIO()
+    with Progress(lambda: values, 200, out):
+        deadline = time.monotonic() + 30
+        while "images/s" not in out.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    told = out.getvalue()
+    assert "about 0:25 on this machine" in told
+    assert "records are kept meanwhile: server away" in told
+    assert " 25% 50 images, 10 images/s, left 0:25, hold 8 px, D 1.50 G 0.25" in told
