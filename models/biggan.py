@@ -71,6 +71,12 @@ class BigGANConfig:
                 f" choose of {list(places)}, or null for none"
             )
 
+        if self.attention is not None and self.width * min(GENERATOR_CHANNELS[self.resolution]) < 8:
+            raise ValueError(
+                f"width {self.width}: attention splits its channels by 8; take a greater width,"
+                " or attention null"
+            )
+
     @property
     def chunks(self) -> int:
         """Parts of the latents: one for the dense layer, one for each block."""

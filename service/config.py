@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 import models
@@ -30,10 +39,17 @@ Images = Annotated[int, Field(ge=1, description="in real images shown to the dis
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
+def _to_number(value: Any) -> Any:
+    """Flags come as text, which a literal number would refuse."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Run(Section):
@@ -54,7 +70,7 @@ class Model(Section):
     """Which lineage."""
     resolution: int = Field(ge=8, le=1024)
     """Pixels of a side at the last rung."""
-    channels: Literal[1, 3]
+    channels: Annotated[Literal[1, 3], BeforeValidator(_to_number)]
     """1 for gray images, 3 for RGB."""
     classes: Count
     """Number of labels, which go from 0 to classes − 1."""
@@ -253,7 +269,8 @@ class Config(BaseSettings):
     def worker_counts(self) -> list[int]:
         """Allowed numbers of workers: those that share every micro-batch and the lanes evenly."""
         shared = [self.data.lanes, *(phase.micro_batch for phase in self.phases)]
-        return [n for n in self.scale.worker_range if all(size % n == 0 for size in shared)]
+        possible = range(self.scale.worker_range.start, min(self.scale.worker_range[-1], *shared) + 1)
+        return [n for n in possible if all(size % n == 0 for size in shared)]
 
 
 def _check_phases(config: Config) -> None:
@@ -314,7 +331,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{file}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{file}: holds no mapping of sections")
     return content
 
@@ -341,10 +358,10 @@ def parse(arguments: Sequence[str], program: str, description: str) -> tuple[Con
         config = Config(_cli_settings_source=source, **values)
     except ValidationError as error:
         raise UsageError(explain(error, origin)) from error
-    except SystemExit as exit:  # argparse has printed what is wrong
-        raise UsageError(f"see python -m {program} --help") from exit
-    except Exception as error:  # pydantic-settings, on JSON that does not parse
-        raise UsageError(f"the command line cannot be read: {error}") from error
+    except (SettingsError, ValueError) as error:
+        raise UsageError(
+            f"the command line cannot be read: {error}; see python -m {program} --help"
+        ) from error
     return config, show
 
 
@@ -372,7 +389,12 @@ def _take_own_flags(
 
 def _cli_source(program: str, description: str) -> CliSettingsSource[Any]:
     return CliSettingsSource(
-        Config, cli_prog_name=f"python -m {program}", cli_hide_none_type=True, cli_avoid_json=True
+        Config,
+        cli_prog_name=f"python -m {program}",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_parse_none_str="null",
+        cli_exit_on_error=False,
     )
 
 
@@ -444,7 +466,8 @@ def explain(error: ValidationError, origin: str) -> str:
                 hint = _suggest(key, known) if key in known else _suggest(key.split(".")[-1], plain)
                 lines.append(f"{key}: {value!r}: no such setting; {hint}")
             case "missing":
-                lines.append(f"{key}: not given; set --{key} or add it to {origin}")
+                remedy = f"set --{key} or add it to {origin}" if key in known else f"add it to {origin}"
+                lines.append(f"{key}: not given; {remedy}")
             case "value_error" if not key:
                 lines.append(str(finding["ctx"]["error"]))
             case _:
@@ -468,7 +491,18 @@ def to_yaml(config: Config) -> str:
 
 # The same run, again ------------------------------------------------------------------------------
 
-MAY_DIFFER = ("run.dir", "run.images", "scale.", "tracking.")
+# What changes where a run goes and how it is kept, but not one number of its training.
+MAY_DIFFER = (
+    "run.dir",
+    "run.images",
+    "scale.",
+    "tracking.",
+    "storage.",
+    "checkpoint.",
+    "data.readers",
+    "data.prefetch_bytes",
+    "data.max_bad_samples",
+)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

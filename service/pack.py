@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import hashlib
 import io
 import json
 import struct
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import webdataset
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from service import philox
@@ -52,6 +53,7 @@ class Recipe:
     """All that the bytes of the shards depend on, beside the source's own."""
 
     source: str
+    source_digest: str
     resolution: int
     base: int
     channels: str
@@ -74,7 +76,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Source:
-    """Images by number: `name`, `label` and `load` of each, and the names of the classes."""
+    """Images by number: `names`, `labels` and `load` of each, and the names of the classes."""
 
     names: Sequence[str]
     labels: Sequence[int]
@@ -86,15 +88,21 @@ class Source:
         if self.images is not None:
             return Image.fromarray(self.images[number])
         with Image.open(self.names[number]) as image:
-            image.load()
-            return image
+            return ImageOps.exif_transpose(image)
+
+    def digest(self) -> str:
+        """Of names and labels: another list of images is another source."""
+        listed = json.dumps([list(self.names), [int(label) for label in self.labels]])
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def open_source(source: str, labels: str | None) -> Source:
     """The source of this name, folder or IDX file; UsageError or DataError where it is none."""
+    path = Path(source).expanduser()
+    if labels and (source == "digits" or not path.is_file()):
+        raise UsageError(f"--labels {labels}: only an IDX file of images has labels in a file")
     if source == "digits":
         return _digits()
-    path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path)
     if path.is_file():
@@ -112,7 +120,8 @@ def _digits() -> Source:
 
 
 def _folder(path: Path) -> Source:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(p for p in found if not any(n.startswith(".") for n in p.relative_to(path).parts))
     if not files:
         raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     tops = [f.relative_to(path).parts[0] if f.parent != path else "" for f in files]
@@ -124,7 +133,7 @@ def _idx(path: Path, labels_path: Path | None) -> Source:
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     images = _read_idx(path)
     labels = _read_idx(labels_path or beside)
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise DataError(
             f"{path}: shape {images.shape} and labels {labels.shape} are no pair of images and labels"
         )
@@ -151,6 +160,10 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def prepare(image: Image.Image, resolution: int, mode: str) -> Image.Image:
     """Cut to the centred square, resized with Lanczos, in `mode`; transparency on white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of type {image.mode}, whose range is not known")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -190,8 +203,6 @@ class Unreadable:
 
 def pack(recipe: Recipe, source: Source, storage: Storage, max_unreadable: int) -> Index:
     """Write the shards, then the index, and return it; the same recipe gives the same bytes."""
-    if recipe.shard_samples < 1:
-        raise UsageError(f"--shard-samples {recipe.shard_samples}: at least 1")
     order = philox.permutation(philox.key("pack", recipe.seed), len(source.names))
     unreadable = Unreadable(max_unreadable)
     samples = _samples(recipe, source, order, unreadable)
@@ -225,10 +236,10 @@ def _samples(
     for number in tqdm(order, desc="packing", unit=" images", disable=None):
         try:
             image = prepare(source.load(int(number)), recipe.resolution, MODES[recipe.channels])
+            encoded = _encode(image, recipe.encoding, recipe.quality)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             unreadable.add(source.names[number], error)
             continue
-        encoded = _encode(image, recipe.encoding, recipe.quality)
         yield f"{number:08d}", int(source.labels[number]), encoded
 
 
@@ -273,10 +284,17 @@ def _to_index(shards: dict[str, int], columns: list[tuple], about: dict) -> Inde
 
 
 def _packed_already(storage: Storage, recipe: Recipe) -> Index | None:
-    """The finished index of the same recipe; UsageError where another's is there."""
+    """The finished index of the same recipe; UsageError where another's is there.
+
+    None where there is none, or it is damaged or a shard is missing: packing again mends that.
+    """
     if INDEX_KEY not in storage.sizes(INDEX_KEY):
         return None
-    index = read_index(storage)
+    try:
+        index = read_index(storage)
+    except DataError as error:
+        print(f"packing again: {error}", file=sys.stderr)
+        return None
     wanted = json.loads(json.dumps(asdict(recipe)))
     wanted["channels"] = CHANNELS[recipe.channels]
     for key, value in wanted.items():
@@ -286,7 +304,11 @@ def _packed_already(storage: Storage, recipe: Recipe) -> Index | None:
                 f"{storage.address}: packed already with {key} {found!r}, now {value!r};"
                 " choose another destination, or --overwrite"
             )
-    check_shards(storage, index)
+    try:
+        check_shards(storage, index)
+    except DataError as error:
+        print(f"packing again: {error}", file=sys.stderr)
+        return None
     return index
 
 
@@ -318,9 +340,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = _parser().parse_args(arguments)
+    _check_bounds(options)
     is_path = options.source != "digits"
+    source = open_source(options.source, options.labels)
     recipe = Recipe(
         source=str(Path(options.source).expanduser().absolute()) if is_path else "digits",
+        source_digest=source.digest(),
         resolution=options.resolution,
         base=options.base,
         channels=options.channels,
@@ -330,7 +355,6 @@ def main(arguments: Sequence[str]) -> None:
         shard_samples=options.shard_samples,
         held_out=options.held_out,
     )
-    source = open_source(options.source, options.labels)
     storage = open_storage(options.destination, options.retry_s)
     if options.overwrite:
         storage.delete([INDEX_KEY])
@@ -340,6 +364,24 @@ def main(arguments: Sequence[str]) -> None:
     else:
         index = pack(recipe, source, storage, options.max_unreadable)
     _summarise(storage, index)
+
+
+def _check_bounds(options: argparse.Namespace) -> None:
+    bounds = {
+        "resolution": (1, 65536),
+        "base": (1, 65536),
+        "quality": (1, 100),
+        "shard_samples": (1, 10**9),
+        "max_unreadable": (0, 10**9),
+        "retry_s": (0, 10**6),
+    }
+    for name, (low, high) in bounds.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: give {low} to {high}")
+    for name in ("source", "destination"):
+        if not getattr(options, name).strip():
+            raise UsageError(f"{name}: empty; see --help")
 
 
 def _summarise(storage: Storage, index: Index) -> None:

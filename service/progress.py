@@ -88,7 +88,7 @@ class Progress:
                 bar.set_postfix_str(text)
                 if not terminal and time.monotonic() > last_line + LINE_EVERY_S:
                     last_line = time.monotonic()
-                    share = 100 * images / self._end
+                    share = min(100.0, 100 * images / self._end)
                     print(f"{share:3.0f}% {images} images, {text}", file=self._out, flush=True)
 
     def _announce(self, values: dict[str, Any]) -> None:

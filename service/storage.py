@@ -156,18 +156,21 @@ class FolderStorage(Storage):
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            path = self.root / key
-            self._call(key, functools.partial(path.unlink, missing_ok=True))
-            for parent in path.parents:
-                if parent == self.root or not parent.is_dir() or any(parent.iterdir()):
-                    break
-                parent.rmdir()
+            self._call(key, functools.partial(self._remove, self.root / key))
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        for parent in path.parents:
+            if parent == self.root or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the folder's lock file, so that compare-and-write is one act for all processes."""
         self._call("", functools.partial(self.root.mkdir, parents=True, exist_ok=True))
-        with open(self.root / f"{_UNFINISHED}lock", "w") as guard:
+        key = f"{_UNFINISHED}lock"
+        with self._call(key, lambda: open(self.root / key, "w")) as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
             yield
 
@@ -197,7 +200,13 @@ class FolderStorage(Storage):
 
 
 def _is_transient_file_error(error: Exception) -> bool:
-    lasting = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+    lasting = (
+        FileNotFoundError,
+        FileExistsError,
+        PermissionError,
+        NotADirectoryError,
+        IsADirectoryError,
+    )
     return isinstance(error, OSError) and not isinstance(error, lasting)
 
 
@@ -225,7 +234,7 @@ class S3Storage(Storage):
             config=Config(
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
-                retries={"mode": "adaptive", "total_max_attempts": 2},
+                retries={"mode": "adaptive", "total_max_attempts": 1},
                 max_pool_connections=32,
                 region_name=None if os.environ.get("AWS_DEFAULT_REGION") else "us-east-1",
                 # Servers other than Amazon's answer below one host name.
@@ -256,11 +265,22 @@ class S3Storage(Storage):
 
     def put_if(self, key: str, data: bytes, version: str | None) -> str:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        tries = 0
 
         def write() -> str:
+            nonlocal tries
+            tries += 1
             return self._client.put_object(**self._name(key), Body=data, **condition)["ETag"]
 
-        return self._call(key, write)
+        try:
+            return self._call(key, write)
+        except ConflictError:
+            # An earlier try may have come through, and only its answer been lost.
+            if tries > 1:
+                present, found = self.get_versioned(key)
+                if present == data:
+                    return found
+            raise
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         root = f"{self.prefix}/" if self.prefix else ""
@@ -297,7 +317,7 @@ class S3Storage(Storage):
                 return StorageError(
                     f"{S3_SCHEME}{self.bucket}: no such bucket; create it or correct the address"
                 )
-            case "PreconditionFailed" | "ConditionalRequestConflict":
+            case "PreconditionFailed":
                 return ConflictError(f"{where}: changed by another process")
             case "NoCredentialsError" | "PartialCredentialsError":
                 return StorageError(
@@ -336,4 +356,4 @@ def _is_transient_s3_error(error: Exception) -> bool:
 
     status = _s3_code(error)[1]
     broken = (ConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError)
-    return status in (408, 429) or status >= 500 or isinstance(error, broken)
+    return status in (408, 409, 429) or status >= 500 or isinstance(error, broken)

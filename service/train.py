@@ -18,6 +18,7 @@ import ray
 
 from service.cli import run_command
 from service.config import Config, flatten, parse, to_yaml
+from service.errors import ServiceError, UsageError
 from service.progress import Progress
 from service.recording.mlflow import Description
 from service.recording.prometheus import free_port
@@ -54,16 +55,27 @@ def _interrupt(*_: Any) -> None:
 
 @contextlib.contextmanager
 def _ray(config: Config) -> Iterator[None]:
-    """Join the Ray cluster that there is, or start one on this machine for the time of the run."""
+    """Join the Ray that RAY_ADDRESS names, or start one on this machine for the time of the run."""
     quiet: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
-    try:
-        if os.environ.get("RAY_ADDRESS") == "local":
-            raise ConnectionError
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise ServiceError(
+                f"RAY_ADDRESS {address}: no Ray to join there ({error}); start one, correct the"
+                " address and its token, or unset it to run on this machine alone"
+            ) from error
+    else:
         cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
         loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
         ray.init(address="local", num_cpus=cpus, **loopback, **quiet)
+        if config.scale.gpu and not ray.cluster_resources().get("GPU"):
+            ray.shutdown()
+            raise UsageError(
+                "scale.gpu: true, but this machine has no GPU; set it to false, or let RAY_ADDRESS"
+                " name a cluster that has some"
+            )
     signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
     try:
         yield

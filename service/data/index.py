@@ -97,7 +97,7 @@ def read_index(storage: Storage) -> Index:
             f"{storage.address}: {found}; pack first: python -m service.pack SOURCE {storage.address}"
         ) from error
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
         head = json.loads(table.schema.metadata[b"index"])
         columns = {name: table[name].to_numpy() for name in table.column_names if name != "key"}
         keys = table["key"].combine_chunks()

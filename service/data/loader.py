@@ -56,7 +56,7 @@ class Samples:
         self.storage, self.index, self.order = storage, index, order
         self.channels = channels
         self.max_bad_samples = max_bad_samples
-        self.bad: dict[int, str] = {}
+        self.bad: dict[tuple[int, int], str] = {}
         self._threads = ThreadPoolExecutor(readers, thread_name_prefix="windows")
         self._windows: dict[int, dict[tuple[int, int, int], Future[_Window]]] = {}
 
@@ -81,12 +81,12 @@ class Samples:
         for step in range(size):
             i = (place.inside + step) % size
             row = int(window.rows[i])
-            if row in self.bad:
+            if (row, resolution) in self.bad:
                 continue
             try:
                 return decode(window.data[i], self.channels, resolution), row
             except DataError as error:
-                self._count_bad(row, error)
+                self._count_bad(row, resolution, error)
         raise DataError(f"{self.index.describe(int(window.rows[0]))}: its whole window is bad")
 
     def _window(self, epoch: int, lane: int, number: int, following: tuple[int, int, int]) -> "_Window":
@@ -104,13 +104,14 @@ class Samples:
         rows = self.order.window_rows(epoch, lane, window)
         return _Window(rows, read_samples(self.storage, self.index, rows))
 
-    def _count_bad(self, row: int, error: DataError) -> None:
-        self.bad[row] = f"{self.index.describe(row)}: {error}"
-        log.warning("event=bad_sample count=%d what=%s", len(self.bad), self.bad[row])
+    def _count_bad(self, row: int, resolution: int, error: DataError) -> None:
+        """Note it for this rung alone: what another rung shows may not depend on the past."""
+        what = self.bad[row, resolution] = f"{self.index.describe(row)}: {error}"
+        log.warning("event=bad_sample count=%d what=%s", len(self.bad), what)
         if len(self.bad) > self.max_bad_samples:
             raise DataError(
                 f"{len(self.bad)} bad samples, data.max_bad_samples is {self.max_bad_samples}; the"
-                f" last is {self.bad[row]}. Mend the data, or raise the limit"
+                f" last is {what}. Raise the limit, or mend the data and start a new run"
             )
 
 

@@ -8,15 +8,23 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
+from service.errors import UsageError
+
 log = logging.getLogger(__name__)
 
 PREFIX = "gan_"
 
 
 def free_port(host: str) -> int:
-    """A port of this host that is free now."""
-    with socket.create_server((host, 0)) as probe:
-        return probe.getsockname()[1]
+    """A port of this host that is free now; UsageError where the host is none of this machine's."""
+    try:
+        with socket.create_server((host, 0)) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        raise UsageError(
+            f"tracking.prometheus_host: {host} is no address of this machine ({error});"
+            " give 127.0.0.1, or 0.0.0.0 for all of its addresses"
+        ) from error
 
 
 class LiveMetrics:

@@ -6,6 +6,8 @@ clock that the mark has passed, is dropped.
 """
 
 import json
+import logging
+import re
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -13,8 +15,11 @@ from collections.abc import Callable, Sequence
 from service.recording.record import Record
 from service.storage import MissingError, Storage
 
+log = logging.getLogger(__name__)
+
 FOLDER = "spool"
 MARK_KEY = f"{FOLDER}/mark.json"
+_SEGMENT = re.compile(rf"{FOLDER}/\d+-\w+\.jsonl")
 SEGMENTS_AT_ONCE = 100
 
 
@@ -25,8 +30,9 @@ class Spool:
         self.storage = storage
         self._lock = threading.Lock()  # one thread may add while another drains
         self._mark = self._read_mark()
-        self._segments = [k for k in storage.sizes(f"{FOLDER}/") if k.endswith(".jsonl")]
-        self._next = 1 + max((int(key.split("/")[1].split("-")[0]) for key in self._segments), default=0)
+        self._segments = [key for key in storage.sizes(f"{FOLDER}/") if _SEGMENT.fullmatch(key)]
+        numbers = [int(key.split("/")[1].split("-")[0]) for key in self._segments]
+        self._next = 1 + max(numbers, default=0)
         for key in self._segments:
             self._pass(self._read(key))
 
@@ -69,8 +75,12 @@ class Spool:
 
     def _read_mark(self) -> dict[str, int]:
         try:
-            return json.loads(self.storage.get(MARK_KEY))
+            return {str(k): int(v) for k, v in json.loads(self.storage.get(MARK_KEY)).items()}
         except MissingError:
+            return {}
+        except (ValueError, TypeError, AttributeError) as error:
+            # Without it a replayed point may come twice; to stop recording would lose them all.
+            log.warning("event=mark_damaged file=%s error=%s", self.storage.url(MARK_KEY), error)
             return {}
 
 

@@ -63,9 +63,7 @@ def find(storage: Storage) -> tuple[list[Name], dict[Name, list[str]]]:
 
 def read(storage: Storage, name: Name) -> tuple[Tensors, dict[str, Any]]:
     """The tensors on the CPU and the manifest; DataError where a file is not what was committed."""
-    manifest = json.loads(storage.get(f"{name.folder}/{MANIFEST}"))
-    if manifest.get("version") != VERSION:
-        raise DataError(f"{storage.url(name.folder)}: version {manifest.get('version')}")
+    manifest = _read_manifest(storage, f"{name.folder}/{MANIFEST}")
     tensors = {}
     for file, expected in manifest["files"].items():
         key = f"{name.folder}/{file}"
@@ -80,6 +78,16 @@ def read(storage: Storage, name: Name) -> tuple[Tensors, dict[str, Any]]:
     return tensors, manifest
 
 
+def _read_manifest(storage: Storage, key: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(storage.get(key))
+        if manifest["version"] == VERSION and manifest["files"] and manifest["state"]:
+            return manifest
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{storage.url(key)}: no manifest ({error})") from error
+    raise DataError(f"{storage.url(key)}: version {manifest['version']}, expected {VERSION}")
+
+
 def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
     """Checkpoints that verify, newest first; each that does not is logged and passed over.
 
@@ -88,15 +96,24 @@ def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
     for name in reversed(find(storage)[0]):
         try:
             yield name, *read(storage, name)
-        except (DataError, MissingError, ValueError, KeyError) as error:
+        except (DataError, MissingError) as error:
             log.warning("event=checkpoint_refused name=%s error=%s", name.folder, error)
 
 
 def resume(storage: Storage, state: TrainState) -> tuple[Name, dict[str, Any]] | None:
-    """Load the newest checkpoint that verifies; its name and manifest, or None where there is none."""
+    """Load the newest checkpoint that verifies; its name and manifest, or None where there is none.
+
+    DataError where there are some and none verifies: to begin anew would sweep them away.
+    """
     for name, tensors, manifest in newest(storage):
         state.load(tensors, manifest["state"])
         return name, manifest
+    damaged = [name.folder for name in find(storage)[0]]
+    if damaged:
+        raise DataError(
+            f"{storage.address}: none of its checkpoints is what was committed ({', '.join(damaged)});"
+            " restore one from a copy, or choose another --run.dir"
+        )
     return None
 
 

@@ -6,7 +6,8 @@ import os
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import psutil
 
@@ -45,7 +46,7 @@ class Holder:
             return False
         try:
             return abs(psutil.Process(self.pid).create_time() - self.started) > 1.0
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, ValueError):
             return True
 
 
@@ -56,11 +57,18 @@ def read_holder(storage: Storage) -> tuple[Holder | None, str | None]:
     except MissingError:
         return None, None
     try:
-        return Holder(**json.loads(data)), version
-    except (ValueError, TypeError) as error:
+        values = json.loads(data)
+        holder = Holder(**{f.name: _convert(f.type, values[f.name]) for f in fields(Holder)})
+        return holder, version
+    except (ValueError, TypeError, KeyError) as error:
         raise LockError(
             f"{storage.url(LOCK_KEY)}: damaged ({error}); if no process uses this run, delete it"
         ) from error
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    """The value as int, float or str; ValueError or TypeError where it is none."""
+    return kind(value)
 
 
 class RunLock:
@@ -114,10 +122,12 @@ class RunLock:
         present, version = read_holder(self.storage)
         if holder.host != socket.gethostname():
             log.warning("event=lock_wait holder=%s pid=%d", holder.host, holder.pid)
-            while present == holder and not holder.expired:
+            deadline = time.monotonic() + self.lease_s  # whatever the other's clock says
+            while present == holder and not holder.expired and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
                 present, version = read_holder(self.storage)
-        if present and not present.dead and not present.expired:
+        silent = present == holder and holder.host != socket.gethostname()
+        if present and not (silent or present.dead or present.expired):
             raise LockError(
                 f"{self.storage.address}: in use by process {present.pid} on {present.host};"
                 " wait for it, end it, or choose another --run.dir"

@@ -21,6 +21,7 @@ from service.training.lock import RunLock
 
 RUN_KEY = "run.json"
 EARLY_RETRY_S = 10.0
+_RUN_FIELDS = {"key": str, "fingerprint": str, "config": dict}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _absolute(key: str, path: str) -> str:
             f"{key}: {path} is relative, which names nothing on a cluster's nodes; give an absolute"
             " path that all nodes share, or an s3:// address"
         )
-    return os.path.abspath(path)
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _has_bf16_units() -> bool:
@@ -117,7 +118,7 @@ def _same_run(storage: Storage, config: Config, index: Index) -> str:
     """The key of this run: of a new one, or of the same that was started here before."""
     fingerprint = index.fingerprint()
     try:
-        before = json.loads(storage.get(RUN_KEY))
+        before = read_run(storage)
     except MissingError:
         key = uuid.uuid4().hex
         content = {"key": key, "fingerprint": fingerprint, "config": config.model_dump()}
@@ -135,5 +136,14 @@ def _same_run(storage: Storage, config: Config, index: Index) -> str:
 
 
 def read_run(storage: Storage) -> dict[str, Any]:
-    """Key, fingerprint and configuration of the run in this directory."""
-    return json.loads(storage.get(RUN_KEY))
+    """Key, fingerprint and configuration of the run in this directory; MissingError where none is."""
+    data = storage.get(RUN_KEY)
+    try:
+        run = json.loads(data)
+        if all(isinstance(run[name], kind) for name, kind in _RUN_FIELDS.items()):
+            return run
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DataError(
+        f"{storage.url(RUN_KEY)}: damaged; restore it from a copy, or choose another --run.dir"
+    )

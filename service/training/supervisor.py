@@ -126,6 +126,8 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
     try:
         trainer.fit()
         return Outcome(_clock(storage))
+    except SystemExit as error:  # Ray's own answer to Ctrl-C while it fits
+        raise KeyboardInterrupt from error
     except TrainingFailedError as error:
         message, lasting = _explain(error)
         return Outcome(_clock(storage), message, lasting)

@@ -43,7 +43,7 @@ def train(job: Job) -> int:
     if workers.device.type == "cpu":
         torch.set_num_threads(config.scale.cpus)
     session = Session(config, workers, RecorderClient(job.recorder))
-    _rehearse(session, job.end)
+    _rehearse(session, job)
     state = new_state(config, session.workers.device)
     resumed = checkpoint.resume(session.storage, state)
     session.check_same(resumed)
@@ -53,7 +53,7 @@ def train(job: Job) -> int:
     saver = session.saver(job)
     saved = drawn = state.images
     with session.load(session.curriculum.cycles(state.images, job.end)) as batches:
-        meter = _Meter(session, batches)
+        meter = _Meter(session, batches, state.images)
         for cycle in session.curriculum.cycles(state.images, job.end):
             meter.add(step.cycle(cycle, batches))
             if due(config.tracking.every_images, cycle.start, cycle.end):
@@ -132,10 +132,10 @@ class Session:
 class _Meter:
     """Adds up what the cycles measured, and reads it from the device when it is due."""
 
-    def __init__(self, session: Session, batches: Loader):
+    def __init__(self, session: Session, batches: Loader, clock: int):
         self.session, self.batches = session, batches
         self.total = torch.zeros(len(MEASURES))
-        self._reset()
+        self._reset(clock)
 
     def add(self, measures: torch.Tensor) -> None:
         """Take the measures of one cycle; stays on the device."""
@@ -149,7 +149,7 @@ class _Meter:
         means = workers.mean(self.total / self.cycles).tolist()
         bad_samples = workers.sum(bad).item()
         elapsed = time.perf_counter() - self.started
-        images = self.cycles * cycle.span.cycle_images
+        images = cycle.end - self.clock
         values = dict(zip(MEASURES, means, strict=True)) | {
             "images": float(cycle.end),
             "images_per_s": images / elapsed,
@@ -162,9 +162,10 @@ class _Meter:
         if workers.is_first:
             note = {"stage": cycle.span.name}
             self.session.recorder.write(Record(cycle.end, time.time(), values=values, note=note))
-        self._reset()
+        self._reset(cycle.end)
 
-    def _reset(self) -> None:
+    def _reset(self, clock: int) -> None:
+        self.clock = clock
         self.cycles = 0
         self.started = time.perf_counter()
         self.waited_s = self.batches.waited_s
@@ -186,7 +187,7 @@ def _save(session: Session, saver: checkpoint.Checkpointer, state: TrainState) -
         saver.save(state)
 
 
-def _rehearse(session: Session, end: int) -> None:
+def _rehearse(session: Session, job: Job) -> None:
     """One whole cycle of every span that the run may come to, twice, and all of it thrown away.
 
     What would fail on day three fails now, by name; the second time tells how long a cycle takes.
@@ -195,7 +196,7 @@ def _rehearse(session: Session, end: int) -> None:
     step = Step(session.config, state, session.workers)
     seconds: dict[str, float] = {}
     for span in session.curriculum.spans:
-        if span.start >= end:
+        if span.start >= job.end:
             break
         try:
             seconds[span.name] = _rehearse_span(session, step, span)
@@ -209,7 +210,9 @@ def _rehearse(session: Session, end: int) -> None:
             for s in session.curriculum.spans
             if s.name in seconds
         ]
-        session.recorder.write(Record(0, time.time(), note={"forecast": forecast}))
+        committed, _ = checkpoint.find(session.storage)
+        clock = committed[-1].images if committed else 0
+        session.recorder.write(Record(clock, time.time(), note={"forecast": forecast}))
 
 
 def _rehearse_span(session: Session, step: Step, span: Span) -> float:

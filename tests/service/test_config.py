@@ -32,6 +32,16 @@ def test_flags_win_over_the_preset_and_leave_their_neighbours():
     assert config.model.classes == 10
 
 
+def test_numbers_and_null_can_be_given_as_flags():
+    arguments = ["--model.channels", "3", "--model.classes", "5", "--model.attention", "null"]
+    config = parsed(*arguments)
+    assert (config.model.channels, config.model.classes, config.model.attention) == (3, 5, None)
+
+
+def test_a_huge_range_of_workers_is_searched_at_once():
+    assert parsed("--scale.workers", "1:4000000000").worker_counts == [1, 2, 4, 8, 16]
+
+
 def test_print_config_is_asked_for_and_shows_the_resolved_whole():
     config, show = parse(["--preset", "digits", "--print-config"], "service.train", "")
     assert show
@@ -57,6 +67,10 @@ def test_the_environment_is_not_read(monkeypatch):
         (["--model.family", "vae"], ["model.family", "'vae'", "biggan"]),
         (["--phases", '[{"resolution": 8}]'], ["phases.0.batch", "not given"]),
         (["--phases", "8,16"], ["phases"]),
+        (["--model.channels", "2"], ["model.channels", "1 or 3"]),
+        (["--model.width", "1"], ["model.width 1", "attention"]),
+        (["--training.adam_eps", "inf"], ["training.adam_eps", "finite"]),
+        (["--run.images"], ["--run.images", "--help"]),
         (["--training.precision", "int8"], ["training.precision", "'int8'", "bf16"]),
         (["run.images", "5"], ["run.images", "--section.key"]),
         (["--config", "x.yaml"], ["--preset and --config"]),
@@ -125,7 +139,7 @@ def test_help_teaches_every_setting_with_units_and_defaults(capsys):
 
 def test_a_resumed_run_may_change_where_it_runs_and_nothing_of_what_it_is():
     before = parsed().model_dump()
-    assert differences(before, parsed("--run.images", "9", "--scale.workers", "1")) == []
+    assert differences(before, parsed("--run.images", "9", "--data.max_bad_samples", "1")) == []
     (line,) = differences(before, parsed("--training.lr_generator", "0.001"))
     assert "0.0005" in line
     assert "0.001" in line

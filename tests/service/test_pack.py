@@ -122,6 +122,45 @@ def test_too_many_unreadable_files_end_it_without_an_index(tmp_path):
     assert not (tmp_path / "out" / "index.parquet").exists()
 
 
+def test_a_missing_shard_or_a_damaged_index_is_mended_by_packing_again(digits, tmp_path):
+    arguments = ["digits", str(tmp_path), "--channels", "gray", "--shard-samples", "500"]
+    for damage in (
+        lambda: (tmp_path / "shard-000001.tar").unlink(),
+        lambda: (tmp_path / "index.parquet").write_bytes(b"junk"),
+    ):
+        pack.main(arguments)
+        damage()
+        pack.main(arguments)
+        assert contents(tmp_path) == contents(digits)
+
+
+def test_pixels_are_read_as_people_see_them(tmp_path):
+    """16-bit grays keep their range, and a photo's orientation is followed."""
+    ramp = (np.arange(16) * 4096).astype(np.uint16)
+    deep = Image.fromarray(np.tile(ramp, (16, 1)))
+    assert np.asarray(pack.prepare(deep, 16, "L"))[0].tolist() == [round(v / 257) for v in ramp]
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.jpg", exif=exif, quality=100)
+    upright = pack.open_source(str(tmp_path / "photos"), None).load(0)
+    assert upright.getpixel((8, 2))[0] < 10
+    assert upright.getpixel((8, 13))[0] > 245
+
+
+def test_more_images_in_a_folder_are_another_source(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    Image.new("RGB", (16, 16)).save(source / "a.png")
+    arguments = [str(source), str(tmp_path / "out"), "--resolution", "16"]
+    pack.main(arguments)
+    Image.new("RGB", (16, 16)).save(source / "b.png")
+    with pytest.raises(UsageError, match="source_digest"):
+        pack.main(arguments)
+
+
 def idx(array: np.ndarray) -> bytes:
     head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     return head + array.astype(np.uint8).tobytes()
@@ -172,6 +211,11 @@ def test_a_file_that_is_no_idx_pair_is_refused(tmp_path, content, labels):
         (["digits", "out", "--resolution", "30"], "--resolution 30"),
         (["digits", "out", "--held-out", "1"], "--held-out"),
         (["digits", "out", "--shard-samples", "0"], "--shard-samples"),
+        (["digits", "out", "--resolution", "0"], "--resolution 0"),
+        (["digits", "out", "--base", "0"], "--base 0"),
+        (["digits", "out", "--quality", "101"], "--quality 101"),
+        (["digits", "out", "--labels", "x"], "--labels x"),
+        (["digits", ""], "destination"),
     ],
 )
 def test_bad_arguments_say_what_to_do(tmp_path, monkeypatch, arguments, word):

@@ -173,7 +173,7 @@ def test_live_values_are_served_while_it_runs(digits, stack, tmp_path):
         assert values()["gan_up"] == 1
         assert values()["gan_workers"] == 2
     finally:
-        driver.send_signal(signal.SIGTERM)
+        driver.send_signal(signal.SIGINT)
         output, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 130, output
     assert mlflow_run(tmp_path / "run").info.status == "KILLED"
@@ -233,6 +233,25 @@ def test_what_does_not_fit_is_refused_before_ray_starts(digits, s3, tmp_path, ch
         refused(tiny_values(digits, tmp_path / "run", **change), tmp_path)
     assert "secret" not in str(raised.value)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"key": 1}', "\0", '{"config": 3}'])
+def test_a_damaged_run_json_is_named(digits, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(DataError, match=r"run\.json: damaged"):
+        refused(tiny_values(digits, tmp_path / "run"), tmp_path)
+
+
+def test_a_ray_that_does_not_answer_is_named(digits, tmp_path):
+    code, output = run_command(
+        "service.train",
+        *arguments(digits, tmp_path),
+        RAY_ADDRESS="127.0.0.1:1",
+        RAY_AUTH_MODE="disabled",
+    )
+    assert (code, "RAY_ADDRESS 127.0.0.1:1" in output) == (1, True), output
+    assert "Traceback" not in output
 
 
 def test_relative_paths_are_refused_inside_a_submitted_job(digits, tmp_path, monkeypatch):

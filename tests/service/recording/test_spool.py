@@ -117,6 +117,17 @@ def test_a_crash_at_any_write_loses_and_doubles_nothing(tmp_path_factory, writes
     assert len(again) == len(set(again))
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"values-0": "x"}'])
+def test_a_damaged_mark_or_a_foreign_file_does_not_end_the_recording(tmp_path, content):
+    storage, target = FolderStorage(str(tmp_path)), Target()
+    storage.put("spool/mark.json", content)
+    storage.put("spool/notes.jsonl", b"not ours")
+    spool = Spool(storage)
+    spool.add(records(1))
+    spool.drain(target)
+    assert target.got == [1]
+
+
 def test_storage_that_cannot_be_written_keeps_the_spool_as_it_was(tmp_path):
     (tmp_path / "file").write_text("")
     spool = Spool(FolderStorage(str(tmp_path / "store")))

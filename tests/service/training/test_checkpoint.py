@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from service.config import Config
-from service.errors import LockError, StorageError
+from service.errors import DataError, LockError, StorageError
 from service.storage import open_storage
 from service.training import checkpoint
 from service.training.checkpoint import Checkpointer
@@ -92,6 +92,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(storage, state, 
     storage.put(key, damage(storage.get(key)))
     assert checkpoint.resume(storage, state)[0].images == 16
     assert state.images == 16
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"3", b'{"version": 1}', b'{"version": 9}'])
+def test_a_manifest_that_is_none_is_passed_over(storage, state, token, content):
+    save(storage, token, state, 16, 32)
+    storage.put(f"{checkpoint.find(storage)[0][-1].folder}/manifest.json", content)
+    assert checkpoint.resume(storage, state)[0].images == 16
+
+
+def test_where_no_checkpoint_verifies_nothing_begins_anew(storage, state, token):
+    save(storage, token, state, 16, 32)
+    names = checkpoint.find(storage)[0]
+    for name in names:
+        storage.put(f"{name.folder}/ema.pt", b"damaged")
+    with pytest.raises(DataError, match="none of its checkpoints") as error:
+        checkpoint.resume(storage, state)
+    assert all(name.folder in str(error.value) for name in names)
+    assert checkpoint.find(storage)[0] == names
 
 
 def test_code_in_a_checkpoint_is_not_run(storage, state, token, tmp_path):

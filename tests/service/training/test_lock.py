@@ -73,7 +73,8 @@ def test_renewing_keeps_the_lease_alive(storage):
     assert read_holder(storage)[0].dead
 
 
-def test_a_damaged_lock_says_what_to_do(storage):
-    storage.put(LOCK_KEY, b"{")
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"token": "a"}'])
+def test_a_damaged_lock_says_what_to_do(storage, content):
+    storage.put(LOCK_KEY, content)
     with pytest.raises(LockError, match="delete it"):
         RunLock(storage).acquire()
