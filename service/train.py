@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from service.training.supervisor import supervise
 PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
 CLOSE_LIMIT_S = 60.0
 ASK_LIMIT_S = 10.0
+KNOCK_LIMIT_S = 10.0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,8 +62,9 @@ def _ray(config: Config) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address != "local":
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, ray.exceptions.RayError) as error:
+        except (OSError, ray.exceptions.RayError) as error:
             raise ServiceError(
                 f"RAY_ADDRESS {address}: no Ray to join there ({error}); start one, correct the"
                 " address and its token, or unset it to run on this machine alone"
@@ -81,6 +84,13 @@ def _ray(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError where nothing listens at host:port; Ray itself would go on asking for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), KNOCK_LIMIT_S).close()
 
 
 @contextlib.contextmanager
