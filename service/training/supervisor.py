@@ -71,11 +71,18 @@ def choose_workers(config: Config, resources: dict[str, float]) -> int:
 
     The smallest is asked for even where it does not fit yet: an autoscaler may bring the nodes.
     """
-    need = {"GPU": 1.0} if config.scale.gpu else {}
-    need["CPU"] = float(config.scale.cpus)
+    need = _worker_resources(config)
     room = min(int(resources.get(kind, 0) // amount) for kind, amount in need.items())
-    allowed = config.worker_counts
-    return max((n for n in allowed if n <= room), default=allowed[0])
+    smallest = config.worker_counts[0]
+    if room < smallest:
+        has = {kind: resources.get(kind, 0) for kind in need}
+        log.warning("event=waiting_for_nodes workers=%d each=%s cluster=%s", smallest, need, has)
+    return max((n for n in config.worker_counts if n <= room), default=smallest)
+
+
+def _worker_resources(config: Config) -> dict[str, float]:
+    """What Ray reserves for one worker."""
+    return {"CPU": float(config.scale.cpus)} | ({"GPU": 1.0} if config.scale.gpu else {})
 
 
 def supervise(config: Config, storage: Storage, token: int, end: int, recorder: Any) -> None:
@@ -110,7 +117,7 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=config.scale.gpu,
-            resources_per_worker={"CPU": config.scale.cpus} | ({"GPU": 1} if config.scale.gpu else {}),
+            resources_per_worker=_worker_resources(config),
         ),
         torch_config=TorchConfig(
             backend="nccl" if config.scale.gpu else "gloo", timeout_s=config.scale.group_timeout_s

@@ -42,6 +42,12 @@ def test_the_largest_allowed_count_that_fits_is_taken(workers, resources, expect
     assert choose_workers(config, resources) == expected
 
 
+def test_a_cluster_that_is_too_small_is_told_of(caplog):
+    config = tiny_config("unused", "unused", scale={"workers": 4})
+    assert choose_workers(config, {"CPU": 2.0}) == 4
+    assert "waiting_for_nodes workers=4" in caplog.text
+
+
 def test_gpus_count_where_they_are_asked_for():
     config = tiny_config("unused", "unused", scale={"workers": "1:8", "gpu": True})
     assert choose_workers(config, {"CPU": 64.0, "GPU": 2.0}) == 2
