@@ -32,6 +32,8 @@ PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
 CLOSE_LIMIT_S = 60.0
 ASK_LIMIT_S = 10.0
 KNOCK_LIMIT_S = 10.0
+# On one machine nobody reclaims the node or scrapes Ray: what watches for it only takes from the cores.
+LOCAL_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -70,6 +72,7 @@ def _ray(config: Config) -> Iterator[None]:
                 " address and its token, or unset it to run on this machine alone"
             ) from error
     else:
+        os.environ.update(LOCAL_RAY)
         cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
         loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
         ray.init(address="local", num_cpus=cpus, **loopback, **quiet)
