@@ -3,7 +3,7 @@
 The one place that knows which rungs are active and how two of them blend (Karras et al. 2018, §2).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -141,6 +141,3 @@ class Growing(nn.Module):
             if rung > stage.resolution:
                 for module in self.joins_at(rung):
                     yield from module.parameters()
-
-
-Discriminate = Callable[[Tensor, Tensor, Stage], Tensor]

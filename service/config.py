@@ -352,9 +352,9 @@ def parse(arguments: Sequence[str], program: str, description: str) -> tuple[Con
         values, origin = _read_yaml(Path(file)), file
     elif not arguments:
         raise UsageError(f"nothing to run: give --preset NAME, of {', '.join(preset_names())}")
-    _check_flags(arguments, program)
+    _check_flags(arguments)
     try:
-        source = _cli_source(program, description)(args=list(arguments))
+        source = _cli_source(program)(args=list(arguments))
         config = Config(_cli_settings_source=source, **values)
     except ValidationError as error:
         raise UsageError(explain(error, origin)) from error
@@ -387,7 +387,7 @@ def _take_own_flags(
     return rest, own.get("--preset"), own.get("--config"), show
 
 
-def _cli_source(program: str, description: str) -> CliSettingsSource[Any]:
+def _cli_source(program: str) -> CliSettingsSource[Any]:
     return CliSettingsSource(
         Config,
         cli_prog_name=f"python -m {program}",
@@ -434,15 +434,13 @@ def _type_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
-def _check_flags(arguments: Sequence[str], program: str) -> None:
+def _check_flags(arguments: Sequence[str]) -> None:
     known = list(describe(Config))
     for argument in arguments:
         flag = argument.partition("=")[0]
-        if flag.startswith("--") and flag[2:] not in known:
-            section_known = flag[2:] in Config.model_fields
-            if not section_known:
-                raise UsageError(f"{flag}: no such setting; {_suggest(flag[2:], known, '--')}")
-        elif not flag.startswith("-") and argument is arguments[0]:
+        if flag.startswith("--") and flag[2:] not in (*known, *Config.model_fields):
+            raise UsageError(f"{flag}: no such setting; {_suggest(flag[2:], known, '--')}")
+        if not flag.startswith("-") and argument is arguments[0]:
             raise UsageError(f"{argument}: a setting is written --section.key VALUE")
 
 

@@ -83,6 +83,11 @@ def is_s3(address: str) -> bool:
     return address.startswith(S3_SCHEME)
 
 
+def s3_endpoint() -> str | None:
+    """The S3 server that the environment names; None for Amazon's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def open_storage(address: str, retry_s: float = 0) -> Storage:
     """The storage at a folder or s3://bucket/prefix. Nothing is contacted or made yet."""
     if is_s3(address):
@@ -227,7 +232,6 @@ class S3Storage(Storage):
         import boto3
         from botocore.config import Config
 
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         # A session of its own: boto3's default one keeps the first credentials that it met.
         return boto3.session.Session().client(
             "s3",
@@ -238,7 +242,7 @@ class S3Storage(Storage):
                 max_pool_connections=32,
                 region_name=None if os.environ.get("AWS_DEFAULT_REGION") else "us-east-1",
                 # Servers other than Amazon's answer below one host name.
-                s3={"addressing_style": "path" if endpoint else "auto"},
+                s3={"addressing_style": "path" if s3_endpoint() else "auto"},
             ),
         )
 

@@ -6,8 +6,7 @@ import os
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import psutil
 
@@ -57,18 +56,14 @@ def read_holder(storage: Storage) -> tuple[Holder | None, str | None]:
     except MissingError:
         return None, None
     try:
-        values = json.loads(data)
-        holder = Holder(**{f.name: _convert(f.type, values[f.name]) for f in fields(Holder)})
-        return holder, version
+        found = json.loads(data)
+        token, host, pid = int(found["token"]), str(found["host"]), int(found["pid"])
+        times = (float(found[name]) for name in ("started", "renewed", "lease_s"))
+        return Holder(token, host, pid, *times), version
     except (ValueError, TypeError, KeyError) as error:
         raise LockError(
             f"{storage.url(LOCK_KEY)}: damaged ({error}); if no process uses this run, delete it"
         ) from error
-
-
-def _convert(kind: Any, value: Any) -> Any:
-    """The value as int, float or str; ValueError or TypeError where it is none."""
-    return kind(value)
 
 
 class RunLock:

@@ -47,15 +47,15 @@ def settle(config: Config) -> Config:
             f"tracking.uri: not given, and run.dir {config.run.dir} can hold no MLflow database;"
             " give the address of an MLflow server"
         )
-    paths = {"run": {"dir": _absolute("run.dir", config.run.dir)}}
-    paths["data"] = {"url": _absolute("data.url", config.data.url)}
+    run_dir = _absolute("run.dir", config.run.dir)
+    data_url = _absolute("data.url", config.data.url)
     precision = config.training.precision
     if precision == "auto":
         precision = "bf16" if config.scale.gpu or _has_bf16_units() else "fp32"
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update=paths["run"]),
-            "data": config.data.model_copy(update=paths["data"]),
+            "run": config.run.model_copy(update={"dir": run_dir}),
+            "data": config.data.model_copy(update={"url": data_url}),
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )

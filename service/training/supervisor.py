@@ -12,7 +12,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from service.config import Config
 from service.errors import ServiceError
-from service.storage import S3_SCHEME, Storage, is_s3
+from service.storage import S3_SCHEME, Storage, is_s3, s3_endpoint
 from service.training import checkpoint
 from service.training.worker import Job, train
 
@@ -161,7 +161,7 @@ def _ray_storage(run_dir: str) -> dict[str, Any]:
     import pyarrow.fs
 
     # Keys come from the environment of each node: given here, they would travel in clear text.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     options = {"endpoint_override": endpoint} if endpoint else {}
     path = run_dir.removeprefix(S3_SCHEME) + "/ray"
     return {"storage_filesystem": pyarrow.fs.S3FileSystem(**options), "storage_path": path}
