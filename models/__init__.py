@@ -3,39 +3,66 @@
 `build("biggan", resolution=32, …)` gives a generator and a discriminator; both take a `Stage`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from models import biggan
-from models.growth import Growing, Stage
+from models import biggan, biggan_deep, dcgan, mnist_pggan, progan, sagan, stylegan
+from models.growth import Growing, Shape, Stage
 
 
 @dataclass(frozen=True)
 class Family:
-    """A configuration class, which checks itself, and the function that builds from it."""
+    """A configuration class, which checks itself; what builds from it; the settings of its paper."""
 
-    config: type
+    config: type[Shape]
     build: Callable[[Any], tuple[Growing, Growing]]
+    paper: Callable[[int], dict[str, Any]]
 
 
-FAMILIES: dict[str, Family] = {"biggan": Family(biggan.BigGANConfig, biggan.build)}
+FAMILIES: dict[str, Family] = {
+    "dcgan": Family(dcgan.DCGANConfig, dcgan.build, dcgan.paper),
+    "sagan": Family(sagan.SAGANConfig, sagan.build, sagan.paper),
+    "biggan": Family(biggan.BigGANConfig, biggan.build, biggan.paper),
+    "biggan-deep": Family(biggan_deep.BigGANDeepConfig, biggan_deep.build, biggan_deep.paper),
+    "progan": Family(progan.ProGANConfig, progan.build, progan.paper),
+    "stylegan": Family(stylegan.StyleGANConfig, stylegan.build, stylegan.paper),
+    "mnist-pggan": Family(mnist_pggan.MnistPGGANConfig, mnist_pggan.build, mnist_pggan.paper),
+}
 
 
-def configure(family: str, **settings: Any) -> Any:
+def configure(family: str, **settings: Any) -> Shape:
     """The family's checked configuration; ValueError says what does not fit."""
     if family not in FAMILIES:
-        raise ValueError(f"family {family!r} is unknown; choose of {[*FAMILIES]}")
-    return FAMILIES[family].config(**settings)
+        raise ValueError(f"family {family!r} is unknown; choose of {', '.join(FAMILIES)}")
+    config = FAMILIES[family].config
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name, value in settings.items():
+        if name not in fields:
+            raise ValueError(
+                f"{name} {value!r}: {family} has no such setting; it has {', '.join(fields)}"
+            )
+    for name, field in fields.items():
+        if name not in settings and field.default is dataclasses.MISSING:
+            raise ValueError(f"{name} is not given, which {family} needs")
+    return config(**settings)
 
 
 def build(family: str, **settings: Any) -> tuple[Growing, Growing]:
     """(generator, discriminator) of a family, initialised from torch's default random generator.
 
-    `generator(latents [n, z], labels [n], stage)` gives images [n, c, r, r] in [-1, 1];
-    `discriminator(images, labels, stage)` gives logits [n]. ValueError on settings that don't fit.
+    `generator(latents [n, z], labels [n], stage)` gives images [n, c, r, r], nominally in [-1, 1];
+    `discriminator(images, labels, stage)` gives logits [n]. Without classes, labels are ignored.
+    ValueError on settings that don't fit.
     """
-    return FAMILIES[family].build(configure(family, **settings))
+    config = configure(family, **settings)
+    return FAMILIES[family].build(config)
 
 
-__all__ = ["FAMILIES", "Family", "Growing", "Stage", "build", "configure"]
+def paper(family: str, resolution: int) -> dict[str, Any]:
+    """The settings that the family is published with at a resolution, for `build`."""
+    return FAMILIES[family].paper(resolution)
+
+
+__all__ = ["FAMILIES", "Family", "Growing", "Shape", "Stage", "build", "configure", "paper"]

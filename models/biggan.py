@@ -6,63 +6,57 @@ the image for the discriminator.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import growth
-from models.growth import Growing, Stage
+from models.growth import Growing, Shape, Stage
 from models.layers import BatchNorm, SelfAttention, SNConv2d, SNEmbedding, SNLinear
 
+# By doublings of the base: 3 make 32 px, or 56 px on base 7; 5 make 128 px.
 GENERATOR_CHANNELS = {
-    32: (4, 4, 4, 4),
-    64: (16, 16, 8, 4, 2),
-    128: (16, 16, 8, 4, 2, 1),
-    256: (16, 16, 8, 8, 4, 2, 1),
-    512: (16, 16, 8, 8, 4, 2, 1, 1),
+    2: (4, 4, 4),
+    3: (4, 4, 4, 4),
+    4: (16, 16, 8, 4, 2),
+    5: (16, 16, 8, 4, 2, 1),
+    6: (16, 16, 8, 8, 4, 2, 1),
+    7: (16, 16, 8, 8, 4, 2, 1, 1),
 }
 DISCRIMINATOR_CHANNELS = {
-    32: (4, 4, 4, 4),
-    64: (1, 2, 4, 8, 16),
-    128: (1, 2, 4, 8, 16, 16),
-    256: (1, 2, 4, 8, 8, 16, 16),
-    512: (1, 1, 2, 4, 8, 8, 16, 16),
+    2: (4, 4, 4, 4),
+    3: (4, 4, 4, 4),
+    4: (1, 2, 4, 8, 16),
+    5: (1, 2, 4, 8, 16, 16),
+    6: (1, 2, 4, 8, 8, 16, 16),
+    7: (1, 1, 2, 4, 8, 8, 16, 16),
 }
-BASE = 4
+CHUNK = 20
 
 
-@dataclass(frozen=True)
-class BigGANConfig:
-    """What shapes the two networks: pixels, counts of features, and the rung where attention sits."""
+@dataclass(frozen=True, kw_only=True)
+class ResidualConfig(Shape):
+    """What SAGAN, BigGAN and BigGAN-deep share: `attention` is the rung where it sits, if anywhere."""
 
-    resolution: int
-    first_resolution: int
-    channels: int
-    classes: int
-    width: int
-    latents: int
-    embedding: int
-    attention: int | None
+    attention: int | None = None
+
+    lowest_doublings: ClassVar[int] = 1
+    channel_tables: ClassVar[tuple[dict[int, tuple[int, ...]], dict[int, tuple[int, ...]]]] = (
+        GENERATOR_CHANNELS,
+        DISCRIMINATOR_CHANNELS,
+    )
 
     def __post_init__(self) -> None:
-        if self.resolution not in GENERATOR_CHANNELS:
+        super().__post_init__()
+        if self.doublings not in self.channel_tables[0]:
+            sizes = [self.base << doublings for doublings in self.channel_tables[0]]
             raise ValueError(
-                f"resolution {self.resolution} has no BigGAN; choose of {[*GENERATOR_CHANNELS]}"
-            )
-        if self.first_resolution <= BASE:
-            raise ValueError(
-                f"first resolution {self.first_resolution}: BigGAN draws from {2 * BASE} px up"
-            )
-        if self.classes < 1:
-            raise ValueError(f"classes is {self.classes}: BigGAN is class-conditional, give 1 or more")
-        growth.ladder(self.first_resolution, self.resolution)
-        if self.latents % self.chunks:
-            raise ValueError(
-                f"latents {self.latents} do not split into the {self.chunks} equal chunks of skip-z"
-                f" at {self.resolution} px; take a multiple of {self.chunks}"
+                f"resolution {self.resolution}: on base {self.base} there are tables for {sizes}"
             )
         places = self.attention_places
         if self.attention is not None and self.attention not in places:
@@ -70,31 +64,77 @@ class BigGANConfig:
                 f"attention {self.attention}: no block works there in both networks;"
                 f" choose of {list(places)}, or null for none"
             )
-
-        if self.attention is not None and self.width * min(GENERATOR_CHANNELS[self.resolution]) < 8:
+        if self.attention is not None and self.width * min(self.channel_tables[0][self.doublings]) < 8:
             raise ValueError(
                 f"width {self.width}: attention splits its channels by 8; take a greater width,"
                 " or attention null"
             )
 
     @property
-    def chunks(self) -> int:
-        """Parts of the latents: one for the dense layer, one for each block."""
-        return len(GENERATOR_CHANNELS[self.resolution])
-
-    @property
     def attention_places(self) -> tuple[int, ...]:
         """Resolutions that a block of the generator and one of the discriminator put out."""
-        return tuple(r for r in growth.ladder(2 * BASE, self.resolution) if r < self.resolution)
+        return tuple(r for r in growth.ladder(2 * self.base, self.resolution) if r < self.resolution)
+
+    @property
+    def generator_widths(self) -> list[int]:
+        """Feature maps: of the base, then put out by each step up."""
+        return [self.width * factor for factor in self.channel_tables[0][self.doublings]]
+
+    @property
+    def discriminator_widths(self) -> list[int]:
+        """Feature maps along the discriminator, from the image down."""
+        return [self.width * factor for factor in self.channel_tables[1][self.doublings]]
+
+
+def paper_attention(resolution: int) -> int | None:
+    """Where the published networks attend: 64 px, but at 256 px at 128 (Brock et al. 2019, app. B)."""
+    return {32: 16, 64: 32, 128: 64, 256: 128, 512: 64}.get(resolution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigGANConfig(ResidualConfig):
+    """`latents` are split among the dense layer and the blocks (skip-z); `embedding` is shared."""
+
+    width: int = 96
+    latents: int
+    embedding: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.latents % self.chunks:
+            raise ValueError(
+                f"latents {self.latents} do not split into the {self.chunks} equal chunks of skip-z"
+                f" at {self.resolution} px; take a multiple of {self.chunks}"
+            )
+
+    @property
+    def chunks(self) -> int:
+        """Parts of the latents: one for the dense layer, one for each block."""
+        return len(self.generator_widths)
+
+
+def paper(resolution: int) -> dict[str, Any]:
+    """The paper's settings, beside the width: chunks of 20 latents, 1000 classes."""
+    doublings = (resolution // 4).bit_length() - 1
+    chunks = len(GENERATOR_CHANNELS.get(doublings, ()))
+    return {
+        "resolution": resolution,
+        "classes": 1000,
+        "latents": CHUNK * chunks,
+        "attention": paper_attention(resolution),
+    }
 
 
 class GeneratorBlock(nn.Module):
-    """Norm, ReLU, up, conv, norm, ReLU, conv, beside an enlarged 1×1 shortcut."""
+    """Norm, ReLU, up, conv, norm, ReLU, conv, beside an enlarged 1×1 shortcut.
 
-    def __init__(self, inputs: int, outputs: int, conditioning: int):
+    `norm` makes a batch norm of so many channels, which takes the condition.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: Callable[[int], BatchNorm]):
         super().__init__()
-        self.norm1 = BatchNorm(inputs, conditioning)
-        self.norm2 = BatchNorm(outputs, conditioning)
+        self.norm1 = norm(inputs)
+        self.norm2 = norm(outputs)
         self.conv1 = SNConv2d(inputs, outputs, 3, resample="up")
         self.conv2 = SNConv2d(outputs, outputs, 3)
         self.shortcut = SNConv2d(inputs, outputs, 1)
@@ -105,6 +145,30 @@ class GeneratorBlock(nn.Module):
         h = F.relu(self.norm2(h, condition), inplace=True)
         # A 1×1 convolution and enlarging commute; this order does a quarter of the work.
         return self.conv2(h) + growth.upsample(self.shortcut(x))
+
+
+class SharedEmbedding(nn.Module):
+    """The label's embedding, one for all blocks, beside the latents: [n, size + z].
+
+    Without classes there is none, and its `size` is 0.
+    """
+
+    def __init__(self, classes: int | None, size: int):
+        super().__init__()
+        self.size = size if classes else 0
+        self.table = nn.Embedding(classes, size) if classes else None
+        if self.table is not None:
+            nn.init.orthogonal_(self.table.weight)
+
+    def forward(self, labels: Tensor, latents: Tensor) -> Tensor:
+        if self.table is None:
+            return latents
+        return torch.cat([self.table(labels), latents], dim=1)
+
+
+def to_map(x: Tensor, base: int) -> Tensor:
+    """[n, base · base · c] as [n, c, base, base], channels last in memory."""
+    return x.unflatten(1, (base, base, -1)).permute(0, 3, 1, 2)
 
 
 class GeneratorHead(nn.Module):
@@ -124,20 +188,21 @@ class Generator(Growing):
 
     def __init__(self, config: BigGANConfig):
         super().__init__()
-        self.rungs = growth.ladder(config.first_resolution, config.resolution)
+        self.rungs = config.rungs
+        self.base = config.base
         self.chunk = config.latents // config.chunks
-        widths = [config.width * factor for factor in GENERATOR_CHANNELS[config.resolution]]
-        self.embedding = nn.Embedding(config.classes, config.embedding)
-        nn.init.orthogonal_(self.embedding.weight)
-        self.dense = SNLinear(self.chunk, widths[0] * BASE * BASE)
+        widths = config.generator_widths
+        self.embedding = SharedEmbedding(config.classes, config.embedding)
+        self.dense = SNLinear(self.chunk, widths[0] * config.base * config.base)
         self.blocks = nn.ModuleDict()
         self.attention = nn.ModuleDict()
         self.heads = nn.ModuleDict()
-        resolution = BASE
+        norm = partial(BatchNorm, conditioning=self.embedding.size + self.chunk)
+        resolution = config.base
         for inputs, outputs in itertools.pairwise(widths):
             resolution *= 2
             rung = str(resolution)
-            self.blocks[rung] = GeneratorBlock(inputs, outputs, config.embedding + self.chunk)
+            self.blocks[rung] = GeneratorBlock(inputs, outputs, norm)
             if resolution == config.attention:
                 self.attention[rung] = SelfAttention(outputs)
             if resolution in self.rungs:
@@ -147,11 +212,10 @@ class Generator(Growing):
         """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
         self.check_stage(stage)
         chunks = latents.split(self.chunk, dim=1)
-        embedded = self.embedding(labels)
-        x = self.dense(chunks[0]).unflatten(1, (BASE, BASE, -1)).permute(0, 3, 1, 2)
+        x = to_map(self.dense(chunks[0]), self.base)
         features = {}
         for chunk, (rung, block) in zip(chunks[1:], self.blocks.items(), strict=True):
-            x = block(x, torch.cat([embedded, chunk], dim=1))
+            x = block(x, self.embedding(labels, chunk))
             if rung in self.attention:
                 x = self.attention[rung](x)
             features[int(rung)] = x
@@ -190,19 +254,18 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(Growing):
-    """One logit an image from images [n, channels, r, r] and labels [n], by projection."""
+    """One logit an image from images [n, channels, r, r] and, where there are classes, labels [n]."""
 
     mixes_batch = False
 
-    def __init__(self, config: BigGANConfig):
+    def __init__(self, config: ResidualConfig):
         super().__init__()
-        self.rungs = growth.ladder(config.first_resolution, config.resolution)
-        widths = [config.width * factor for factor in DISCRIMINATOR_CHANNELS[config.resolution]]
-        blocks = _plan_discriminator(config.resolution, widths)
+        self.rungs = config.rungs
+        widths = config.discriminator_widths
         self.heads = nn.ModuleDict()
         self.descents = nn.ModuleDict()
         after: list[nn.Module] = []
-        for plan in blocks:
+        for plan in _plan_discriminator(config):
             above, after = after, []
             if plan.resolution in self.rungs and str(plan.resolution) not in self.heads:
                 rung = str(plan.resolution)
@@ -217,16 +280,13 @@ class Discriminator(Growing):
             if plan.down and plan.resolution // 2 == config.attention:
                 after.append(SelfAttention(plan.outputs))
         self.tail = nn.Sequential(*after)
-        self.linear = SNLinear(widths[-1], 1)
-        self.embedding = SNEmbedding(config.classes, widths[-1])
+        self.projection = Projection(widths[-1], config.classes)
 
     def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Logits [n]; ValueError where the ladder has no such rung."""
         self.check_stage(stage)
         x = growth.descend(images, self.heads, self.descents, self.rungs[0], stage)
-        pooled = F.relu(self.tail(x)).sum((2, 3))
-        logits = self.linear(pooled).squeeze(1)
-        return logits + (pooled * self.embedding(labels)).sum(1)
+        return self.projection(self.tail(x), labels)
 
     def head_of(self, rung: int) -> nn.Module:
         return self.heads[str(rung)]
@@ -234,6 +294,25 @@ class Discriminator(Growing):
     def joins_at(self, rung: int) -> Iterable[nn.Module]:
         if str(rung) in self.descents:
             yield self.descents[str(rung)]
+
+
+class Projection(nn.Module):
+    """Features, summed over places, to a logit: linear, plus their product with the label's embedding.
+
+    (Miyato & Koyama 2018, §3.)
+    """
+
+    def __init__(self, features: int, classes: int | None):
+        super().__init__()
+        self.linear = SNLinear(features, 1)
+        self.embedding = SNEmbedding(classes, features) if classes else None
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        pooled = F.relu(x).sum((2, 3))
+        logits = self.linear(pooled).squeeze(1)
+        if self.embedding is None:
+            return logits
+        return logits + (pooled * self.embedding(labels)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -244,9 +323,11 @@ class _BlockPlan:
     down: bool
 
 
-def _plan_discriminator(resolution: int, widths: list[int]) -> list[_BlockPlan]:
-    """The blocks from the image down: the last halves no more, at 32 px the last two (at 8 px)."""
-    lowest = 8 if resolution == 32 else 4
+def _plan_discriminator(config: ResidualConfig) -> list[_BlockPlan]:
+    """The blocks from the image down. They halve until the base; those of 32 px but twice, to 8."""
+    resolution = config.resolution
+    lowest = 2 * config.base if config.doublings == 3 else config.base
+    widths = config.discriminator_widths
     plans = []
     for inputs, outputs in zip([0, *widths], widths, strict=False):
         down = resolution > lowest

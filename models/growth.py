@@ -5,6 +5,8 @@ The one place that knows which rungs are active and how two of them blend (Karra
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,67 @@ def ladder(first: int, last: int) -> tuple[int, ...]:
     if first < 1 or rungs[-1] != last:
         raise ValueError(f"no ladder of doublings leads from {first} to {last} pixels")
     return tuple(rungs)
+
+
+BASES = (4, 7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What shapes the networks of every family, checked when it is made; families add their own.
+
+    The ladder leads from `first_resolution` to `resolution`, and without the former has one rung.
+    Resolutions are `base`·2ᵏ pixels, images have 1 or 3 `channels`, `classes` is None where there
+    are no labels. ValueError says which setting does not fit, and what would.
+    """
+
+    resolution: int
+    first_resolution: int | None = None
+    channels: int = 3
+    classes: int | None = None
+    base: int = 4
+    width: int
+    latents: int
+
+    lowest_doublings: ClassVar[int] = 0
+    """The lowest rung is this many doublings above the base."""
+    batch_group: ClassVar[int] = 1
+    """The discriminator takes batches that are multiples of this."""
+
+    def __post_init__(self) -> None:
+        if self.base not in BASES:
+            raise ValueError(f"base {self.base}: networks start at 4 or 7 px")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels {self.channels}: 1 for gray images, 3 for RGB")
+        for name in ("classes", "width", "latents"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: give 1 or more")
+        lowest = self.base * 2**self.lowest_doublings
+        if self.rungs[0] < lowest or self.base not in ladder_down(self.rungs[0]):
+            name = "first resolution" if self.first_resolution else "resolution"
+            raise ValueError(
+                f"{name} {self.rungs[0]}: on base {self.base} the rungs are"
+                f" {lowest}, {2 * lowest}, {4 * lowest}, …"
+            )
+
+    @cached_property
+    def rungs(self) -> tuple[int, ...]:
+        """Resolutions of the ladder, lowest first."""
+        return ladder(self.first_resolution or self.resolution, self.resolution)
+
+    @property
+    def doublings(self) -> int:
+        """From the base to the full resolution."""
+        return (self.resolution // self.base).bit_length() - 1
+
+
+def ladder_down(resolution: int) -> list[int]:
+    """The resolution, and its halves for as long as they are whole."""
+    halves = [resolution]
+    while halves[-1] % 2 == 0:
+        halves.append(halves[-1] // 2)
+    return halves
 
 
 def upsample(images: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Building blocks that two families or more share."""
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +13,13 @@ from torch import Tensor, nn
 from models import growth
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all workers, outside of autograd; the identity where there is one."""
+"""Sums a tensor over all workers, and its gradient likewise; the identity where there is one."""
 
 SPECTRAL_EPS = 1e-6
 BATCH_NORM_EPS = 1e-5
+PIXEL_NORM_EPS = 1e-8
+STDDEV_EPS = 1e-8
+LEAK = 0.2
 
 
 def alone(tensor: Tensor) -> Tensor:
@@ -22,11 +27,54 @@ def alone(tensor: Tensor) -> Tensor:
     return tensor
 
 
+class Reducing(nn.Module):
+    """What measures a batch, over all workers once `use_reduce` has told it how."""
+
+    reduce: Reduce = staticmethod(alone)
+
+
 def use_reduce(module: nn.Module, reduce: Reduce) -> None:
     """Let every layer that measures a batch measure it over all workers."""
     for layer in module.modules():
-        if isinstance(layer, BatchNorm):
+        if isinstance(layer, Reducing):
             layer.reduce = reduce
+
+
+# Convolutions that resample -----------------------------------------------------------------------
+
+
+def resampled_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, resample: str | None, fused: bool
+) -> Tensor:
+    """A convolution of odd kernel size that keeps the size, enlarges or halves.
+
+    With `resample` "up" its input is first enlarged twofold, with "down" its output is halved, by
+    `growth.upsample` and `growth.downsample`. For 3×3 kernels `fused` does both in one strided
+    4×4 convolution: the same function for 4 multiplications where there were 9.
+    """
+    if fused and resample == "up":
+        wide = _widen(weight.flip(2, 3)).transpose(0, 1)
+        return F.conv_transpose2d(x, wide, bias, stride=2, padding=1)
+    if fused and resample == "down":
+        return F.conv2d(x, _widen(weight) / 4, bias, stride=2, padding=1)
+    if resample == "up":
+        x = growth.upsample(x)
+    y = F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
+    return growth.downsample(y) if resample == "down" else y
+
+
+def _widen(kernel: Tensor) -> Tensor:
+    """A 3×3 kernel convolved with 2×2 ones: 4×4, the sum over the four pixels of a resampling."""
+    padded = F.pad(kernel, (1, 1, 1, 1))
+    rows = padded[..., 1:, :] + padded[..., :-1, :]
+    return rows[..., 1:] + rows[..., :-1]
+
+
+def use_fused(module: nn.Module, fused: bool) -> None:
+    """Whether resampling convolutions work in one strided pass or, slower, as they are written."""
+    for layer in module.modules():
+        if isinstance(layer, SNConv2d | EqualConv2d):
+            layer.fused = fused
 
 
 # Spectral normalisation ---------------------------------------------------------------------------
@@ -74,12 +122,7 @@ class SpectralNorm(nn.Module):
 
 
 class SNConv2d(SpectralNorm):
-    """A convolution of odd kernel size; weights start orthogonal.
-
-    With `resample` "up" its input is first enlarged twofold, with "down" its output is halved, by
-    `growth.upsample` and `growth.downsample`. For 3×3 kernels `fused` does both in one strided
-    4×4 convolution: the same function for 4 multiplications where there were 9.
-    """
+    """A convolution of odd kernel size, resampling or not (`resampled_conv2d`); starts orthogonal."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, bias: bool = True, resample: str | None = None
@@ -90,34 +133,10 @@ class SNConv2d(SpectralNorm):
         self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
         nn.init.orthogonal_(self.weight)
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.padding = kernel // 2
         self.start_vectors()
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.normalised_weight()
-        if self.fused and self.resample == "up":
-            weight = _widen(weight.flip(2, 3)).transpose(0, 1)
-            return F.conv_transpose2d(x, weight, self.bias, stride=2, padding=1)
-        if self.fused and self.resample == "down":
-            return F.conv2d(x, _widen(weight) / 4, self.bias, stride=2, padding=1)
-        if self.resample == "up":
-            x = growth.upsample(x)
-        y = F.conv2d(x, weight, self.bias, padding=self.padding)
-        return growth.downsample(y) if self.resample == "down" else y
-
-
-def _widen(kernel: Tensor) -> Tensor:
-    """A 3×3 kernel convolved with 2×2 ones: 4×4, the sum over the four pixels of a resampling."""
-    padded = F.pad(kernel, (1, 1, 1, 1))
-    rows = padded[..., 1:, :] + padded[..., :-1, :]
-    return rows[..., 1:] + rows[..., :-1]
-
-
-def use_fused(module: nn.Module, fused: bool) -> None:
-    """Whether resampling convolutions work in one strided pass or, slower, as they are written."""
-    for layer in module.modules():
-        if isinstance(layer, SNConv2d):
-            layer.fused = fused
+        return resampled_conv2d(x, self.normalised_weight(), self.bias, self.resample, self.fused)
 
 
 class SNLinear(SpectralNorm):
@@ -155,6 +174,97 @@ def spectral_iterate(module: nn.Module, times: int = 1) -> None:
                 layer.iterate()
 
 
+# Equalized learning rate --------------------------------------------------------------------------
+
+
+class EqualConv2d(nn.Module):
+    """A convolution whose weights start from N(0, 1) and are scaled by He's constant at run time.
+
+    (Karras et al. 2018, §4.1.) The scale is gain / √fan_in; `resample` as in `resampled_conv2d`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        gain: float = math.sqrt(2),
+        bias: bool = True,
+        resample: str | None = None,
+    ):
+        super().__init__()
+        # where it acts, not where it starts: Adam's steps are then as large for every layer
+        self.scale = gain / math.sqrt(inputs * kernel * kernel)
+        self.resample = resample
+        self.fused = True
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return resampled_conv2d(x, self.weight * self.scale, self.bias, self.resample, self.fused)
+
+
+class EqualLinear(nn.Module):
+    """A dense layer scaled by gain / √inputs at run time (Karras et al. 2018, §4.1).
+
+    `rate` multiplies its learning rate, by the same means (Karras et al. 2019, appendix C): weights
+    and biases are kept 1 / rate as large as they act, so that one step of Adam moves them less.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        gain: float = math.sqrt(2),
+        bias: bool = True,
+        rate: float = 1.0,
+    ):
+        super().__init__()
+        self.scale = gain / math.sqrt(inputs) * rate
+        self.rate = rate
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias * self.rate
+        return F.linear(x, self.weight * self.scale, bias)
+
+
+# Norms and statistics without parameters ----------------------------------------------------------
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """Leak 0.2, in place."""
+    return F.leaky_relu(x, LEAK, inplace=True)
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """Each place's features [n, c, …] brought to a mean square of 1 (Karras et al. 2018, §4.2)."""
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + PIXEL_NORM_EPS)
+
+
+def minibatch_stddev(x: Tensor, group: int) -> Tensor:
+    """x [n, c, h, w] with one more channel: how much the images of its group differ.
+
+    The standard deviation over the group, averaged over features and places (Karras et al. 2018, §3).
+    Groups are strided, members i, i + n / group, …: workers that take every k-th sample hold whole
+    ones. ValueError where n is no multiple of the group.
+    """
+    n = x.shape[0]
+    if n % group:
+        raise ValueError(f"a batch of {n} does not split into minibatch-stddev groups of {group}")
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance = wide.unflatten(0, (group, n // group)).var(0, correction=0)
+    spread = torch.sqrt(variance + STDDEV_EPS).mean((1, 2, 3)).to(x.dtype)
+    plane = spread.repeat(group)[:, None, None, None].expand(n, 1, *x.shape[2:])
+    return torch.cat([x, plane], 1)
+
+
+def blur(x: Tensor) -> Tensor:
+    """Binomial [1, 2, 1] / 4 in both directions, zeros outside, as two averages of neighbours."""
+    return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1, padding=1), 2, stride=1)
+
+
 # Batch normalisation over all workers -------------------------------------------------------------
 
 
@@ -167,7 +277,8 @@ class _Normalise(torch.autograd.Function):
     """(x − mean) / std · gain + bias, mean and variance taken over the batch of all workers.
 
     Written out because autograd would keep and pass over several arrays of the size of x; here the
-    forward reads x twice and the backward x and dy twice, whatever the number of workers.
+    forward reads x twice and the backward x and dy twice, whatever the number of workers. Where the
+    gradient is itself to be differentiated, for a gradient penalty, autograd has its way.
     """
 
     @staticmethod
@@ -182,16 +293,22 @@ class _Normalise(torch.autograd.Function):
         rstd = torch.rsqrt(variance + eps)
         scale = gain * rstd
         y = torch.addcmul(_per_channel(bias - mean * scale, x), x, _per_channel(scale, x))
-        ctx.save_for_backward(x, gain, mean, rstd, count)
-        ctx.reduce = reduce
-        ctx.bias_rows = bias.shape[0]
+        ctx.save_for_backward(x, gain, bias, mean, rstd, count)
+        ctx.reduce, ctx.eps = reduce, eps
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         dy = grads[0]
-        x, gain, mean, rstd, count = ctx.saved_tensors
+        x, gain, bias, mean, rstd, count = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = (x, gain, bias)
+            y = _normalise(*inputs, ctx.eps, ctx.reduce)
+            needs = ctx.needs_input_grad[:3]
+            wanted = list(itertools.compress(inputs, needs))
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            return *(next(found) if needed else None for needed in needs), None, None
         bias_grad = dy.sum((2, 3)).to(gain.dtype)
         gain_grad = rstd * ((dy * x).sum((2, 3)).to(gain.dtype) - mean * bias_grad)
         sums = torch.cat([(gain * bias_grad).sum(0), (gain * gain_grad).sum(0)])
@@ -202,9 +319,21 @@ class _Normalise(torch.autograd.Function):
         dx.addcmul_(dy, _per_channel(gain * rstd, x))
         if gain.shape[0] == 1:
             gain_grad = gain_grad.sum(0, keepdim=True)
-        if ctx.bias_rows == 1:
+        if bias.shape[0] == 1:
             bias_grad = bias_grad.sum(0, keepdim=True)
         return dx, gain_grad, bias_grad, None, None
+
+
+def _normalise(x: Tensor, gain: Tensor, bias: Tensor, eps: float, reduce: Reduce) -> Tensor:
+    """`_Normalise` in operations that can be differentiated any number of times."""
+    wide = x.to(gain.dtype)
+    count = wide.new_full((1,), x.numel() // x.shape[1])
+    totals = reduce(torch.cat([wide.sum((0, 2, 3)), count]))
+    mean = _per_channel(totals[:-1] / totals[-1], wide)
+    squares = reduce((wide - mean).square().sum((0, 2, 3)))
+    rstd = torch.rsqrt(_per_channel(squares / totals[-1], wide) + eps)
+    normal = (wide - mean) * rstd
+    return (normal * _per_channel(gain, wide) + _per_channel(bias, wide)).to(x.dtype)
 
 
 def _moments(x: Tensor, dtype: torch.dtype) -> tuple[float, Tensor, Tensor]:
@@ -216,32 +345,38 @@ def _moments(x: Tensor, dtype: torch.dtype) -> tuple[float, Tensor, Tensor]:
     return count, mean * count, (variance + mean * mean) * count
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation, its gain and bias learnt or, with `conditioning`, linear in a vector.
+class BatchNorm(Reducing):
+    """Batch normalisation, its gain and bias learnt: for all, for each class, or as of a vector.
 
-    In training mode the statistics are those of the batch over all workers and no buffer changes;
-    in evaluation mode they are the standing ones that `standing_statistics` measured (Brock et
-    al. 2019, §4.1 and appendix B: 1 + gain is what the condition moves).
+    With `classes` the condition is labels, which look up gain and bias (Zhang et al. 2019, §4). With
+    `conditioning` it is a vector of that length, in which they are linear (Brock et al. 2019,
+    appendix B); either way 1 + gain is what the condition moves. In training mode the statistics
+    are those of the batch over all workers and no buffer changes; in evaluation mode they are the
+    standing ones that `standing_statistics` measured (ibid., §4.1).
     """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, channels: int, conditioning: int | None = None):
+    def __init__(self, channels: int, conditioning: int | None = None, classes: int | None = None):
         super().__init__()
-        self.reduce: Reduce = alone
         self.measured: list[tuple[Tensor, Tensor]] | None = None
-        if conditioning is None:
-            self.gain: nn.Parameter | SNLinear = nn.Parameter(torch.ones(1, channels))
-            self.bias: nn.Parameter | SNLinear = nn.Parameter(torch.zeros(1, channels))
-        else:
+        self.gain: nn.Parameter | nn.Module
+        self.bias: nn.Parameter | nn.Module
+        if conditioning is not None:
             self.gain = SNLinear(conditioning, channels, bias=False)
             self.bias = SNLinear(conditioning, channels, bias=False)
+        elif classes is not None:
+            self.gain = nn.Embedding(classes, channels, _weight=torch.zeros(classes, channels))
+            self.bias = nn.Embedding(classes, channels, _weight=torch.zeros(classes, channels))
+        else:
+            self.gain = nn.Parameter(torch.ones(1, channels))
+            self.bias = nn.Parameter(torch.zeros(1, channels))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("variance", torch.ones(channels))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Normalise x [n, c, h, w]; `condition` is [n, conditioning]."""
+        """Normalise x [n, c, h, w]; `condition` is [n, conditioning], or labels [n]."""
         gain, bias = self._gain_and_bias(condition)
         if self.training:
             y, mean, variance = _Normalise.apply(x, gain, bias, BATCH_NORM_EPS, self.reduce)
@@ -257,6 +392,11 @@ class BatchNorm(nn.Module):
             return self.gain, self.bias  # type: ignore[return-value]
         dtype = self.mean.dtype
         return 1 + self.gain(condition).to(dtype), self.bias(condition).to(dtype)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether there are statistics to measure before the module is evaluated."""
+    return any(isinstance(layer, BatchNorm) for layer in module.modules())
 
 
 @contextmanager

@@ -1,15 +1,19 @@
-"""Adversarial losses by name: each a pair of functions of logits [n], averaged over the batch."""
+"""Adversarial losses by name, and what is added to them: penalties of gradients and of weights.
+
+A loss is a pair of functions of logits [n]. Regularisers go with any of them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Loss:
-    """`discriminator(real, fake)` and `generator(fake)`, each from logits [n] to a scalar."""
+    """`discriminator(real, fake)` and `generator(fake)`, each from logits [n] to a scalar, the mean."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
@@ -20,9 +24,95 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def hinge_generator(fake: Tensor) -> Tensor:
-    """−fake (Miyato et al. 2018, eq. 17)."""
+def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """fake − real (Arjovsky et al. 2017, eq. 2)."""
+    return fake.mean() - real.mean()
+
+
+def minus_fake(fake: Tensor) -> Tensor:
+    """−fake: the generator's side of hinge and Wasserstein (Miyato et al. 2018, eq. 17)."""
     return -fake.mean()
 
 
-LOSSES: dict[str, Loss] = {"hinge": Loss(hinge_discriminator, hinge_generator)}
+def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """½ (real − 1)² + ½ fake² (Mao et al. 2017, eq. 9)."""
+    return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+
+
+def least_squares_generator(fake: Tensor) -> Tensor:
+    """½ (fake − 1)² (Mao et al. 2017, eq. 9)."""
+    return 0.5 * (fake - 1).square().mean()
+
+
+def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """−log σ(real) − log(1 − σ(fake)) (Goodfellow et al. 2014, eq. 1)."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """−log σ(fake) (Goodfellow et al. 2014, §3)."""
+    return F.softplus(-fake).mean()
+
+
+LOSSES: dict[str, Loss] = {
+    "hinge": Loss(hinge_discriminator, minus_fake),
+    "wgan": Loss(wasserstein_discriminator, minus_fake),
+    "lsgan": Loss(least_squares_discriminator, least_squares_generator),
+    "non-saturating": Loss(logistic_discriminator, non_saturating_generator),
+}
+
+
+# Regularisers -------------------------------------------------------------------------------------
+
+Discriminate = Callable[[Tensor], Tensor]
+
+
+def drift(real: Tensor) -> Tensor:
+    """real²: keeps the logits near 0 where the loss does not (Karras et al. 2018, §A.1)."""
+    return real.square().mean()
+
+
+def r1_penalty(discriminate: Discriminate, reals: Tensor) -> Tensor:
+    """½ |∇ D(real)|², the mean over images [n, …]; times γ it is R1 (Mescheder et al. 2018, eq. 9)."""
+    return 0.5 * _squared_gradients(discriminate, reals).mean()
+
+
+def gradient_penalty(
+    discriminate: Discriminate, reals: Tensor, fakes: Tensor, shares: Tensor, target: float
+) -> Tensor:
+    """((|∇ D(x)| − target) / target)², the mean, at x = fake + share · (real − fake).
+
+    `shares` [n] are drawn evenly from [0, 1) (Gulrajani et al. 2017, §4; the target as of Karras et
+    al. 2018, §A.1).
+    """
+    shares = shares.to(reals.dtype).view(-1, *[1] * (reals.ndim - 1))
+    squared = _squared_gradients(discriminate, torch.lerp(fakes, reals, shares))
+    # the slope of a root at 0 is infinite, and stddev or ReLU may leave an image without gradient
+    norms = torch.sqrt(squared + torch.finfo(squared.dtype).tiny)
+    return ((norms - target) / target).square().mean()
+
+
+def _squared_gradients(discriminate: Discriminate, images: Tensor) -> Tensor:
+    """|∇ D|² by image, to be differentiated again."""
+    images = images.detach().requires_grad_()
+    logits = discriminate(images)
+    (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradients.flatten(1).square().sum(1)
+
+
+@torch.no_grad()
+def add_orthogonal_gradient(network: nn.Module, strength: float) -> None:
+    """Add to the gradients that of orthogonal regularisation (Brock et al. 2019, eq. 3).
+
+    2 · ((W Wᵀ) ⊙ (1 − I)) W for every weight W as a matrix [out, in · kh · kw] that has a gradient.
+    Embeddings are left out.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Embedding):
+            continue
+        for weight in layer.parameters(recurse=False):
+            if weight.grad is None or weight.ndim < 2:
+                continue
+            matrix = weight.flatten(1)
+            alike = (matrix @ matrix.T).fill_diagonal_(0)
+            weight.grad.add_((alike @ matrix).view_as(weight), alpha=2 * strength)

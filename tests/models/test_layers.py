@@ -5,17 +5,25 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models.layers import (
     BatchNorm,
+    EqualConv2d,
+    EqualLinear,
     SelfAttention,
     SNConv2d,
     SNLinear,
+    blur,
+    minibatch_stddev,
+    pixel_norm,
     spectral_iterate,
     standing_statistics,
     use_reduce,
 )
+from models.stylegan import adaptive_instance_norm
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +58,41 @@ def test_conditional_batch_norm_scales_the_normalised_input_by_one_plus_gain():
     expected = normal * gain[:, :, None, None] + bias[:, :, None, None]
     torch.testing.assert_close(layer(x, condition), expected)
     assert torch.autograd.gradcheck(layer, (x, condition))
+
+
+def test_class_conditional_batch_norm_looks_up_gain_and_bias():
+    layer = BatchNorm(4, classes=3).double()
+    layer.gain.weight.data.normal_()
+    layer.bias.weight.data.normal_()
+    x, labels = doubles(5, 4, 2, 2), torch.tensor([0, 2, 1, 2, 0])
+    normal = F.batch_norm(x, None, None, training=True, eps=1e-5)
+    gain, bias = (table.weight[labels][:, :, None, None] for table in (layer.gain, layer.bias))
+    torch.testing.assert_close(layer(x, labels), normal * (1 + gain) + bias)
+
+
+@pytest.mark.parametrize("conditioning", [None, 3])
+def test_batch_norm_can_be_differentiated_twice(conditioning):
+    """As a gradient penalty does, down to the parameters."""
+    layer = BatchNorm(2, conditioning).double()
+    x, condition = doubles(4, 2, 2, 2), None if conditioning is None else doubles(4, conditioning)
+    assert torch.autograd.gradgradcheck(lambda x: layer(x, condition), (x,))
+
+    def penalty() -> torch.Tensor:
+        (slope,) = torch.autograd.grad(layer(x, condition).pow(3).sum(), x, create_graph=True)
+        return slope.square().sum()
+
+    parameters = list(layer.parameters())
+    exact = torch.autograd.grad(penalty(), parameters)
+    step = 1e-6
+    for parameter, gradient in zip(parameters, exact, strict=True):
+        for i in range(parameter.numel()):
+            values = []
+            for sign in (1, -1):
+                parameter.data.view(-1)[i] += sign * step
+                values.append(penalty().item())
+                parameter.data.view(-1)[i] -= sign * step
+            difference = (values[0] - values[1]) / (2 * step)
+            assert gradient.reshape(-1)[i].item() == pytest.approx(difference, rel=1e-4, abs=1e-5)
 
 
 def test_batch_norm_over_two_halves_with_reduce_equals_the_whole_batch():
@@ -148,3 +191,106 @@ def test_channels_last_and_fusion_change_nothing_but_rounding(resample):
     layer.to(memory_format=torch.channels_last)
     results = [torch.autograd.grad(one(x), [x, one.weight, one.bias], dy) for one in (layer, plain)]
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_equalized_convolution_scales_by_hes_constant_at_run_time(resample, fused):
+    layer = EqualConv2d(3, 5, 3, resample=resample).double()
+    layer.fused = fused
+    layer.bias.data.normal_()
+    x = doubles(2, 3, 6, 6)
+    scaled = layer.weight * (2 / (3 * 3 * 3)) ** 0.5
+    enlarged = x.repeat_interleave(2, 2).repeat_interleave(2, 3) if resample == "up" else x
+    expected = F.conv2d(enlarged, scaled, layer.bias, padding=1)
+    if resample == "down":
+        expected = expected.unflatten(2, (3, 2)).unflatten(4, (3, 2)).mean((3, 5))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_equalized_weights_start_from_the_standard_normal_and_keep_the_variance():
+    layers = (EqualConv2d(64, 64, 3), EqualLinear(300, 300))
+    weights = torch.cat([layer.weight.detach().flatten() for layer in layers])
+    assert weights.mean().abs() < 0.02
+    assert weights.std().item() == pytest.approx(1, abs=0.02)
+    kept = EqualLinear(300, 200, gain=1)(torch.randn(4000, 300)).detach().std()
+    assert kept.item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_layer_of_a_hundredth_of_the_rate_acts_alike_and_moves_a_hundredth_as_far():
+    """Adam's first step moves each weight by the rate, whatever its gradient."""
+    layers = [EqualLinear(6, 4).double(), EqualLinear(6, 4, rate=0.01).double()]
+    layers[1].weight.data = layers[0].weight.data * 100
+    x = doubles(8, 6)
+    before = [layer(x) for layer in layers]
+    torch.testing.assert_close(*before)
+    for layer, output in zip(layers, before, strict=True):
+        output.square().sum().backward()
+        torch.optim.Adam(layer.parameters(), lr=1e-3, eps=1e-14).step()
+    moved = [layer(x) - output for layer, output in zip(layers, before, strict=True)]
+    torch.testing.assert_close(moved[1] * 100, moved[0])
+
+
+def test_pixel_norm_brings_every_place_to_a_mean_square_of_1():
+    x = doubles(3, 7, 4, 5)
+    y = pixel_norm(x)
+    torch.testing.assert_close(
+        y.square().mean(1), torch.ones(3, 4, 5, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        F.cosine_similarity(x, y, dim=1), torch.ones(3, 4, 5, dtype=torch.float64)
+    )
+
+
+@given(st.integers(1, 4), st.integers(1, 4))
+def test_minibatch_stddev_is_that_of_each_strided_group(groups, group):
+    n = groups * group
+    x = torch.randn(n, 3, 2, 2, dtype=torch.float64)
+    y = minibatch_stddev(x, group)
+    assert torch.equal(y[:, :3], x)
+    for first in range(groups):
+        members = x[first::groups]
+        expected = (members.var(0, correction=0) + 1e-8).sqrt().mean()
+        torch.testing.assert_close(y[first::groups, 3], expected.expand(group, 2, 2))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_that_take_every_kth_image_hold_whole_stddev_groups(workers):
+    x = torch.randn(16, 2, 3, 3, dtype=torch.float64)
+    whole = minibatch_stddev(x, 4)
+    for worker in range(workers):
+        torch.testing.assert_close(minibatch_stddev(x[worker::workers], 4), whole[worker::workers])
+
+
+def test_stddev_refuses_a_batch_that_is_not_in_whole_groups():
+    with pytest.raises(ValueError, match=r"6 does not split .* groups of 4"):
+        minibatch_stddev(torch.zeros(6, 1, 2, 2), 4)
+
+
+def test_blur_is_the_binomial_filter_with_zeros_outside():
+    x = doubles(2, 3, 5, 6)
+    row = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64) / 4
+    kernel = torch.outer(row, row).expand(3, 1, 3, 3)
+    torch.testing.assert_close(blur(x), F.conv2d(x, kernel, padding=1, groups=3))
+
+
+def test_adain_gives_every_feature_map_the_mean_and_deviation_of_its_style():
+    x, style = doubles(3, 4, 8, 8), doubles(3, 8)
+    y = adaptive_instance_norm(x, style)
+    gain, bias = style[:, :4], style[:, 4:]
+    torch.testing.assert_close(y.mean((2, 3)), bias)
+    torch.testing.assert_close(y.std((2, 3), correction=0), (gain + 1).abs(), rtol=1e-6, atol=1e-6)
+    normal = F.instance_norm(x, eps=1e-8)
+    torch.testing.assert_close(y, normal * (gain + 1)[:, :, None, None] + bias[:, :, None, None])
+
+
+def test_spectral_norm_stays_within_1_percent_of_svd_while_weights_move():
+    """One iteration a step follows a weight that a training moves by its rate."""
+    layer = SNConv2d(8, 16, 3)
+    layer.weight.data.normal_()
+    spectral_iterate(layer, 50)
+    for _ in range(30):
+        layer.weight.data += 2e-4 * torch.randn_like(layer.weight).sign()
+        spectral_iterate(layer)
+        largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+        torch.testing.assert_close(layer.sigma(), largest, rtol=0.01, atol=0)

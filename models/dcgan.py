@@ -1,0 +1,173 @@
+"""DCGAN (Radford et al. 2016): strided and transposed convolutions, batch norm in both networks.
+
+The baseline that the others are measured against. Feature maps are `width` at half the full
+resolution and double with each halving, to 8 × width at 4 px for images of 64 px. A rung's head
+enlarges or halves too: the generator's draws images of r px from features at r / 2.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from models import growth
+from models.growth import Growing, Shape, Stage
+from models.layers import BatchNorm, leaky_relu
+from models.progan import LabelledLatents, pick_label
+
+WEIGHT_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCGANConfig(Shape):
+    """`width` is the number of feature maps at half the full resolution; the paper's figure has 128."""
+
+    width: int = 64
+    latents: int = 100
+
+    lowest_doublings: ClassVar[int] = 1
+
+    def features(self, size: int) -> int:
+        """Feature maps at a size."""
+        return self.width * self.resolution // (2 * size)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the features, from the base up."""
+        return growth.ladder(self.base, self.resolution // 2)
+
+
+def paper(resolution: int) -> dict[str, Any]:
+    """The usual settings, beside the width: one rung."""
+    return {"resolution": resolution}
+
+
+class Up(nn.Module):
+    """Transposed 4×4 convolution that doubles the size (or opens a 1×1 input), batch norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, opens_to: int | None = None):
+        super().__init__()
+        kernel, stride, padding = (opens_to, 1, 0) if opens_to else (4, 2, 1)
+        self.conv = nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.norm = BatchNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).relu_()
+
+
+class GeneratorHead(nn.Sequential):
+    """Transposed 4×4 convolution that doubles the size, to image channels, and tanh."""
+
+    def __init__(self, inputs: int, channels: int):
+        super().__init__(nn.ConvTranspose2d(inputs, channels, 4, 2, 1, bias=False), nn.Tanh())
+
+
+class Generator(Growing):
+    """Images [n, channels, r, r] in [-1, 1] from latents [n, latents] and labels [n] (int64)."""
+
+    def __init__(self, config: DCGANConfig):
+        super().__init__()
+        self.rungs = config.rungs
+        self.labelled = LabelledLatents(config.latents, config.classes)
+        self.blocks = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        inputs = self.labelled.size
+        for size in config.sizes:
+            rung, outputs = str(2 * size), config.features(size)
+            self.blocks[rung] = Up(inputs, outputs, config.base if size == config.base else None)
+            if 2 * size in self.rungs:
+                self.heads[rung] = GeneratorHead(outputs, config.channels)
+            inputs = outputs
+        _initialise(self)
+
+    def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
+        """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
+        self.check_stage(stage)
+        x = self.labelled(latents, labels)[:, :, None, None]
+        features = {}
+        for rung, block in self.blocks.items():
+            features[int(rung)] = x = block(x)
+            if int(rung) == stage.resolution:
+                break
+        return growth.draw(features, self.heads, stage)
+
+    def head_of(self, rung: int) -> nn.Module:
+        return self.heads[str(rung)]
+
+    def joins_at(self, rung: int) -> Iterable[nn.Module]:
+        yield self.blocks[str(rung)]
+
+
+class Down(nn.Module):
+    """4×4 convolution that halves the size, batch norm, leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False)
+        self.norm = BatchNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return leaky_relu(self.norm(self.conv(x)))
+
+
+class FromImages(nn.Sequential):
+    """4×4 convolution that halves the size, from image channels, and leaky ReLU."""
+
+    def __init__(self, channels: int, outputs: int):
+        super().__init__(nn.Conv2d(channels, outputs, 4, 2, 1, bias=False), nn.LeakyReLU(0.2))
+
+
+class Discriminator(Growing):
+    """One logit an image from images [n, channels, r, r] and labels [n].
+
+    With classes the last layer has an output for each, of which the label picks one.
+    """
+
+    mixes_batch = True
+
+    def __init__(self, config: DCGANConfig):
+        super().__init__()
+        self.rungs = config.rungs
+        self.heads = nn.ModuleDict()
+        self.descents = nn.ModuleDict()
+        above: list[nn.Module] = []
+        for size in reversed(config.sizes):
+            rung, outputs = str(2 * size), config.features(size)
+            if 2 * size in self.rungs:
+                self.heads[rung] = FromImages(config.channels, outputs)
+                if above:
+                    self.descents[str(4 * size)] = nn.Sequential(*above)
+                above = []
+            if size > config.base:
+                above.append(Down(outputs, config.features(size // 2)))
+        last = nn.Conv2d(config.features(config.base), config.classes or 1, config.base, bias=False)
+        self.tail = nn.Sequential(*above, last, nn.Flatten())
+        _initialise(self)
+
+    def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
+        """Logits [n]; ValueError where the ladder has no such rung."""
+        self.check_stage(stage)
+        x = growth.descend(images, self.heads, self.descents, self.rungs[0], stage)
+        return pick_label(self.tail(x), labels)
+
+    def head_of(self, rung: int) -> nn.Module:
+        return self.heads[str(rung)]
+
+    def joins_at(self, rung: int) -> Iterable[nn.Module]:
+        if str(rung) in self.descents:
+            yield self.descents[str(rung)]
+
+
+def _initialise(network: nn.Module) -> None:
+    """Weights from N(0, 0.02²), gains of norms from N(1, 0.02²) (Radford et al. 2016, §4)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0.0, WEIGHT_STD)
+        elif isinstance(layer, BatchNorm) and isinstance(layer.gain, nn.Parameter):
+            nn.init.normal_(layer.gain, 1.0, WEIGHT_STD)
+
+
+def build(config: DCGANConfig) -> tuple[Generator, Discriminator]:
+    """Both networks, initialised from torch's default random generator."""
+    return Generator(config), Discriminator(config)

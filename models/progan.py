@@ -1,0 +1,233 @@
+"""ProGAN (Karras et al. 2018): plain stacks that grow, equalized learning rate, no norm that learns.
+
+The number of feature maps follows the resolution of a rung, whatever the last one is: `width` up to
+8 times the base (32 px), halved at each doubling from there on.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models import growth
+from models.growth import Growing, Shape, Stage
+from models.layers import (
+    EqualConv2d,
+    EqualLinear,
+    blur,
+    leaky_relu,
+    minibatch_stddev,
+    pixel_norm,
+)
+
+MOST_DOUBLINGS = 8
+STDDEV_GROUP = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProGANConfig(Shape):
+    """`width` is the number of feature maps at the lower rungs (Karras et al. 2018, table 2: 512)."""
+
+    width: int = 512
+    latents: int = 512
+
+    batch_group: ClassVar[int] = STDDEV_GROUP
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.doublings > MOST_DOUBLINGS:
+            largest = self.base << MOST_DOUBLINGS
+            raise ValueError(
+                f"resolution {self.resolution}: the tables end at {largest} px on base {self.base}"
+            )
+        if self.features(self.resolution) < 1:
+            raise ValueError(
+                f"width {self.width}: leaves no feature map at {self.resolution} px; take a greater one"
+            )
+
+    def features(self, resolution: int) -> int:
+        """Feature maps of the layers at a resolution."""
+        return self.width * min(8 * self.base, resolution) // resolution
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """All resolutions from the base up, also those that the ladder does not stop at."""
+        return growth.ladder(self.base, self.resolution)
+
+
+def paper(resolution: int) -> dict[str, Any]:
+    """The paper's settings, beside the width: all rungs from 4 px up."""
+    return {"resolution": resolution, "first_resolution": 4}
+
+
+class LabelledLatents(nn.Module):
+    """Latents [n, z], with an embedding of the label of the same length beside them, if any."""
+
+    def __init__(self, latents: int, classes: int | None):
+        super().__init__()
+        self.size = latents * (2 if classes else 1)
+        self.embedding = nn.Embedding(classes, latents) if classes else None
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        if self.embedding is None:
+            return latents
+        return torch.cat([latents, self.embedding(labels).to(latents.dtype)], 1)
+
+
+class GeneratorBase(nn.Module):
+    """Dense to the base resolution, then one convolution."""
+
+    def __init__(self, inputs: int, outputs: int, base: int):
+        super().__init__()
+        self.base = base
+        # √2 / 4 for 4 px: the gain of the authors' code, which fits its reshape to 4×4 places
+        self.dense = EqualLinear(inputs, outputs * base * base, gain=math.sqrt(2) / 4, bias=False)
+        self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
+        self.conv = EqualConv2d(outputs, outputs, 3)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.dense(latents).unflatten(1, (-1, self.base, self.base)) + self.bias
+        x = pixel_norm(leaky_relu(x))
+        return pixel_norm(leaky_relu(self.conv(x)))
+
+
+class GeneratorBlock(nn.Module):
+    """Enlarge, then twice: convolution, leaky ReLU, pixel norm."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv1 = EqualConv2d(inputs, outputs, 3, resample="up")
+        self.conv2 = EqualConv2d(outputs, outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pixel_norm(leaky_relu(self.conv1(x)))
+        return pixel_norm(leaky_relu(self.conv2(x)))
+
+
+class Generator(Growing):
+    """Images [n, channels, r, r], nominally in [-1, 1], from latents [n, latents] and labels [n]."""
+
+    def __init__(self, config: ProGANConfig):
+        super().__init__()
+        self.rungs = config.rungs
+        self.labelled = LabelledLatents(config.latents, config.classes)
+        self.blocks = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        inputs = self.labelled.size
+        for resolution in config.stack:
+            rung, outputs = str(resolution), config.features(resolution)
+            if resolution == config.base:
+                self.blocks[rung] = GeneratorBase(inputs, outputs, config.base)
+            else:
+                self.blocks[rung] = GeneratorBlock(inputs, outputs)
+            if resolution in self.rungs:
+                self.heads[rung] = EqualConv2d(outputs, config.channels, 1, gain=1)
+            inputs = outputs
+
+    def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
+        """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
+        self.check_stage(stage)
+        x = pixel_norm(self.labelled(latents, labels))
+        features = {}
+        for rung, block in self.blocks.items():
+            features[int(rung)] = x = block(x)
+            if int(rung) == stage.resolution:
+                break
+        return growth.draw(features, self.heads, stage)
+
+    def head_of(self, rung: int) -> nn.Module:
+        return self.heads[str(rung)]
+
+    def joins_at(self, rung: int) -> Iterable[nn.Module]:
+        yield self.blocks[str(rung)]
+
+
+class FromImages(nn.Sequential):
+    """1×1 convolution from image channels and leaky ReLU."""
+
+    def __init__(self, channels: int, outputs: int):
+        super().__init__(EqualConv2d(channels, outputs, 1), nn.LeakyReLU(0.2))
+
+
+class DiscriminatorBlock(nn.Module):
+    """Twice convolution and leaky ReLU, then halved; StyleGAN's blurs before it halves."""
+
+    def __init__(self, inputs: int, outputs: int, blurs: bool):
+        super().__init__()
+        self.blurs = blurs
+        self.conv1 = EqualConv2d(inputs, inputs, 3)
+        self.conv2 = EqualConv2d(inputs, outputs, 3, resample="down")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = leaky_relu(self.conv1(x))
+        return leaky_relu(self.conv2(blur(x) if self.blurs else x))
+
+
+class DiscriminatorBase(nn.Module):
+    """Minibatch standard deviation, convolution, two dense layers; a logit for each class."""
+
+    def __init__(self, features: int, base: int, classes: int | None):
+        super().__init__()
+        self.conv = EqualConv2d(features + 1, features, 3)
+        self.dense1 = EqualLinear(features * base * base, features)
+        self.dense2 = EqualLinear(features, classes or 1, gain=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = leaky_relu(self.conv(minibatch_stddev(x, STDDEV_GROUP)))
+        return self.dense2(leaky_relu(self.dense1(x.flatten(1))))
+
+
+class Discriminator(Growing):
+    """One logit an image from images [n, channels, r, r] and labels [n].
+
+    With classes the last layer has an output for each, of which the label picks one.
+    """
+
+    mixes_batch = True
+
+    def __init__(self, config: ProGANConfig, blurs: bool = False):
+        super().__init__()
+        self.rungs = config.rungs
+        self.heads = nn.ModuleDict()
+        self.descents = nn.ModuleDict()
+        above: list[nn.Module] = []
+        for resolution in reversed(config.stack):
+            features = config.features(resolution)
+            if resolution in self.rungs:
+                self.heads[str(resolution)] = FromImages(config.channels, features)
+                if above:
+                    self.descents[str(2 * resolution)] = nn.Sequential(*above)
+                above = []
+            if resolution > config.base:
+                above.append(DiscriminatorBlock(features, config.features(resolution // 2), blurs))
+        self.tail = nn.Sequential(
+            *above, DiscriminatorBase(config.features(config.base), config.base, config.classes)
+        )
+
+    def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
+        """Logits [n]; ValueError where the ladder has no such rung or n is no multiple of 4."""
+        self.check_stage(stage)
+        x = growth.descend(images, self.heads, self.descents, self.rungs[0], stage)
+        return pick_label(self.tail(x), labels)
+
+    def head_of(self, rung: int) -> nn.Module:
+        return self.heads[str(rung)]
+
+    def joins_at(self, rung: int) -> Iterable[nn.Module]:
+        if str(rung) in self.descents:
+            yield self.descents[str(rung)]
+
+
+def pick_label(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's own column of [n, classes] (Mescheder et al. 2018), or the only one: [n]."""
+    if logits.shape[1] == 1:
+        return logits.squeeze(1)
+    return logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def build(config: ProGANConfig) -> tuple[Generator, Discriminator]:
+    """Both networks, initialised from torch's default random generator."""
+    return Generator(config), Discriminator(config)
