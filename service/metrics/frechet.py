@@ -1,0 +1,89 @@
+"""The Fréchet distance between two sets of features, each described by its mean and covariance."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the distance needs to know of a set of features.
+
+    `count` is the number of samples, `mean` float64 [d], `covariance` float64 [d, d], divided by
+    count - 1; of fewer than two samples it is zero.
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+
+def moments(features: NDArray[np.floating]) -> Moments:
+    """Moments of features [n, d], n at least 1, computed in float64 about their own mean."""
+    if features.ndim != 2 or len(features) == 0:
+        raise ValueError(f"features must be [n, d] with n at least 1, found {list(features.shape)}")
+    samples = features.astype(np.float64)
+    mean = samples.mean(0)
+    samples -= mean
+    return Moments(len(samples), mean, samples.T @ samples / max(len(samples) - 1, 1))
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """Moments of all samples together, from those of batches or of workers (Chan et al. 1979).
+
+    Order changes nothing but rounding. ValueError where there is no part or their widths differ.
+    """
+    iterator = iter(parts)
+    whole = next(iterator, None)
+    if whole is None:
+        raise ValueError("there are no features to merge: no batch was measured")
+    for part in iterator:
+        whole = _merge_two(whole, part)
+    return whole
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), at least 0 (Dowson and Landau 1982).
+
+    Correct for covariances without full rank too, those of fewer samples than features. ValueError
+    where the widths differ or a side has fewer than two samples.
+    """
+    _check_widths(a, b)
+    for side in (a, b):
+        if side.count < 2:
+            raise ValueError(
+                f"a covariance needs at least 2 images, found {side.count}; measure more images"
+            )
+    # C_a C_b has the eigenvalues of root_a C_b root_a, which is symmetric: real, and at least 0 but
+    # for rounding, where a square root of the product itself would turn complex.
+    root = _square_root(a.covariance)
+    product = root @ b.covariance @ root
+    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)
+    shift = a.mean - b.mean
+    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(eigenvalues).sum()
+    return max(float(shift @ shift + spread), 0.0)
+
+
+def _merge_two(a: Moments, b: Moments) -> Moments:
+    _check_widths(a, b)
+    count = a.count + b.count
+    shift = b.mean - a.mean
+    squares = (a.count - 1) * a.covariance + (b.count - 1) * b.covariance
+    squares += np.outer(shift, shift) * (a.count * b.count / count)
+    return Moments(count, a.mean + shift * (b.count / count), squares / (count - 1))
+
+
+def _check_widths(a: Moments, b: Moments) -> None:
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"features of {len(a.mean)} and of {len(b.mean)} numbers an image cannot be compared;"
+            " measure both sets with the same network"
+        )
+
+
+def _square_root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The symmetric root of a symmetric matrix; eigenvalues below 0 are rounding and count as 0."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
