@@ -101,7 +101,7 @@ def plain_cycle(config: Config) -> Callable[[], object]:
     def cycle() -> None:
         batch = next(data)
         reals = torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-        latents = torch.randn(BATCH, config.model.latents)
+        latents = torch.randn(BATCH, config.shape.latents)
         labels = torch.randint(0, CLASSES, (BATCH,))
         spectral_iterate(discriminator)
         fakes = generator(latents, labels, stage).detach()
@@ -112,7 +112,7 @@ def plain_cycle(config: Config) -> Callable[[], object]:
         optimizer_d.step()
         spectral_iterate(generator)
         optimizer_g.zero_grad()
-        latents = torch.randn(BATCH, config.model.latents)
+        latents = torch.randn(BATCH, config.shape.latents)
         loss.generator(discriminator(generator(latents, labels, stage), labels, stage)).backward()
         optimizer_g.step()
         with torch.no_grad():

@@ -4,6 +4,7 @@ Presets stand in `presets/<family>.yaml`; a flag such as `--run.images 20000` ov
 Nothing is read from the environment.
 """
 
+import contextlib
 import difflib
 import json
 import sys
@@ -64,24 +65,28 @@ class Run(Section):
 
 
 class Model(Section):
-    """The two networks."""
+    """The two networks; what is null has its family's own default, or is nothing that it knows."""
 
-    family: Literal["biggan"]
+    family: Literal["dcgan", "sagan", "biggan", "biggan-deep", "progan", "stylegan", "mnist-pggan"]
     """Which lineage."""
-    resolution: int = Field(ge=8, le=1024)
+    resolution: int = Field(ge=7, le=1024)
     """Pixels of a side at the last rung."""
     channels: Annotated[Literal[1, 3], BeforeValidator(_to_number)]
     """1 for gray images, 3 for RGB."""
-    classes: Count
-    """Number of labels, which go from 0 to classes − 1."""
-    width: Count
+    classes: Count | None = None
+    """Number of labels, which go from 0 to classes − 1; null trains without labels."""
+    base: Annotated[Literal[4, 7], BeforeValidator(_to_number)] = 4
+    """Pixels of a side where the generator starts: 7 makes 14, 28, 56 px and so on."""
+    width: Count | None = None
     """Multiplies every channel table."""
-    latents: Count
-    """Length of z; with skip-z a multiple of the number of blocks plus one."""
-    embedding: Count = 128
-    """Length of the class embedding that all blocks share."""
+    latents: Count | None = None
+    """Length of z; for biggan a multiple of its blocks plus one, among which skip-z shares it out."""
+    embedding: Count | None = None
+    """Length of the class embedding that all blocks share (biggan, biggan-deep)."""
     attention: int | None = None
-    """Resolution of the block that self-attention follows; null for none."""
+    """Resolution that self-attention follows; null for none (sagan, biggan, biggan-deep)."""
+    mapping_layers: Count | None = None
+    """Dense layers from z to w (stylegan)."""
 
 
 class Phase(Section):
@@ -109,8 +114,26 @@ class Phase(Section):
 class Training(Section):
     """The step."""
 
-    loss: Literal["hinge"] = "hinge"
+    loss: Literal["hinge", "wgan", "lsgan", "non-saturating"] = "hinge"
     """Adversarial loss."""
+    r1: float = Field(default=0.0, ge=0)
+    """γ of R1: adds γ/2 times the squared gradient of the logits at real images; 0 for none."""
+    r1_every: Count = 1
+    """Apply it at one discriminator step of so many, its weight multiplied by as much."""
+    gradient_penalty: float = Field(default=0.0, ge=0)
+    """λ of the gradient penalty at images between real and fake; 0 for none."""
+    gradient_penalty_target: float = Field(default=1.0, gt=0)
+    """Norm that the gradient penalty draws gradients to."""
+    gradient_penalty_every: Count = 1
+    """Apply it at one discriminator step of so many, its weight multiplied by as much."""
+    drift: float = Field(default=0.0, ge=0)
+    """Weight of the squared logits of real images, which keeps those of wgan near 0."""
+    orthogonal: float = Field(default=0.0, ge=0)
+    """Weight of orthogonal regularisation of the generator, embeddings left out; 0 for none."""
+    style_mixing: float = Field(default=0.0, ge=0, le=1)
+    """Share of the generated images that take two styles (stylegan)."""
+    w_average_half_life_images: Images = 5000
+    """Half-life of the running average of w, which truncation draws towards (stylegan)."""
     d_steps: Count = 1
     """Discriminator steps in a cycle, each on a batch of its own, before one generator step."""
     lr_generator: Rate
@@ -123,6 +146,8 @@ class Training(Section):
     """Adam's decay of the mean squared gradient."""
     adam_eps: float = Field(default=1e-6, gt=0)
     """Adam's floor under the root of the mean squared gradient."""
+    reset_adam: bool = False
+    """Forget Adam's averages where a new rung begins."""
     ema_half_life_images: Images
     """Half-life of the running average of the generator's weights."""
     ema_rampup: float = Field(default=0.05, gt=0)
@@ -252,9 +277,20 @@ class Config(BaseSettings):
     def _fits_together(self) -> "Config":
         _check_phases(self)
         try:
-            models.configure(self.model.family, **self.model_settings)
+            group = self.shape.batch_group
         except ValueError as error:
             raise ValueError(f"model.{error}") from error
+        for i, phase in enumerate(self.phases):
+            if phase.micro_batch % group:
+                raise ValueError(
+                    f"phases[{i}].batch: {phase.batch} / accumulation {phase.accumulation} is not in"
+                    f" whole groups of {group}, which {self.model.family}'s discriminator compares"
+                )
+        if self.training.style_mixing and self.model.family != "stylegan":
+            raise ValueError(
+                f"training.style_mixing: {self.training.style_mixing}, but {self.model.family} has no"
+                " styles; set 0, or take stylegan"
+            )
         if not self.worker_counts:
             raise ValueError(_no_worker_count(self))
         return self
@@ -262,15 +298,26 @@ class Config(BaseSettings):
     @property
     def model_settings(self) -> dict[str, Any]:
         """What `models.build` takes, beside the family."""
-        settings = self.model.model_dump(exclude={"family"})
+        settings = self.model.model_dump(exclude={"family"}, exclude_none=True)
         return settings | {"first_resolution": self.phases[0].resolution}
 
     @property
+    def shape(self) -> models.Shape:
+        """The networks' own configuration, the family's defaults filled in."""
+        return models.configure(self.model.family, **self.model_settings)
+
+    @property
     def worker_counts(self) -> list[int]:
-        """Allowed numbers of workers: those that share every micro-batch and the lanes evenly."""
-        shared = [self.data.lanes, *(phase.micro_batch for phase in self.phases)]
+        """Allowed numbers of workers: those that all `shared_sizes` are multiples of."""
+        shared = self.shared_sizes
         possible = range(self.scale.worker_range.start, min(self.scale.worker_range[-1], *shared) + 1)
         return [n for n in possible if all(size % n == 0 for size in shared)]
+
+    @property
+    def shared_sizes(self) -> list[int]:
+        """What is shared out evenly among the workers: lanes, and the groups of each micro-batch."""
+        group = self.shape.batch_group
+        return [self.data.lanes, *sorted({phase.micro_batch // group for phase in self.phases})]
 
 
 def _check_phases(config: Config) -> None:
@@ -299,12 +346,13 @@ def _check_phases(config: Config) -> None:
 
 
 def _no_worker_count(config: Config) -> str:
-    micro = {phase.micro_batch for phase in config.phases}
-    sizes = [config.data.lanes, *micro]
+    sizes = config.shared_sizes
     fitting = [n for n in range(1, min(sizes) + 1) if all(size % n == 0 for size in sizes)]
+    group = config.shape.batch_group
+    per_group = f" / groups of {group}" if group > 1 else ""
     return (
-        f"scale.workers: {config.scale.workers} does not divide data.lanes {config.data.lanes} and"
-        f" every phase's batch / accumulation {sorted(micro)}; take one of {fitting},"
+        f"scale.workers: {config.scale.workers} does not divide data.lanes {sizes[0]} and every"
+        f" phase's batch / accumulation{per_group} {sizes[1:]}; take one of {fitting},"
         " or change the batch"
     )
 
@@ -516,6 +564,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differences(before: dict[str, Any], now: Config) -> list[str]:
     """Lines that name the values which a resumed run may not change, and both of them."""
+    with contextlib.suppress(ValidationError):
+        before = Config(**before).model_dump()  # settings newer than the run have their defaults
     old, new = flatten(before), flatten(now.model_dump())
     return [
         f"{key}: the run was started with {old.get(key)!r}, now it is {new.get(key)!r}"

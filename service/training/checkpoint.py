@@ -10,7 +10,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -61,11 +61,18 @@ def find(storage: Storage) -> tuple[list[Name], dict[Name, list[str]]]:
     return sorted(committed), keys
 
 
-def read(storage: Storage, name: Name) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors on the CPU and the manifest; DataError where a file is not what was committed."""
+def read(
+    storage: Storage, name: Name, parts: Collection[str] | None = None
+) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors on the CPU, of all parts or of those named, and the manifest.
+
+    DataError where a file is not what was committed.
+    """
     manifest = _read_manifest(storage, f"{name.folder}/{MANIFEST}")
     tensors = {}
     for file, expected in manifest["files"].items():
+        if parts is not None and file.removesuffix(".pt") not in parts:
+            continue
         key = f"{name.folder}/{file}"
         data = storage.get(key)
         if len(data) != expected["bytes"] or _digest(data) != expected["sha256"]:
@@ -135,10 +142,14 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, state: TrainState) -> None:
-        """Copy the state, then commit it in the background, once the one before is through."""
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Copy the state, then commit it in the background, once the one before is through.
+
+        `metrics` are written down beside it, for people.
+        """
         self.wait()
-        self._pending = self._thread.submit(self._commit, copy_to_cpu(state.tensors()), state.plain())
+        tensors, plain = copy_to_cpu(state.tensors()), state.plain()
+        self._pending = self._thread.submit(self._commit, tensors, plain, metrics or {})
 
     def wait(self) -> None:
         """Until the last save is committed; raises what went wrong with it."""
@@ -146,7 +157,7 @@ class Checkpointer:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _commit(self, tensors: Tensors, plain: dict[str, Any]) -> None:
+    def _commit(self, tensors: Tensors, plain: dict[str, Any], metrics: dict[str, float]) -> None:
         present, keys = find(self.storage)
         sequence = max((name.sequence for name in keys), default=0) + 1
         name = Name(self.token, sequence, plain["images"])
@@ -164,6 +175,7 @@ class Checkpointer:
             "files": files,
             "state": plain,
             "config": self.config,
+            "metrics": metrics,
         }
         self.before_commit()
         check_token(self.storage, self.token)

@@ -9,7 +9,10 @@ from service.config import Phase
 
 @dataclass(frozen=True)
 class Span:
-    """A phase's fade or its hold: images [start, end), all of whole cycles of one kind."""
+    """A phase's fade or its hold: images [start, end), all of whole cycles of one kind.
+
+    `new_rung` says that the span before, if any, was at another resolution.
+    """
 
     start: int
     end: int
@@ -19,6 +22,7 @@ class Span:
     accumulation: int
     lr_scale: float
     cycle_images: int
+    new_rung: bool
 
     @property
     def name(self) -> str:
@@ -71,6 +75,7 @@ class Curriculum:
                         phase.accumulation,
                         phase.lr_scale,
                         cycle,
+                        new_rung=not spans or spans[-1].resolution != phase.resolution,
                     )
                 )
                 clock = end
@@ -88,6 +93,10 @@ class Curriculum:
             raise ValueError(f"no cycle begins at {images} images: {span}")
         alpha = (images - span.start) / (span.end - span.start) if span.fading else 1.0
         return Cycle(images, span, Stage(span.resolution, alpha))
+
+    def before(self, images: int) -> Cycle:
+        """The cycle that ended at `images`; the first of all at 0."""
+        return self.at(max(0, images - self.span_at(max(0, images - 1)).cycle_images))
 
     def cycles(self, start: int, stop: int) -> Iterator[Cycle]:
         """All cycles from the clock `start` until it reaches `stop`."""

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,20 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce. Its adjoint is itself, so that it can be differentiated any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Sum.apply(grads[0].contiguous())
 
 
 @dataclass(frozen=True)
@@ -33,14 +48,11 @@ class Workers:
         return np.arange(start + (self.index - start) % self.count, start + size, self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all workers, outside of autograd."""
-        if self.count > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
+        """The sum over all workers; gradients that come back are summed over all workers too."""
+        return _Sum.apply(tensor) if self.count > 1 else tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all workers, outside of autograd."""
+        """The mean over all workers."""
         return self.sum(tensor) / self.count
 
     def wrap(self, module: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from service import philox
@@ -18,18 +19,42 @@ class Draws:
     role: str
     attempt: int
 
-    def latents(self, numbers: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    def latents(
+        self, numbers: NDArray[np.int64], size: int, kind: str = "latents"
+    ) -> NDArray[np.float64]:
         """Standard normals [n, size], by Box–Muller: two words give two normals."""
-        words = philox.words(self._key("latents"), numbers, size + size % 2)
-        uniforms = (words.astype(np.float64) + 0.5) / _WORD_RANGE
+        uniforms = self.uniforms(numbers, kind, size + size % 2)
         radius = np.sqrt(-2.0 * np.log(uniforms[:, 0::2]))
         angle = 2.0 * np.pi * uniforms[:, 1::2]
         normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
         return normals.reshape(len(numbers), -1)[:, :size]
 
-    def labels(self, numbers: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-        """Labels [n], evenly in 0 … classes − 1."""
-        return philox.integers(philox.words(self._key("labels"), numbers, 1), classes)[:, 0]
+    def truncated(
+        self, numbers: NDArray[np.int64], size: int, truncation: float | None
+    ) -> NDArray[np.float64]:
+        """Normals [n, size] within ± `truncation`, as if those outside were drawn again.
+
+        By the inverse of the distribution function, so that one number's latents shrink smoothly
+        with the threshold (Brock et al. 2019, §3.1). None leaves them all.
+        """
+        uniforms = torch.from_numpy(self.uniforms(numbers, "truncated", size))
+        if truncation is not None:
+            low = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))
+            uniforms = low + uniforms * (1 - 2 * low)
+        return torch.special.ndtri(uniforms).numpy()
+
+    def labels(self, numbers: NDArray[np.int64], classes: int | None) -> NDArray[np.int64]:
+        """Labels [n], evenly in 0 … classes − 1; all 0 where there are no classes."""
+        return philox.integers(philox.words(self._key("labels"), numbers, 1), classes or 1)[:, 0]
+
+    def uniforms(self, numbers: NDArray[np.int64], kind: str, count: int) -> NDArray[np.float64]:
+        """Evenly drawn [n, count] inside (0, 1), apart for every `kind` of use."""
+        words = philox.words(self._key(kind), numbers, count)
+        return (words.astype(np.float64) + 0.5) / _WORD_RANGE
+
+    def seeds(self, numbers: NDArray[np.int64], kind: str) -> list[int]:
+        """An integer in [0, 2³²) for each number, such as seeds a generator of torch."""
+        return philox.words(self._key(kind), numbers, 1)[:, 0].tolist()
 
     def _key(self, kind: str) -> tuple[int, int]:
         return philox.key(kind, self.role, self.seed, self.attempt)

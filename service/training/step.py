@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import growth
+from models import growth, stylegan
 from models.layers import spectral_iterate, use_reduce
-from models.losses import LOSSES
+from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config
 from service.data.loader import Batch
 from service.training.curriculum import Cycle, Span
@@ -23,6 +23,7 @@ from service.training.state import TrainState
 MEASURES = (
     "loss_d",
     "loss_g",
+    "penalty",
     "logit_real",
     "logit_fake",
     "margin",
@@ -40,6 +41,7 @@ class Step:
         self.state = state
         self.workers = workers
         self.loss = LOSSES[config.training.loss]
+        self.latents = config.shape.latents
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
         self.draws_d = Draws(state.seed, "discriminator", state.attempt)
         self.draws_g = Draws(state.seed, "generator", state.attempt)
@@ -48,7 +50,8 @@ class Step:
         self._ema_buffers = list(state.ema.buffers())
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
-        use_reduce(state.generator, workers.sum)
+        for network in (state.generator, state.discriminator):
+            use_reduce(network, workers.sum)
 
     def cycle(self, cycle: Cycle, batches: Iterator[Batch]) -> Tensor:
         """Advance the state from `cycle.start` to `cycle.end`.
@@ -65,11 +68,11 @@ class Step:
         loss_g, norm_g = self._generator_step(cycle)
         self._average(cycle)
         self.state.images = cycle.end
-        loss_d, real, fake, norm_d = d_measures.unbind()
-        return torch.stack([loss_d, loss_g, real, fake, real - fake, norm_d, norm_g])
+        loss_d, penalty, real, fake, norm_d = d_measures.unbind()
+        return torch.stack([loss_d, loss_g, penalty, real, fake, real - fake, norm_d, norm_g])
 
     def _enter(self, cycle: Cycle) -> None:
-        """Freeze what the span does not use and wrap anew what it does; set its learning rates."""
+        """Freeze what the span does not use and wrap anew what it does; set up its optimizers."""
         state, span = self.state, cycle.span
         self._active_g = state.generator.activate(cycle.stage)
         self._active_d = state.discriminator.activate(cycle.stage)
@@ -81,6 +84,8 @@ class Step:
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate * span.lr_scale
+            if self.training.reset_adam and span.new_rung and cycle.start == span.start:
+                optimizer.state.clear()
         self._span = span
 
     def _discriminator_step(self, cycle: Cycle, start: int, batches: Iterator[Batch]) -> Tensor:
@@ -93,16 +98,17 @@ class Step:
             numbers = self.workers.share(start + i * span.micro_batch, span.micro_batch)
             reals = growth.fade_images(self._to_pixels(batch.images), cycle.stage)
             real_labels = self._to_device(batch.labels)
-            latents, labels = self._draw(self.draws_d, numbers)
+            with torch.no_grad(), self._autocast():
+                fakes, labels = self._generate(state.generator, self.draws_d, numbers, cycle)
+            fakes = fakes.to(self.dtype)
+            penalty = self._penalise(reals, real_labels, fakes, numbers, cycle, start)
             last = i == span.accumulation - 1
             with self.workers.accumulate([self._discriminator], last):
                 with self._autocast():
-                    with torch.no_grad():
-                        fakes = state.generator(latents, labels, cycle.stage)
                     real, fake = self._judge(reals, real_labels, fakes, labels, cycle)
                 loss = self.loss.discriminator(real, fake)
-                (loss / span.accumulation).backward()
-            measures.append(torch.stack([loss, real.mean(), fake.mean()]).detach())
+                (loss + self.training.drift * drift(real)).div(span.accumulation).backward()
+            measures.append(torch.stack([loss, penalty, real.mean(), fake.mean()]).detach())
         norm = _gradient_norm(self._active_d)
         state.optimizer_d.step()
         return torch.cat([torch.stack(measures).mean(0), norm[None]])
@@ -111,7 +117,6 @@ class Step:
         self, reals: Tensor, real_labels: Tensor, fakes: Tensor, labels: Tensor, cycle: Cycle
     ) -> tuple[Tensor, Tensor]:
         """Logits of real and of fake images, in one forward unless the network mixes its batch."""
-        fakes = fakes.to(reals.dtype)
         if self.state.discriminator.mixes_batch:
             real = self._discriminator(reals, real_labels, cycle.stage)
             fake = self._discriminator(fakes, labels, cycle.stage)
@@ -121,6 +126,38 @@ class Step:
             real, fake = logits.split([len(reals), len(fakes)])
         return real.to(self.dtype), fake.to(self.dtype)
 
+    def _penalise(
+        self,
+        reals: Tensor,
+        labels: Tensor,
+        fakes: Tensor,
+        numbers: NDArray[np.int64],
+        cycle: Cycle,
+        start: int,
+    ) -> Tensor:
+        """Add the gradients of the penalties that are due to the discriminator's; returns their sum.
+
+        In full precision, and apart from the loss: with gradients of gradients not every parameter
+        takes part, for which DDP would wait, while what is here before its backward it exchanges too.
+        """
+        training, step = self.training, (start - cycle.span.start) // cycle.span.batch
+        total = reals.new_zeros(())
+
+        def discriminate(images: Tensor) -> Tensor:
+            return self.state.discriminator(images, labels, cycle.stage)
+
+        if training.r1 and step % training.r1_every == 0:
+            weight = training.r1 * training.r1_every
+            total = total + weight * r1_penalty(discriminate, reals)
+        if training.gradient_penalty and step % training.gradient_penalty_every == 0:
+            weight = training.gradient_penalty * training.gradient_penalty_every
+            shares = self._to_device(self.draws_d.uniforms(numbers, "penalty", 1))
+            target = training.gradient_penalty_target
+            total = total + weight * gradient_penalty(discriminate, reals, fakes, shares, target)
+        if total.requires_grad:
+            (total / cycle.span.accumulation).backward()
+        return total
+
     def _generator_step(self, cycle: Cycle) -> tuple[Tensor, Tensor]:
         state, span = self.state, cycle.span
         spectral_iterate(state.generator)
@@ -129,16 +166,17 @@ class Step:
         losses = []
         for i in range(span.accumulation):
             numbers = self.workers.share(cycle.start + i * span.micro_batch, span.micro_batch)
-            latents, labels = self._draw(self.draws_g, numbers)
             last = i == span.accumulation - 1
             with self.workers.accumulate([self._generator], last):
                 with self._autocast():
-                    fakes = self._generator(latents, labels, cycle.stage)
+                    fakes, labels = self._generate(self._generator, self.draws_g, numbers, cycle)
                     logits = state.discriminator(fakes.to(self.dtype), labels, cycle.stage)
                 loss = self.loss.generator(logits.to(self.dtype))
                 (loss / span.accumulation).backward()
             losses.append(loss.detach())
         _require_gradients(self._active_d, True)
+        if self.training.orthogonal:
+            add_orthogonal_gradient(state.generator, self.training.orthogonal)
         norm = _gradient_norm(self._active_g)
         state.optimizer_g.step()
         return torch.stack(losses).mean(), norm
@@ -146,13 +184,41 @@ class Step:
     @torch.no_grad()
     def _average(self, cycle: Cycle) -> None:
         """Move the EMA towards the weights, by half-life in images; its buffers follow at once."""
-        half_life = min(float(self.training.ema_half_life_images), self.training.ema_rampup * cycle.end)
-        decay = 0.5 ** (cycle.span.cycle_images / half_life)
-        torch._foreach_lerp_(self._ema, self._weights, 1 - decay)
-        torch._foreach_copy_(self._ema_buffers, self._buffers)
+        state, training, span = self.state, self.training, cycle.span
+        if isinstance(state.generator, stylegan.Generator):
+            numbers = self.workers.share(cycle.start, span.batch)
+            decay = _decay(span.cycle_images, training.w_average_half_life_images)
+            state.generator.average_styles(*self._draw(self.draws_g, numbers), decay)
+        half_life = min(float(training.ema_half_life_images), training.ema_rampup * cycle.end)
+        torch._foreach_lerp_(self._ema, self._weights, 1 - _decay(span.cycle_images, half_life))
+        if self._buffers:
+            torch._foreach_copy_(self._ema_buffers, self._buffers)
+
+    def _generate(
+        self, network: nn.Module, draws: Draws, numbers: NDArray[np.int64], cycle: Cycle
+    ) -> tuple[Tensor, Tensor]:
+        """Images of `network`, the generator as it is or wrapped, and their labels."""
+        latents, labels = self._draw(draws, numbers)
+        generator = self.state.generator
+        if not isinstance(generator, stylegan.Generator):
+            return network(latents, labels, cycle.stage), labels
+        mixing = self._mix(draws, numbers, generator.layer_count(cycle.stage))
+        noise = generator.draw_noise(draws.seeds(numbers, "noise"), cycle.stage)
+        return network(latents, labels, cycle.stage, mixing, noise), labels
+
+    def _mix(self, draws: Draws, numbers: NDArray[np.int64], layers: int) -> stylegan.Mixing | None:
+        """Other latents from a random layer on, for a share of the images (Karras et al. 2019, §3.1)."""
+        if not self.training.style_mixing:
+            return None
+        chance, place = draws.uniforms(numbers, "mixing", 2).T
+        first = np.where(
+            chance < self.training.style_mixing, 1 + (place * (layers - 1)).astype(int), layers
+        )
+        latents = draws.latents(numbers, self.latents, "mixed latents")
+        return stylegan.Mixing(self._to_device(latents).to(self.dtype), self._to_device(first))
 
     def _draw(self, draws: Draws, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        latents = draws.latents(numbers, self.config.model.latents)
+        latents = draws.latents(numbers, self.latents)
         labels = draws.labels(numbers, self.config.model.classes)
         return self._to_device(latents).to(self.dtype), self._to_device(labels)
 
@@ -171,6 +237,11 @@ class Step:
     def _autocast(self) -> torch.autocast:
         enabled = self.training.precision == "bf16"
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=enabled)
+
+
+def _decay(images: int, half_life: float) -> float:
+    """What remains after so many images."""
+    return 0.5 ** (images / half_life)
 
 
 def _require_gradients(parameters: list[nn.Parameter], required: bool) -> None:

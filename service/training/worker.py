@@ -62,12 +62,12 @@ def train(job: Job) -> int:
                 _draw(session, state, cycle)
                 drawn = state.images
             if due(config.checkpoint.every_images, cycle.start, cycle.end):
-                _save(session, saver, state)
+                _save(session, saver, state, meter)
                 saved = state.images
     if drawn < state.images:
         _draw(session, state, cycle)
     if saved < state.images:
-        _save(session, saver, state)
+        _save(session, saver, state, meter)
     saver.wait()
     return state.images
 
@@ -135,6 +135,7 @@ class _Meter:
     def __init__(self, session: Session, batches: Loader, clock: int):
         self.session, self.batches = session, batches
         self.total = torch.zeros(len(MEASURES))
+        self.latest: dict[str, float] = {}
         self._reset(clock)
 
     def add(self, measures: torch.Tensor) -> None:
@@ -159,6 +160,7 @@ class _Meter:
             "bad_samples": bad_samples,
             "workers": float(workers.count),
         }
+        self.latest = values
         if workers.is_first:
             note = {"stage": cycle.span.name}
             self.session.recorder.write(Record(cycle.end, time.time(), values=values, note=note))
@@ -176,15 +178,15 @@ def _draw(session: Session, state: TrainState, cycle: Cycle) -> None:
     if session.workers.is_first:
         bf16 = session.config.training.precision == "bf16"
         autocast = torch.autocast(session.workers.device.type, torch.bfloat16, enabled=bf16)
-        images = draw_panel(session.config, state, cycle.stage, autocast)
+        images = draw_panel(session.config, state.ema, cycle.stage, autocast)
         record = Record(state.images, time.time(), state.attempt)
         columns, pixels = panel_columns(session.config), session.config.model.resolution
         session.recorder.draw(record, images, columns, pixels)
 
 
-def _save(session: Session, saver: checkpoint.Checkpointer, state: TrainState) -> None:
+def _save(session: Session, saver: checkpoint.Checkpointer, state: TrainState, meter: _Meter) -> None:
     if session.workers.is_first:
-        saver.save(state)
+        saver.save(state, meter.latest)
 
 
 def _rehearse(session: Session, job: Job) -> None:

@@ -1,0 +1,122 @@
+"""From a generator to images: made ready once, then drawn from with the controls of its family.
+
+Measuring and looking change nothing of the training: the generator is copied, and latents come from
+draws of their own.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import Growing, Shape, Stage, stylegan
+from models.layers import has_batch_norm, spectral_iterate, standing_statistics
+from service.training.random import Draws
+
+SPECTRAL_ITERATIONS = 5
+STANDING_BATCHES = 16
+BATCH = 64
+
+
+class Sampler:
+    """Draws from a copy of `generator` at `stage`.
+
+    Singular vectors are brought up to date. Where there is batch norm, `standing_batches` batches of
+    64 measure its statistics, their latents drawn from `seed` and within `truncation`.
+    """
+
+    def __init__(
+        self,
+        generator: Growing,
+        shape: Shape,
+        stage: Stage,
+        seed: int,
+        truncation: float | None = None,
+        standing_batches: int = STANDING_BATCHES,
+        autocast: AbstractContextManager | None = None,
+    ):
+        self.generator = copy.deepcopy(generator).requires_grad_(False).eval()
+        self.shape, self.stage = shape, stage
+        self.autocast = autocast or contextlib.nullcontext()
+        spectral_iterate(self.generator, SPECTRAL_ITERATIONS)
+        if has_batch_norm(self.generator):
+            draws = Draws(seed, "standing", 0)
+            with standing_statistics(self.generator), torch.no_grad(), self.autocast:
+                for i in range(standing_batches):
+                    numbers = np.arange(i * BATCH, (i + 1) * BATCH)
+                    latents = draws.truncated(numbers, shape.latents, truncation)
+                    labels = draws.labels(numbers, shape.classes)
+                    self.generator(*self._tensors(latents, labels), stage)
+
+    def draw(
+        self,
+        latents: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        psi: float | Sequence[float] = 1.0,
+        cutoff: int | None = None,
+        noise_seeds: Sequence[int] | None = None,
+    ) -> NDArray[np.uint8]:
+        """uint8 [n, r, r, c] of latents [n, z] and labels [n].
+
+        The rest steers StyleGAN and is nothing to others: `psi` and `cutoff` as in its `truncate`,
+        and a seed of noise for each image, without which there is none.
+        """
+        if not isinstance(self.generator, stylegan.Generator):
+            return self._in_batches(len(latents), lambda rows: self._plain(latents[rows], labels[rows]))
+        return self.paint(self.styles(latents, labels, psi, cutoff), noise_seeds)
+
+    def styles(
+        self,
+        latents: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        psi: float | Sequence[float] = 1.0,
+        cutoff: int | None = None,
+    ) -> Tensor:
+        """StyleGAN's styles [n, layers, z], truncated; TypeError for other families."""
+        generator = self._style_generator()
+        with torch.no_grad():
+            styles = generator.styles(*self._tensors(latents, labels), self.stage)
+            return generator.truncate(styles, psi, cutoff)
+
+    def paint(self, styles: Tensor, noise_seeds: Sequence[int] | None = None) -> NDArray[np.uint8]:
+        """uint8 [n, r, r, c] of StyleGAN's styles [n, layers, z]."""
+        generator = self._style_generator()
+
+        def synthesise(rows: slice) -> Tensor:
+            noise = generator.draw_noise(noise_seeds[rows], self.stage) if noise_seeds else None
+            return generator.synthesise(styles[rows], self.stage, noise)
+
+        return self._in_batches(len(styles), synthesise)
+
+    @property
+    def has_styles(self) -> bool:
+        """Whether this is a StyleGAN."""
+        return isinstance(self.generator, stylegan.Generator)
+
+    def _style_generator(self) -> stylegan.Generator:
+        if not isinstance(self.generator, stylegan.Generator):
+            raise TypeError("only stylegan has styles")
+        return self.generator
+
+    def _plain(self, latents: NDArray[np.float64], labels: NDArray[np.int64]) -> Tensor:
+        return self.generator(*self._tensors(latents, labels), self.stage)
+
+    def _in_batches(self, count: int, draw: Callable[[slice], Tensor]) -> NDArray[np.uint8]:
+        with torch.no_grad(), self.autocast:
+            parts = [draw(slice(i, i + BATCH)) for i in range(0, count, BATCH)]
+        return to_uint8(torch.cat(parts))
+
+    def _tensors(self, latents: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        parameter = next(self.generator.parameters())
+        return torch.from_numpy(latents).to(parameter), torch.from_numpy(labels).to(parameter.device)
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """Images [n, c, h, w], nominally in [-1, 1], clamped, as uint8 [n, h, w, c]."""
+    pixels = (images.float().clamp(-1, 1) + 1) * 127.5
+    return pixels.round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()

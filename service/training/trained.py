@@ -1,0 +1,78 @@
+"""What a run has made: the generator of a checkpoint, verified, with all that it takes to use it."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from pydantic import ValidationError
+
+import models
+from models import Growing, Shape, Stage
+from service.config import Config
+from service.errors import DataError, UsageError
+from service.storage import open_storage
+from service.training import checkpoint
+from service.training.curriculum import Curriculum
+from service.training.run import read_run
+
+WEIGHTS = ("ema", "generator")
+RETRY_S = 20.0
+_CHECKPOINT = re.compile(r"(?P<run>.+)/(?P<folder>checkpoints/(\d+)-(\d+)-(\d+))/?")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A generator on the CPU, the stage that it was trained at last, and where it comes from.
+
+    `metrics` are the last that the run recorded before this checkpoint.
+    """
+
+    generator: Growing
+    shape: Shape
+    stage: Stage
+    config: Config
+    images: int
+    address: str
+    fingerprint: str
+    metrics: dict[str, float]
+
+    @property
+    def family(self) -> str:
+        """The lineage's name."""
+        return self.config.model.family
+
+
+def load(address: str, weights: str = "ema") -> Trained:
+    """The EMA, or the `generator` as it is, of a checkpoint's folder or of a run's newest checkpoint.
+
+    Raises UsageError where there is none at the address, DataError where it is damaged.
+    """
+    match = _CHECKPOINT.fullmatch(address)
+    storage = open_storage(match["run"] if match else address, RETRY_S)
+    committed, _ = checkpoint.find(storage)
+    if match:
+        committed = [name for name in committed if name.folder == match["folder"]]
+    if not committed:
+        raise UsageError(
+            f"{address}: no committed checkpoint there; give the --run.dir of a training, or one of"
+            " the folders in its checkpoints/"
+        )
+    name = committed[-1]
+    tensors, manifest = checkpoint.read(storage, name, [weights])
+    try:
+        config = Config(**manifest["config"])
+    except ValidationError as error:
+        raise DataError(f"{storage.url(name.folder)}: of another version of the service") from error
+    with torch.random.fork_rng(devices=[]):
+        generator, _ = models.build(config.model.family, **config.model_settings)
+    generator.load_state_dict(tensors[weights])
+    return Trained(
+        generator.requires_grad_(False).eval(),
+        config.shape,
+        Curriculum(config.phases, config.training.d_steps).before(name.images).stage,
+        config,
+        name.images,
+        storage.url(name.folder),
+        read_run(storage)["fingerprint"],
+        manifest.get("metrics", {}),
+    )
