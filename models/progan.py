@@ -64,12 +64,18 @@ def paper(resolution: int) -> dict[str, Any]:
 
 
 class LabelledLatents(nn.Module):
-    """Latents [n, z], with an embedding of the label of the same length beside them, if any."""
+    """Latents [n, z], with an embedding of the label of the same length beside them, if any.
+
+    Embeddings start with a length of about 1, as one-hot labels have: were they as long as latents,
+    the generator would learn to heed the labels alone.
+    """
 
     def __init__(self, latents: int, classes: int | None):
         super().__init__()
         self.size = latents * (2 if classes else 1)
         self.embedding = nn.Embedding(classes, latents) if classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(latents))
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         if self.embedding is None:

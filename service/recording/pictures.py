@@ -1,16 +1,22 @@
-"""Pictures for people: grids as PNG."""
+"""Pictures for people: grids and labelled sheets as PNG, animations as WebP or GIF."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 GAP_PIXELS = 2
+CAPTION_PIXELS = 16
+MARGIN_PIXELS = 64
+ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}
+
+Pixels = NDArray[np.uint8]
 
 
-def grid_png(images: NDArray[np.uint8], columns: int, pixels: int) -> bytes:
-    """A PNG of uint8 [n, h, w, c] row by row, `columns` wide, 2 px apart on black.
+def grid(images: Pixels, columns: int, pixels: int) -> Pixels:
+    """uint8 [h, w, c] of images [n, r, r, c] row by row, `columns` wide, 2 px apart on black.
 
     Smaller images are enlarged to `pixels` of a side by whole factors, without smoothing.
     """
@@ -23,6 +29,59 @@ def grid_png(images: NDArray[np.uint8], columns: int, pixels: int) -> bytes:
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + GAP_PIXELS), (i % columns) * (width + GAP_PIXELS)
         sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def grid_png(images: Pixels, columns: int, pixels: int) -> bytes:
+    """A `grid` as PNG."""
+    return png(grid(images, columns, pixels))
+
+
+def labelled(sheet: Pixels, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Pixels:
+    """A sheet uint8 [h, w, c] with a caption over each column and one left of each row.
+
+    It becomes wider where the last caption needs it.
+    """
+    top, left = CAPTION_PIXELS if columns else 0, MARGIN_PIXELS if rows else 0
+    height, width, channels = sheet.shape
+    font = ImageFont.load_default()
+    needed = left
+    if columns:
+        last = (len(columns) - 1) * (width + GAP_PIXELS) // len(columns)
+        needed += last + int(font.getlength(columns[-1])) + 4
+    canvas = np.zeros((top + height, max(left + width, needed), channels), np.uint8)
+    canvas[top:, left : left + width] = sheet
+    image = _to_image(canvas)
+    draw = ImageDraw.Draw(image)
+    white = 255 if channels == 1 else (255,) * channels
+    for i, text in enumerate(columns):
+        draw.text((left + i * (width + GAP_PIXELS) // len(columns) + 2, 2), text, white, font)
+    for i, text in enumerate(rows):
+        draw.text((2, top + i * (height + GAP_PIXELS) // len(rows) + 2), text, white, font)
+    return np.asarray(image).reshape(canvas.shape)
+
+
+def png(sheet: Pixels) -> bytes:
+    """uint8 [h, w, c] as PNG."""
+    return _save([sheet], "PNG")
+
+
+def animation(frames: Sequence[Pixels], suffix: str, frame_ms: int) -> bytes:
+    """Frames uint8 [h, w, c] of one size as an endless animation, .webp (lossless) or .gif."""
+    options = {"save_all": True, "duration": frame_ms, "loop": 0}
+    if suffix == ".webp":
+        options["lossless"] = True
+    return _save(frames, ANIMATIONS[suffix], **options)
+
+
+def _save(frames: Sequence[Pixels], kind: str, **options: object) -> bytes:
+    first, *rest = (_to_image(frame) for frame in frames)
     buffer = io.BytesIO()
-    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(buffer, "PNG")
+    if rest:
+        options["append_images"] = rest
+    first.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def _to_image(sheet: Pixels) -> Image.Image:
+    return Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)

@@ -61,11 +61,13 @@ def load(address: str, weights: str = "ema") -> Trained:
     tensors, manifest = checkpoint.read(storage, name, [weights])
     try:
         config = Config(**manifest["config"])
-    except ValidationError as error:
-        raise DataError(f"{storage.url(name.folder)}: of another version of the service") from error
-    with torch.random.fork_rng(devices=[]):
-        generator, _ = models.build(config.model.family, **config.model_settings)
-    generator.load_state_dict(tensors[weights])
+        with torch.random.fork_rng(devices=[]):
+            generator, _ = models.build(config.model.family, **config.model_settings)
+        generator.load_state_dict(tensors[weights])
+    except (ValidationError, RuntimeError) as error:
+        raise DataError(
+            f"{storage.url(name.folder)}: made by another version of the service; use that one ({error})"
+        ) from error
     return Trained(
         generator.requires_grad_(False).eval(),
         config.shape,
