@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from models import growth
 from models.growth import Growing, Shape, Stage
-from models.layers import BatchNorm, leaky_relu
-from models.progan import LabelledLatents, pick_label
+from models.layers import BatchNorm, LabelledLatents, leaky_relu, pick_label
 
 WEIGHT_STD = 0.02
 

@@ -265,6 +265,36 @@ def blur(x: Tensor) -> Tensor:
     return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1, padding=1), 2, stride=1)
 
 
+# Labels beside latents, and after features --------------------------------------------------------
+
+
+class LabelledLatents(nn.Module):
+    """Latents [n, z], with an embedding of the label of the same length beside them, if any.
+
+    Embeddings start with a length of about 1, as one-hot labels have: were they as long as latents,
+    the generator would learn to heed the labels alone.
+    """
+
+    def __init__(self, latents: int, classes: int | None):
+        super().__init__()
+        self.size = latents * (2 if classes else 1)
+        self.embedding = nn.Embedding(classes, latents) if classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(latents))
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        if self.embedding is None:
+            return latents
+        return torch.cat([latents, self.embedding(labels).to(latents.dtype)], 1)
+
+
+def pick_label(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's own column of [n, classes] (Mescheder et al. 2018), or the only one: [n]."""
+    if logits.shape[1] == 1:
+        return logits.squeeze(1)
+    return logits.gather(1, labels[:, None]).squeeze(1)
+
+
 # Batch normalisation over all workers -------------------------------------------------------------
 
 

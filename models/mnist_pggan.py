@@ -13,7 +13,7 @@ class MnistPGGANConfig(ProGANConfig):
     resolution: int = 28
     base: int = 7
     channels: int = 1
-    width: int = 128
+    width: int = 64
     latents: int = 100
 
     def __post_init__(self) -> None:
@@ -25,8 +25,8 @@ class MnistPGGANConfig(ProGANConfig):
             )
 
     def features(self, resolution: int) -> int:
-        """Feature maps of the layers at a resolution: halved at each doubling."""
-        return self.width * 7 // resolution
+        """Feature maps of the layers at a resolution: halved at 28 px."""
+        return self.width * min(14, resolution) // resolution
 
 
 def paper(resolution: int) -> dict[str, Any]:

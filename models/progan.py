@@ -17,9 +17,11 @@ from models.growth import Growing, Shape, Stage
 from models.layers import (
     EqualConv2d,
     EqualLinear,
+    LabelledLatents,
     blur,
     leaky_relu,
     minibatch_stddev,
+    pick_label,
     pixel_norm,
 )
 
@@ -61,26 +63,6 @@ class ProGANConfig(Shape):
 def paper(resolution: int) -> dict[str, Any]:
     """The paper's settings, beside the width: all rungs from 4 px up."""
     return {"resolution": resolution, "first_resolution": 4}
-
-
-class LabelledLatents(nn.Module):
-    """Latents [n, z], with an embedding of the label of the same length beside them, if any.
-
-    Embeddings start with a length of about 1, as one-hot labels have: were they as long as latents,
-    the generator would learn to heed the labels alone.
-    """
-
-    def __init__(self, latents: int, classes: int | None):
-        super().__init__()
-        self.size = latents * (2 if classes else 1)
-        self.embedding = nn.Embedding(classes, latents) if classes else None
-        if self.embedding is not None:
-            nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(latents))
-
-    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        if self.embedding is None:
-            return latents
-        return torch.cat([latents, self.embedding(labels).to(latents.dtype)], 1)
 
 
 class GeneratorBase(nn.Module):
@@ -225,13 +207,6 @@ class Discriminator(Growing):
     def joins_at(self, rung: int) -> Iterable[nn.Module]:
         if str(rung) in self.descents:
             yield self.descents[str(rung)]
-
-
-def pick_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's own column of [n, classes] (Mescheder et al. 2018), or the only one: [n]."""
-    if logits.shape[1] == 1:
-        return logits.squeeze(1)
-    return logits.gather(1, labels[:, None]).squeeze(1)
 
 
 def build(config: ProGANConfig) -> tuple[Generator, Discriminator]:

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 
 from models import growth
 from models.growth import Growing, Stage
-from models.layers import EqualConv2d, EqualLinear, Reducing, blur, leaky_relu, pixel_norm
-from models.progan import Discriminator, LabelledLatents, ProGANConfig
+from models.layers import (
+    EqualConv2d,
+    EqualLinear,
+    LabelledLatents,
+    Reducing,
+    blur,
+    leaky_relu,
+    pixel_norm,
+)
+from models.progan import Discriminator, ProGANConfig
 
 INSTANCE_NORM_EPS = 1e-8
 MAPPING_RATE = 0.01
