@@ -74,6 +74,12 @@ def test_the_environment_is_not_read(monkeypatch):
         (["--training.precision", "int8"], ["training.precision", "'int8'", "bf16"]),
         (["run.images", "5"], ["run.images", "--section.key"]),
         (["--config", "x.yaml"], ["--preset and --config"]),
+        (["--model.mapping_layers", "4"], ["model.mapping_layers 4", "biggan has no such setting"]),
+        (["--model.base", "7"], ["model.first resolution 8", "14, 28"]),
+        (["--model.base", "5"], ["model.base", "4 or 7"]),
+        (["--training.style_mixing", "0.9"], ["training.style_mixing: 0.9", "biggan has no styles"]),
+        (["--training.loss", "dragan"], ["training.loss", "'dragan'", "non-saturating"]),
+        (["--training.r1", "-1"], ["training.r1", "greater"]),
     ],
 )
 def test_bad_settings_name_the_key_the_value_and_the_remedy(arguments, words, capsys):
@@ -104,6 +110,56 @@ def test_a_curriculum_that_cannot_be_climbed_is_refused(phases, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011 the message is asserted on below
         Config(**load_preset("digits") | {"phases": phases})
     assert words in explain(error.value, "test")
+
+
+def test_batches_are_whole_groups_of_what_the_discriminator_compares():
+    values = load_preset("progan-fashion")
+    phases = [{"resolution": 32, "hold_images": 9, "batch": 20, "accumulation": 2}]
+    with pytest.raises(ValueError, match=r"phases\[0\].batch: 20 / accumulation 2 .* groups of 4"):
+        Config(**values | {"phases": phases})
+
+
+def test_workers_share_the_groups_evenly():
+    phases = [{"resolution": 32, "hold_images": 9, "batch": 16}]
+    values = load_preset("progan-fashion") | {"phases": phases, "scale": {"workers": "1:16"}}
+    assert Config(**values).worker_counts == [1, 2, 4]
+    with pytest.raises(
+        ValueError, match=r"scale.workers: 8 .* groups of 4 \[4\]; take one of \[1, 2, 4\]"
+    ):
+        Config(**values | {"scale": {"workers": 8}})
+
+
+def test_every_family_and_loss_can_be_configured():
+    import typing
+
+    from models import FAMILIES
+    from models.losses import LOSSES
+    from service.config import Model, Training
+
+    assert typing.get_args(Model.model_fields["family"].annotation) == (*FAMILIES,)
+    assert typing.get_args(Training.model_fields["loss"].annotation) == (*LOSSES,)
+
+
+def test_every_family_has_a_small_preset_and_those_of_its_paper():
+    presets = [Config(**load_preset(name)) for name in preset_names()]
+    small = {config.model.family for config in presets if not config.scale.gpu}
+    large = {(config.model.family, config.model.resolution) for config in presets if config.scale.gpu}
+    from models import FAMILIES
+
+    assert small == {*FAMILIES}
+    assert large == {
+        ("dcgan", 64), ("sagan", 128), ("biggan", 128), ("biggan", 256), ("biggan", 512),
+        ("biggan-deep", 128), ("biggan-deep", 256), ("biggan-deep", 512),
+        ("progan", 1024), ("stylegan", 1024),
+    }  # fmt: skip
+
+
+def test_a_run_of_before_a_setting_existed_resumes_with_its_default():
+    before = parsed().model_dump()
+    del before["training"]["reset_adam"], before["model"]["base"]
+    assert differences(before, parsed()) == []
+    (line,) = differences(before, parsed("--training.reset_adam", "true"))
+    assert line == "training.reset_adam: the run was started with False, now it is True"
 
 
 def test_an_unknown_preset_lists_those_there_are():

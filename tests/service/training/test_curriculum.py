@@ -65,3 +65,17 @@ def test_due_fires_once_for_each_multiple_passed_in_small_steps(interval, steps)
         fired += due(interval, clock, clock + min(step, interval))
         clock += min(step, interval)
     assert fired == clock // interval
+
+
+def test_the_cycle_before_a_clock_is_the_one_that_ended_there():
+    curriculum = Curriculum(PHASES, d_steps=2)
+    cycles = list(curriculum.cycles(0, 300))
+    for cycle in cycles:
+        assert curriculum.before(cycle.end) == cycle
+    assert curriculum.before(0) == cycles[0]
+
+
+def test_a_new_rung_is_told_from_a_phase_at_the_same_one():
+    again = Phase(resolution=16, hold_images=16, batch=16)
+    curriculum = Curriculum([*PHASES, again], d_steps=1)
+    assert [span.new_rung for span in curriculum.spans] == [True, True, False, False]

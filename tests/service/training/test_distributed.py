@@ -1,0 +1,62 @@
+"""Layers that look at the whole batch, on two gloo processes, against one process with all of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from models.layers import BatchNorm, use_reduce
+from service.training import distributed
+from service.training.distributed import Workers
+
+WORKERS = 2
+BATCH = 12
+
+
+def measure(workers: Workers, conditioning: int | None) -> dict[str, torch.Tensor]:
+    """Outputs, gradients and gradients of a penalty on gradients, of this worker's share."""
+    torch.manual_seed(0)
+    layer = BatchNorm(3, conditioning).double()
+    for parameter in layer.parameters():
+        parameter.data += torch.rand_like(parameter)
+    use_reduce(layer, workers.sum)
+    share = workers.share(0, BATCH)
+    x = (torch.randn(BATCH, 3, 4, 4, dtype=torch.float64) * 2 + 1)[share].requires_grad_()
+    weights = torch.randn(BATCH, 3, 4, 4, dtype=torch.float64)[share]
+    condition = torch.randn(BATCH, conditioning or 1, dtype=torch.float64)[share]
+    y = layer(x, condition if conditioning else None)
+    (dx,) = torch.autograd.grad((y.pow(3) * weights).sum(), x, create_graph=True)
+    plain = torch.autograd.grad((layer(x, condition if conditioning else None) * weights).sum(), x)[0]
+    dx.square().sum().backward()
+    assert x.grad is not None
+    results = {"y": y.detach(), "dx": dx.detach(), "plain dx": plain, "ddx": x.grad}
+    summed = {name: workers.sum(p.grad) for name, p in layer.named_parameters() if p.grad is not None}
+    return results | summed
+
+
+def work(index: int, conditioning: int | None, out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(index), "WORLD_SIZE": str(WORKERS)}
+    store = dist.FileStore(f"{out}/store", WORKERS)
+    dist.init_process_group("gloo", rank=index, world_size=WORKERS, store=store)
+    torch.save(measure(distributed.join(), conditioning), f"{out}/{index}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("conditioning", [None, 2])
+def test_batch_norm_on_two_workers_is_that_of_the_whole_batch(conditioning, tmp_path: Path):
+    """Forward, backward, and the backward of a gradient penalty."""
+    whole = measure(Workers(0, 1, torch.device("cpu")), conditioning)
+    mp.spawn(work, (conditioning, str(tmp_path)), nprocs=WORKERS)
+    shares = [torch.load(tmp_path / f"{index}.pt") for index in range(WORKERS)]
+    for name, expected in whole.items():
+        if len(expected) == BATCH:
+            actual = torch.empty_like(expected)
+            for index, share in enumerate(shares):
+                actual[index::WORKERS] = share[name]
+        else:
+            actual = shares[1][name]
+        torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}")
