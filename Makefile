@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; said aloud, it does not warn about it.
 export RAY_AUTH_MODE := token
 
-.PHONY: help demo ui test lint format bench clean
+.PHONY: help demo ui test lint format bench families clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ format: $(READY) ## Put the code in shape
 
 bench: $(READY) ## Measure the step and the service around it
 	$(BIN)/python -m benchmarks.step
+
+families: $(READY) ## Train each family on Fashion-MNIST, an hour in all, and write docs/families.md
+	$(BIN)/python -m benchmarks.families
 
 clean: ## Remove the environment and what tools left; runs and data stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
