@@ -6,7 +6,7 @@ the image for the discriminator.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import growth
-from models.growth import Growing, Shape, Stage
+from models.growth import GrowingDiscriminator, GrowingGenerator, Shape, Stage
 from models.layers import BatchNorm, SelfAttention, SNConv2d, SNEmbedding, SNLinear
 
 # By doublings of the base: 3 make 32 px, or 56 px on base 7; 5 make 128 px.
@@ -166,11 +166,6 @@ class SharedEmbedding(nn.Module):
         return torch.cat([self.table(labels), latents], dim=1)
 
 
-def to_map(x: Tensor, base: int) -> Tensor:
-    """[n, base · base · c] as [n, c, base, base], channels last in memory."""
-    return x.unflatten(1, (base, base, -1)).permute(0, 3, 1, 2)
-
-
 class GeneratorHead(nn.Module):
     """Norm, ReLU, 3×3 convolution to image channels, tanh."""
 
@@ -183,53 +178,47 @@ class GeneratorHead(nn.Module):
         return torch.tanh(self.conv(F.relu(self.norm(x), inplace=True)))
 
 
-class Generator(Growing):
-    """Images [n, channels, r, r] in [-1, 1] from latents [n, latents] and labels [n] (int64)."""
+class ResidualGenerator(GrowingGenerator):
+    """A dense layer to the base, the blocks of the channel table, attention, and heads.
 
-    def __init__(self, config: BigGANConfig):
-        super().__init__()
-        self.rungs = config.rungs
+    `block` makes one that leads from so many feature maps to so many, at twice the size.
+    """
+
+    def __init__(self, config: ResidualConfig, inputs: int, block: Callable[[int, int], nn.Module]):
+        super().__init__(config.rungs)
         self.base = config.base
-        self.chunk = config.latents // config.chunks
         widths = config.generator_widths
-        self.embedding = SharedEmbedding(config.classes, config.embedding)
-        self.dense = SNLinear(self.chunk, widths[0] * config.base * config.base)
-        self.blocks = nn.ModuleDict()
-        self.attention = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
-        norm = partial(BatchNorm, conditioning=self.embedding.size + self.chunk)
-        resolution = config.base
-        for inputs, outputs in itertools.pairwise(widths):
-            resolution *= 2
+        self.dense = SNLinear(inputs, widths[0] * config.base * config.base)
+        resolutions = growth.ladder(2 * config.base, config.resolution)
+        for resolution, (below, outputs) in zip(resolutions, itertools.pairwise(widths), strict=True):
             rung = str(resolution)
-            self.blocks[rung] = GeneratorBlock(inputs, outputs, norm)
+            self.blocks[rung] = block(below, outputs)
             if resolution == config.attention:
                 self.attention[rung] = SelfAttention(outputs)
             if resolution in self.rungs:
                 self.heads[rung] = GeneratorHead(outputs, config.channels)
 
+    def open(self, latents: Tensor) -> Tensor:
+        """Features [n, c, base, base] of the dense layer, channels last in memory."""
+        return self.dense(latents).unflatten(1, (self.base, self.base, -1)).permute(0, 3, 1, 2)
+
+
+class Generator(ResidualGenerator):
+    """Images [n, channels, r, r] in [-1, 1] from latents [n, latents] and labels [n] (int64)."""
+
+    def __init__(self, config: BigGANConfig):
+        embedding = SharedEmbedding(config.classes, config.embedding)
+        chunk = config.latents // config.chunks
+        norm = partial(BatchNorm, conditioning=embedding.size + chunk)
+        super().__init__(config, chunk, partial(GeneratorBlock, norm=norm))
+        self.embedding = embedding
+        self.chunk = chunk
+
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
-        self.check_stage(stage)
-        chunks = latents.split(self.chunk, dim=1)
-        x = to_map(self.dense(chunks[0]), self.base)
-        features = {}
-        for chunk, (rung, block) in zip(chunks[1:], self.blocks.items(), strict=True):
-            x = block(x, self.embedding(labels, chunk))
-            if rung in self.attention:
-                x = self.attention[rung](x)
-            features[int(rung)] = x
-            if int(rung) == stage.resolution:
-                break
-        return growth.draw(features, self.heads, stage)
-
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
-
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        yield self.blocks[str(rung)]
-        if str(rung) in self.attention:
-            yield self.attention[str(rung)]
+        first, *rest = latents.split(self.chunk, dim=1)
+        conditions = ((self.embedding(labels, chunk),) for chunk in rest)
+        return self.ascend(self.open(first), stage, conditions)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -253,17 +242,12 @@ class DiscriminatorBlock(nn.Module):
         return h + self.shortcut(growth.downsample(x))
 
 
-class Discriminator(Growing):
+class Discriminator(GrowingDiscriminator):
     """One logit an image from images [n, channels, r, r] and, where there are classes, labels [n]."""
 
-    mixes_batch = False
-
     def __init__(self, config: ResidualConfig):
-        super().__init__()
-        self.rungs = config.rungs
+        super().__init__(config.rungs)
         widths = config.discriminator_widths
-        self.heads = nn.ModuleDict()
-        self.descents = nn.ModuleDict()
         after: list[nn.Module] = []
         for plan in _plan_discriminator(config):
             above, after = after, []
@@ -284,16 +268,8 @@ class Discriminator(Growing):
 
     def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Logits [n]; ValueError where the ladder has no such rung."""
-        self.check_stage(stage)
-        x = growth.descend(images, self.heads, self.descents, self.rungs[0], stage)
+        x = self.descend(images, stage)
         return self.projection(self.tail(x), labels)
-
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
-
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        if str(rung) in self.descents:
-            yield self.descents[str(rung)]
 
 
 class Projection(nn.Module):

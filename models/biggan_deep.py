@@ -5,7 +5,7 @@ shortcut drops or gains channels, but convolves none of those that it carries.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import biggan, growth
-from models.biggan import GeneratorHead, Projection, ResidualConfig, SharedEmbedding, to_map
-from models.growth import Growing, Stage
-from models.layers import BatchNorm, SelfAttention, SNConv2d, SNLinear
+from models.biggan import Projection, ResidualConfig, ResidualGenerator, SharedEmbedding
+from models.growth import GrowingDiscriminator, Stage
+from models.layers import BatchNorm, SelfAttention, SNConv2d
 
 BOTTLENECK = 4
 # Tables 7 to 9 of the paper. Every pair of blocks halves, at 28 px too.
@@ -88,53 +88,20 @@ class GeneratorPair(nn.Module):
         return self.up(self.keep(x, condition), condition)
 
 
-class Generator(Growing):
+class Generator(ResidualGenerator):
     """Images [n, channels, r, r] in [-1, 1] from latents [n, latents] and labels [n] (int64)."""
 
     def __init__(self, config: BigGANDeepConfig):
-        super().__init__()
-        self.rungs = config.rungs
-        self.base = config.base
-        widths = config.generator_widths
-        self.embedding = SharedEmbedding(config.classes, config.embedding)
-        conditioning = self.embedding.size + config.latents
-        self.dense = SNLinear(conditioning, widths[0] * config.base * config.base)
-        self.blocks = nn.ModuleDict()
-        self.attention = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
+        embedding = SharedEmbedding(config.classes, config.embedding)
+        conditioning = embedding.size + config.latents
         norm = partial(BatchNorm, conditioning=conditioning)
-        resolution = config.base
-        for inputs, outputs in itertools.pairwise(widths):
-            resolution *= 2
-            rung = str(resolution)
-            self.blocks[rung] = GeneratorPair(inputs, outputs, norm)
-            if resolution == config.attention:
-                self.attention[rung] = SelfAttention(outputs)
-            if resolution in self.rungs:
-                self.heads[rung] = GeneratorHead(outputs, config.channels)
+        super().__init__(config, conditioning, partial(GeneratorPair, norm=norm))
+        self.embedding = embedding
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
-        self.check_stage(stage)
         condition = self.embedding(labels, latents)
-        x = to_map(self.dense(condition), self.base)
-        features = {}
-        for rung, block in self.blocks.items():
-            x = block(x, condition)
-            if rung in self.attention:
-                x = self.attention[rung](x)
-            features[int(rung)] = x
-            if int(rung) == stage.resolution:
-                break
-        return growth.draw(features, self.heads, stage)
-
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
-
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        yield self.blocks[str(rung)]
-        if str(rung) in self.attention:
-            yield self.attention[str(rung)]
+        return self.ascend(self.open(condition), stage, itertools.repeat((condition,)))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -165,47 +132,33 @@ class DiscriminatorBlock(nn.Module):
         return self.last(h) + x
 
 
-class Discriminator(Growing):
+class Discriminator(GrowingDiscriminator):
     """One logit an image from images [n, channels, r, r] and, where there are classes, labels [n]."""
 
-    mixes_batch = False
-
     def __init__(self, config: BigGANDeepConfig):
-        super().__init__()
-        self.rungs = config.rungs
-        widths = config.discriminator_widths
-        self.heads = nn.ModuleDict()
-        self.descents = nn.ModuleDict()
-        above: list[nn.Module] = []
-        resolution = config.resolution
-        for inputs, outputs in itertools.pairwise(widths):
-            if resolution in self.rungs:
-                self.heads[str(resolution)] = SNConv2d(config.channels, inputs, 3)
-                if above:
-                    self.descents[str(2 * resolution)] = nn.Sequential(*above)
-                above = []
-            above += [
-                DiscriminatorBlock(inputs, outputs, True),
-                DiscriminatorBlock(outputs, outputs, False),
-            ]
-            resolution //= 2
-            if resolution == config.attention:
-                above.append(SelfAttention(outputs))
-        self.tail = nn.Sequential(*above)
-        self.projection = Projection(widths[-1], config.classes)
+        super().__init__(config.rungs)
+        after = self.stack(_steps(config))
+        self.tail = nn.Sequential(*after)
+        self.projection = Projection(config.discriminator_widths[-1], config.classes)
 
     def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Logits [n]; ValueError where the ladder has no such rung."""
-        self.check_stage(stage)
-        x = growth.descend(images, self.heads, self.descents, self.rungs[0], stage)
+        x = self.descend(images, stage)
         return self.projection(self.tail(x), labels)
 
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
 
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        if str(rung) in self.descents:
-            yield self.descents[str(rung)]
+def _steps(config: BigGANDeepConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
+    """From the image down: a resolution, its head, and the two blocks that halve it."""
+    resolution = config.resolution
+    for inputs, outputs in itertools.pairwise(config.discriminator_widths):
+        down: list[nn.Module] = [
+            DiscriminatorBlock(inputs, outputs, True),
+            DiscriminatorBlock(outputs, outputs, False),
+        ]
+        if resolution // 2 == config.attention:
+            down.append(SelfAttention(outputs))
+        yield resolution, SNConv2d(config.channels, inputs, 3), down
+        resolution //= 2
 
 
 def build(config: BigGANDeepConfig) -> tuple[Generator, Discriminator]:

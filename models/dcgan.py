@@ -5,14 +5,14 @@ resolution and double with each halving, to 8 × width at 4 px for images of 64 
 enlarges or halves too: the generator's draws images of r px from features at r / 2.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from models import growth
-from models.growth import Growing, Shape, Stage
+from models.growth import GrowingDiscriminator, GrowingGenerator, Shape, Stage
 from models.layers import BatchNorm, LabelledLatents, leaky_relu, pick_label
 
 WEIGHT_STD = 0.02
@@ -62,15 +62,12 @@ class GeneratorHead(nn.Sequential):
         super().__init__(nn.ConvTranspose2d(inputs, channels, 4, 2, 1, bias=False), nn.Tanh())
 
 
-class Generator(Growing):
+class Generator(GrowingGenerator):
     """Images [n, channels, r, r] in [-1, 1] from latents [n, latents] and labels [n] (int64)."""
 
     def __init__(self, config: DCGANConfig):
-        super().__init__()
-        self.rungs = config.rungs
+        super().__init__(config.rungs)
         self.labelled = LabelledLatents(config.latents, config.classes)
-        self.blocks = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
         inputs = self.labelled.size
         for size in config.sizes:
             rung, outputs = str(2 * size), config.features(size)
@@ -82,20 +79,8 @@ class Generator(Growing):
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
-        self.check_stage(stage)
         x = self.labelled(latents, labels)[:, :, None, None]
-        features = {}
-        for rung, block in self.blocks.items():
-            features[int(rung)] = x = block(x)
-            if int(rung) == stage.resolution:
-                break
-        return growth.draw(features, self.heads, stage)
-
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
-
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        yield self.blocks[str(rung)]
+        return self.ascend(x, stage)
 
 
 class Down(nn.Module):
@@ -117,7 +102,7 @@ class FromImages(nn.Sequential):
         super().__init__(nn.Conv2d(channels, outputs, 4, 2, 1, bias=False), nn.LeakyReLU(0.2))
 
 
-class Discriminator(Growing):
+class Discriminator(GrowingDiscriminator):
     """One logit an image from images [n, channels, r, r] and labels [n].
 
     With classes the last layer has an output for each, of which the label picks one.
@@ -126,36 +111,26 @@ class Discriminator(Growing):
     mixes_batch = True
 
     def __init__(self, config: DCGANConfig):
-        super().__init__()
-        self.rungs = config.rungs
-        self.heads = nn.ModuleDict()
-        self.descents = nn.ModuleDict()
-        above: list[nn.Module] = []
-        for size in reversed(config.sizes):
-            rung, outputs = str(2 * size), config.features(size)
-            if 2 * size in self.rungs:
-                self.heads[rung] = FromImages(config.channels, outputs)
-                if above:
-                    self.descents[str(4 * size)] = nn.Sequential(*above)
-                above = []
-            if size > config.base:
-                above.append(Down(outputs, config.features(size // 2)))
+        super().__init__(config.rungs)
+        after = self.stack(_steps(config))
         last = nn.Conv2d(config.features(config.base), config.classes or 1, config.base, bias=False)
-        self.tail = nn.Sequential(*above, last, nn.Flatten())
+        self.tail = nn.Sequential(*after, last, nn.Flatten())
         _initialise(self)
 
     def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Logits [n]; ValueError where the ladder has no such rung."""
-        self.check_stage(stage)
-        x = growth.descend(images, self.heads, self.descents, self.rungs[0], stage)
+        x = self.descend(images, stage)
         return pick_label(self.tail(x), labels)
 
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
 
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        if str(rung) in self.descents:
-            yield self.descents[str(rung)]
+def _steps(config: DCGANConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
+    """From the image down: a resolution, its head, which halves it, and what halves it once more."""
+    for size in reversed(config.sizes):
+        features = config.features(size)
+        down: list[nn.Module] = []
+        if size > config.base:
+            down.append(Down(features, config.features(size // 2)))
+        yield 2 * size, FromImages(config.channels, features), down
 
 
 def _initialise(network: nn.Module) -> None:

@@ -3,10 +3,11 @@
 The one place that knows which rungs are active and how two of them blend (Karras et al. 2018, §2).
 """
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -127,50 +128,17 @@ def fade_images(images: Tensor, stage: Stage) -> Tensor:
     return blend(upsample(downsample(images)), images, stage.alpha)
 
 
-def draw(features: Mapping[int, Tensor], heads: nn.ModuleDict, stage: Stage) -> Tensor:
-    """Images of a stage from the generator's features of its rung and, in a fade, of the one below.
-
-    `features` maps a resolution to the features there, `heads` to the layer that draws them.
-    """
-    rung = stage.resolution
-    images = heads[str(rung)](features[rung])
-    if not stage.fading:
-        return images
-    below = heads[str(rung // 2)](features[rung // 2])
-    return blend(upsample(below), images, stage.alpha)
-
-
-def descend(
-    images: Tensor, heads: nn.ModuleDict, descents: nn.ModuleDict, first: int, stage: Stage
-) -> Tensor:
-    """The discriminator's way down from the stage's rung to the `first`: draw, mirrored.
-
-    `heads[r]` reads images of r pixels; `descents[r]` goes from the features that it yields to
-    those that `heads[r / 2]` yields. Returns the features at the first rung.
-    """
-    rung = stage.resolution
-    features = heads[str(rung)](images)
-    while rung > first:
-        features = descents[str(rung)](features)
-        rung //= 2
-        if stage.fading and rung == stage.resolution // 2:
-            below = heads[str(rung)](downsample(images))
-            features = blend(below, features, stage.alpha)
-    return features
-
-
 class Growing(nn.Module):
     """A network on a ladder: knows its rungs, and freezes what a stage does not use.
 
-    A family names the modules that belong to a rung alone (`head_of`) or that join at a rung and
-    stay (`joins_at`); all else is always active.
+    `heads` maps a rung to what reads or draws images there, and is used at no other; `joins_at` names
+    what joins at a rung and stays. All else is always active.
     """
 
-    rungs: tuple[int, ...]
-
-    def head_of(self, rung: int) -> nn.Module:
-        """What reads or draws images at this rung, and is used at no other."""
-        raise NotImplementedError
+    def __init__(self, rungs: tuple[int, ...]):
+        super().__init__()
+        self.rungs = rungs
+        self.heads = nn.ModuleDict()
 
     def joins_at(self, rung: int) -> Iterable[nn.Module]:
         """What is used at this rung and at all above it, but at none below."""
@@ -200,7 +168,90 @@ class Growing(nn.Module):
         heads = {stage.resolution} | ({stage.resolution // 2} if stage.fading else set())
         for rung in self.rungs:
             if rung not in heads:
-                yield from self.head_of(rung).parameters()
+                yield from self.heads[str(rung)].parameters()
             if rung > stage.resolution:
                 for module in self.joins_at(rung):
                     yield from module.parameters()
+
+
+class GrowingGenerator(Growing):
+    """Blocks from the base up, each leading to a resolution, where a head may draw.
+
+    `blocks` and `attention`, which follows a block, are keyed by the rung that their features are
+    drawn at. A family fills them in.
+    """
+
+    def __init__(self, rungs: tuple[int, ...]):
+        super().__init__(rungs)
+        self.blocks = nn.ModuleDict()
+        self.attention = nn.ModuleDict()
+
+    def ascend(
+        self, x: Tensor, stage: Stage, conditions: Iterable[Sequence[Any]] = itertools.repeat(())
+    ) -> Tensor:
+        """Images of the stage; a block takes its features and what `conditions` has for it."""
+        self.check_stage(stage)
+        features = {}
+        for (rung, block), condition in zip(self.blocks.items(), conditions, strict=False):
+            x = block(x, *condition)
+            if rung in self.attention:
+                x = self.attention[rung](x)
+            features[int(rung)] = x
+            if int(rung) == stage.resolution:
+                break
+        images = self.heads[str(stage.resolution)](x)
+        if not stage.fading:
+            return images
+        below = stage.resolution // 2
+        return blend(upsample(self.heads[str(below)](features[below])), images, stage.alpha)
+
+    def joins_at(self, rung: int) -> Iterable[nn.Module]:
+        yield self.blocks[str(rung)]
+        if str(rung) in self.attention:
+            yield self.attention[str(rung)]
+
+
+class GrowingDiscriminator(Growing):
+    """The way down, mirrored: heads that read images, `descents` from rung to rung, then a tail.
+
+    `descents[r]` goes from the features that `heads[r]` yields to those that `heads[r / 2]` yields.
+    `mixes_batch` says that a logit depends on other images of the batch.
+    """
+
+    mixes_batch = False
+
+    def __init__(self, rungs: tuple[int, ...]):
+        super().__init__(rungs)
+        self.descents = nn.ModuleDict()
+
+    def stack(self, steps: Iterable[tuple[int, nn.Module, Sequence[nn.Module]]]) -> list[nn.Module]:
+        """Fill in from the image down: resolution, its head, and what leads from there to the next.
+
+        Heads off the ladder are left out. Returns what follows the lowest rung.
+        """
+        above: list[nn.Module] = []
+        for resolution, head, down in steps:
+            if resolution in self.rungs:
+                self.heads[str(resolution)] = head
+                if above:
+                    self.descents[str(2 * resolution)] = nn.Sequential(*above)
+                above = []
+            above += down
+        return above
+
+    def descend(self, images: Tensor, stage: Stage) -> Tensor:
+        """Features at the lowest rung, from images at the stage's."""
+        self.check_stage(stage)
+        rung = stage.resolution
+        features = self.heads[str(rung)](images)
+        while rung > self.rungs[0]:
+            features = self.descents[str(rung)](features)
+            rung //= 2
+            if stage.fading and rung == stage.resolution // 2:
+                below = self.heads[str(rung)](downsample(images))
+                features = blend(below, features, stage.alpha)
+        return features
+
+    def joins_at(self, rung: int) -> Iterable[nn.Module]:
+        if str(rung) in self.descents:
+            yield self.descents[str(rung)]

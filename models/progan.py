@@ -5,7 +5,7 @@ The number of feature maps follows the resolution of a rung, whatever the last o
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import growth
-from models.growth import Growing, Shape, Stage
+from models.growth import GrowingDiscriminator, GrowingGenerator, Shape, Stage
 from models.layers import (
     EqualConv2d,
     EqualLinear,
@@ -95,15 +95,12 @@ class GeneratorBlock(nn.Module):
         return pixel_norm(leaky_relu(self.conv2(x)))
 
 
-class Generator(Growing):
+class Generator(GrowingGenerator):
     """Images [n, channels, r, r], nominally in [-1, 1], from latents [n, latents] and labels [n]."""
 
     def __init__(self, config: ProGANConfig):
-        super().__init__()
-        self.rungs = config.rungs
+        super().__init__(config.rungs)
         self.labelled = LabelledLatents(config.latents, config.classes)
-        self.blocks = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
         inputs = self.labelled.size
         for resolution in config.stack:
             rung, outputs = str(resolution), config.features(resolution)
@@ -117,20 +114,8 @@ class Generator(Growing):
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
-        self.check_stage(stage)
         x = pixel_norm(self.labelled(latents, labels))
-        features = {}
-        for rung, block in self.blocks.items():
-            features[int(rung)] = x = block(x)
-            if int(rung) == stage.resolution:
-                break
-        return growth.draw(features, self.heads, stage)
-
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
-
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        yield self.blocks[str(rung)]
+        return self.ascend(x, stage)
 
 
 class FromImages(nn.Sequential):
@@ -168,7 +153,7 @@ class DiscriminatorBase(nn.Module):
         return self.dense2(leaky_relu(self.dense1(x.flatten(1))))
 
 
-class Discriminator(Growing):
+class Discriminator(GrowingDiscriminator):
     """One logit an image from images [n, channels, r, r] and labels [n].
 
     With classes the last layer has an output for each, of which the label picks one.
@@ -177,36 +162,25 @@ class Discriminator(Growing):
     mixes_batch = True
 
     def __init__(self, config: ProGANConfig, blurs: bool = False):
-        super().__init__()
-        self.rungs = config.rungs
-        self.heads = nn.ModuleDict()
-        self.descents = nn.ModuleDict()
-        above: list[nn.Module] = []
-        for resolution in reversed(config.stack):
-            features = config.features(resolution)
-            if resolution in self.rungs:
-                self.heads[str(resolution)] = FromImages(config.channels, features)
-                if above:
-                    self.descents[str(2 * resolution)] = nn.Sequential(*above)
-                above = []
-            if resolution > config.base:
-                above.append(DiscriminatorBlock(features, config.features(resolution // 2), blurs))
-        self.tail = nn.Sequential(
-            *above, DiscriminatorBase(config.features(config.base), config.base, config.classes)
-        )
+        super().__init__(config.rungs)
+        after = self.stack(_steps(config, blurs))
+        base = DiscriminatorBase(config.features(config.base), config.base, config.classes)
+        self.tail = nn.Sequential(*after, base)
 
     def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Logits [n]; ValueError where the ladder has no such rung or n is no multiple of 4."""
-        self.check_stage(stage)
-        x = growth.descend(images, self.heads, self.descents, self.rungs[0], stage)
+        x = self.descend(images, stage)
         return pick_label(self.tail(x), labels)
 
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
 
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        if str(rung) in self.descents:
-            yield self.descents[str(rung)]
+def _steps(config: ProGANConfig, blurs: bool) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
+    """From the image down: a resolution, its head, and the block that halves it, but for the base."""
+    for resolution in reversed(config.stack):
+        features = config.features(resolution)
+        down: list[nn.Module] = []
+        if resolution > config.base:
+            down.append(DiscriminatorBlock(features, config.features(resolution // 2), blurs))
+        yield resolution, FromImages(config.channels, features), down
 
 
 def build(config: ProGANConfig) -> tuple[Generator, Discriminator]:

@@ -4,15 +4,14 @@ The discriminator is ProGAN's, with a blur before each halving.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import growth
-from models.growth import Growing, Stage
+from models.growth import GrowingGenerator, Stage
 from models.layers import (
     EqualConv2d,
     EqualLinear,
@@ -125,7 +124,7 @@ def adaptive_instance_norm(x: Tensor, style: Tensor) -> Tensor:
     return torch.addcmul(shift[:, :, None, None], x, scale.to(x.dtype)[:, :, None, None])
 
 
-class Generator(Growing, Reducing):
+class Generator(GrowingGenerator, Reducing):
     """Images [n, channels, r, r], nominally in [-1, 1], from latents [n, latents] and labels [n].
 
     `w_average` is a running average of w, which truncation draws towards.
@@ -134,16 +133,13 @@ class Generator(Growing, Reducing):
     w_average: Tensor
 
     def __init__(self, config: StyleGANConfig):
-        super().__init__()
-        self.rungs = config.rungs
+        super().__init__(config.rungs)
         self.resolutions = config.stack
         self.mapping = Mapping(config)
         self.register_buffer("w_average", torch.zeros(config.latents))
         self.constant = nn.Parameter(
             torch.ones(1, config.features(config.base), config.base, config.base)
         )
-        self.blocks = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
         inputs = None
         for resolution in config.stack:
             outputs = config.features(resolution)
@@ -210,17 +206,10 @@ class Generator(Growing, Reducing):
 
     def synthesise(self, styles: Tensor, stage: Stage, noise: Sequence[Tensor] | None) -> Tensor:
         """Images from styles [n, layers, z] and one plane of noise [n or 1, 1, r, r] a layer."""
-        self.check_stage(stage)
         x = self.constant.to(styles.dtype)  # [1, c, base, base] up to the first style
         planes: Sequence[Tensor | None] = noise if noise is not None else [None] * styles.shape[1]
-        features = {}
-        for i, (rung, block) in enumerate(self.blocks.items()):
-            layers = slice(2 * i, 2 * i + 2)
-            x = block(x, styles[:, layers], planes[layers])
-            features[int(rung)] = x
-            if int(rung) == stage.resolution:
-                break
-        return growth.draw(features, self.heads, stage)
+        pairs = [slice(i, i + 2) for i in range(0, styles.shape[1], 2)]
+        return self.ascend(x, stage, ((styles[:, pair], planes[pair]) for pair in pairs))
 
     @torch.no_grad()
     def average_styles(self, latents: Tensor, labels: Tensor, decay: float) -> None:
@@ -228,12 +217,6 @@ class Generator(Growing, Reducing):
         w = self.mapping(latents, labels)
         total = self.reduce(torch.cat([w.sum(0), w.new_full((1,), len(w))]))
         self.w_average.lerp_(total[:-1] / total[-1], 1 - decay)
-
-    def head_of(self, rung: int) -> nn.Module:
-        return self.heads[str(rung)]
-
-    def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        yield self.blocks[str(rung)]
 
 
 def build(config: StyleGANConfig) -> tuple[Generator, Discriminator]:

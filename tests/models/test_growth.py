@@ -137,12 +137,12 @@ def test_at_alpha_1_the_new_rung_stands_alone(networks, inputs):
         for factor in (1.0, 7.0):
             with torch.no_grad():
                 for network in networks:
-                    for parameter in network.head_of(rung // 2).parameters():
+                    for parameter in network.heads[str(rung // 2)].parameters():
                         parameter.mul_(factor)
                 images = generator(*inputs, Stage(rung, 1.0))
                 results.append((images, discriminator(images, inputs[1], Stage(rung, 1.0))))
                 for network in networks:
-                    for parameter in network.head_of(rung // 2).parameters():
+                    for parameter in network.heads[str(rung // 2)].parameters():
                         parameter.div_(factor)
         torch.testing.assert_close(*results, rtol=0, atol=0)
 
