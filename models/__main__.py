@@ -32,13 +32,17 @@ def main() -> int:
     arguments = vars(parser.parse_args())
     family = arguments.pop("params")
     given = {name: value for name, value in arguments.items() if value is not None}
+    settings = models.paper(family, arguments["resolution"])
+    if "base" in given and "first_resolution" in settings:
+        settings["first_resolution"] = given["base"]
     for name in ("classes", "attention"):
         if given.get(name) == 0:
-            given[name] = None
+            del given[name]
+            settings.pop(name, None)
     try:
         with torch.device("meta"):
-            networks = models.build(family, **(models.paper(family, arguments["resolution"]) | given))
-    except ValueError as error:
+            networks = models.build(family, **(settings | given))
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch's own, of numbers beyond 2⁶³
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, count in zip(("generator", "discriminator"), parameter_count(networks), strict=True):

@@ -116,7 +116,7 @@ class BigGANConfig(ResidualConfig):
 def paper(resolution: int) -> dict[str, Any]:
     """The paper's settings, beside the width: chunks of 20 latents, 1000 classes."""
     doublings = (resolution // 4).bit_length() - 1
-    chunks = len(GENERATOR_CHANNELS.get(doublings, ()))
+    chunks = len(GENERATOR_CHANNELS.get(doublings, (1,)))
     return {
         "resolution": resolution,
         "classes": 1000,

@@ -38,7 +38,7 @@ class Stage:
 def ladder(first: int, last: int) -> tuple[int, ...]:
     """The rungs from `first` to `last`, each twice the one before; ValueError if none such exist."""
     rungs = [first]
-    while rungs[-1] < last:
+    while 0 < rungs[-1] < last:
         rungs.append(rungs[-1] * 2)
     if first < 1 or rungs[-1] != last:
         raise ValueError(f"no ladder of doublings leads from {first} to {last} pixels")
@@ -81,7 +81,7 @@ class Shape:
                 raise ValueError(f"{name} is {value}: give 1 or more")
         lowest = self.base * 2**self.lowest_doublings
         if self.rungs[0] < lowest or self.base not in ladder_down(self.rungs[0]):
-            name = "first resolution" if self.first_resolution else "resolution"
+            name = "resolution" if self.first_resolution is None else "first resolution"
             raise ValueError(
                 f"{name} {self.rungs[0]}: on base {self.base} the rungs are"
                 f" {lowest}, {2 * lowest}, {4 * lowest}, …"
@@ -90,7 +90,8 @@ class Shape:
     @cached_property
     def rungs(self) -> tuple[int, ...]:
         """Resolutions of the ladder, lowest first."""
-        return ladder(self.first_resolution or self.resolution, self.resolution)
+        first = self.resolution if self.first_resolution is None else self.first_resolution
+        return ladder(first, self.resolution)
 
     @property
     def doublings(self) -> int:

@@ -102,17 +102,20 @@ def _squared_gradients(discriminate: Discriminate, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def add_orthogonal_gradient(network: nn.Module, strength: float) -> None:
-    """Add to the gradients that of orthogonal regularisation (Brock et al. 2019, eq. 3).
+    """Add to the gradients what orthogonal regularisation does (Brock et al. 2019, eq. 3).
 
-    2 · ((W Wᵀ) ⊙ (1 − I)) W for every weight W as a matrix [out, in · kh · kw] that has a gradient.
-    Embeddings are left out.
+    2 · ((W Wᵀ) ⊙ (1 − I)) W, which is the gradient of ½ |(W Wᵀ) ⊙ (1 − I)|², for every dense or
+    convolution weight W, as a matrix [out, in · kh · kw], that has a gradient. Embeddings are left out.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Embedding):
             continue
         for weight in layer.parameters(recurse=False):
-            if weight.grad is None or weight.ndim < 2:
+            if weight.grad is None or weight.ndim not in (2, 4):
                 continue
-            matrix = weight.flatten(1)
+            transposed = isinstance(layer, nn.ConvTranspose2d)  # its weights are [in, out, kh, kw]
+            rows = weight.transpose(0, 1) if transposed else weight
+            grad = weight.grad.transpose(0, 1) if transposed else weight.grad
+            matrix = rows.flatten(1)
             alike = (matrix @ matrix.T).fill_diagonal_(0)
-            weight.grad.add_((alike @ matrix).view_as(weight), alpha=2 * strength)
+            grad.add_((alike @ matrix).view_as(rows), alpha=2 * strength)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import models
+import models.__main__
 from models.layers import parameter_count
 from tests.conftest import ROOT
 
@@ -51,6 +52,32 @@ def test_the_command_says_what_makes_no_network():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "48" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("progan --resolution 32 --first-resolution -4", "no ladder of doublings leads from -4"),
+        ("progan --resolution 32 --first-resolution 0", "no ladder of doublings leads from 0"),
+        ("biggan --resolution 1024", "resolution 1024"),
+        ("dcgan --resolution 64 --width 100000000000", "error: "),
+        ("stylegan --resolution 28", "leads from 4 to 28"),
+    ],
+)
+def test_flags_that_make_no_network_end_in_one_line(flags, words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["models", "--params", *flags.split()])
+    assert models.__main__.main() == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_command_counts_on_base_7_and_without_what_is_0(capsys, monkeypatch):
+    for flags in (
+        "progan --resolution 28 --base 7",
+        "stylegan --resolution 64 --attention 0 --classes 0",
+    ):
+        monkeypatch.setattr(sys, "argv", ["models", "--params", *flags.split()])
+        assert models.__main__.main() == 0
+    assert capsys.readouterr().out.count("generator ") == 2
 
 
 def test_parts_of_the_128_px_biggan_count_as_published():

@@ -154,16 +154,30 @@ def test_the_penalty_of_a_flat_discriminator_has_finite_gradients():
 
 
 def test_orthogonal_regularisation_adds_the_gradient_of_its_norm_and_spares_embeddings():
-    network = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 5), nn.Conv2d(2, 3, 3)).double()
+    layers = (nn.Embedding(3, 4), nn.Linear(4, 5), nn.Conv2d(2, 3, 3), nn.ConvTranspose2d(2, 3, 2))
+    network = nn.Sequential(*layers).double()
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     add_orthogonal_gradient(network, 0.1)
     assert torch.equal(network[0].weight.grad, torch.ones_like(network[0].weight))
     assert torch.equal(network[1].bias.grad, torch.ones_like(network[1].bias))
-    for layer in (network[1], network[2]):
-        matrix = layer.weight.detach().flatten(1).requires_grad_()
+    for layer in network[1:]:
+        transposed = isinstance(layer, nn.ConvTranspose2d)
+        weight = layer.weight.transpose(0, 1) if transposed else layer.weight
+        added = layer.weight.grad.transpose(0, 1) if transposed else layer.weight.grad
+        matrix = weight.detach().flatten(1).requires_grad_()
         outside = (matrix @ matrix.T) * (1 - torch.eye(len(matrix), dtype=torch.float64))
         # half of the gradient of |W Wᵀ ⊙ (1 − I)|²: the published code's scale
         (gradient,) = torch.autograd.grad(0.5 * outside.square().sum(), matrix)
-        expected = 1 + 0.1 * gradient.view_as(layer.weight)
-        torch.testing.assert_close(layer.weight.grad, expected)
+        torch.testing.assert_close(added, 1 + 0.1 * gradient.view_as(weight))
+
+
+def test_orthogonal_regularisation_spares_biases_whatever_their_shape():
+    generator, _ = models.build("stylegan", resolution=8, first_resolution=8, width=4, latents=4)
+    for parameter in generator.parameters():
+        parameter.data.normal_()
+        parameter.grad = torch.zeros_like(parameter)
+    add_orthogonal_gradient(generator, 1.0)
+    moved = {name for name, p in generator.named_parameters() if p.grad.abs().sum() > 0}
+    assert moved
+    assert all(name.endswith("weight") for name in moved)
