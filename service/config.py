@@ -279,7 +279,8 @@ class Config(BaseSettings):
         try:
             group = self.shape.batch_group
         except ValueError as error:
-            raise ValueError(f"model.{error}") from error
+            told = f"model.{error}".replace("model.first resolution", "phases[0].resolution")
+            raise ValueError(told) from error
         for i, phase in enumerate(self.phases):
             if phase.micro_batch % group:
                 raise ValueError(

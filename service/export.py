@@ -223,6 +223,12 @@ images = generator(torch.randn(8, {z}), {labels}, stage)
 Images are float32 [n, {trained.shape.channels}, r, r], nominally in [-1, 1]: clamp them."""
     if not classes:
         text += " Labels are ignored."
+    if isinstance(trained.generator, stylegan.Generator):
+        text += (
+            " Without noise, as called above, details are missing: give"
+            " `noise=generator.draw_noise(range(8), stage)`. `generator.truncate` draws styles towards"
+            " their average."
+        )
     if has_batch_norm(trained.generator):
         text += (
             f" Batch norm's statistics were measured over {standing_batches * BATCH:,} latents from"

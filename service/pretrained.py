@@ -35,7 +35,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Growing, Stage]:
             header = _read_header(path, file.metadata())
             # copies lie in memory as torch aligns it, on which the last bit of its sums depends
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise DataError(
             f"{path}: no safetensors file, or damaged ({error}); copy it once more"
         ) from error

@@ -3,6 +3,7 @@
 import argparse
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def draw_truncation(request: Request) -> Frames:
 def draw_interpolation(request: Request) -> Frames:
     """From one image to the next: a row for each pair, or a walk through all of them, animated."""
     options = request.options
-    animated = Path(options.out).suffix in pictures.ANIMATIONS
+    animated = _suffix(options.out) in pictures.ANIMATIONS
     panel = request.panel(options.rows if animated else 2 * options.rows, options.truncation)
     sampler = request.sampler(options.truncation)
     count = len(panel.latents)
@@ -268,11 +269,18 @@ def draw_timelapse(request: Request) -> Frames:
         images = int(match[1])
         if images > trained.images:
             break
-        stage = curriculum.before(images).stage
+        try:
+            stage = curriculum.before(images).stage
+        except ValueError as error:
+            raise DataError(
+                f"{storage.url(key)}: of no clock that this run comes to; take it away"
+            ) from error
         fading = f", alpha {stage.alpha:.2f}" if stage.fading else ""
         caption = f"{images:,} images, {stage.resolution} px{fading}"
         sheet = _read_png(storage.get(key), storage.url(key))
         frames.append(pictures.labelled(sheet, [caption]))
+    if not frames:
+        raise DataError(f"{address}/{PICTURES}: its grids are all later than {trained.address}")
     height, width = (max(frame.shape[axis] for frame in frames) for axis in (0, 1))
     return [_pad(frame, height, width) for frame in frames]
 
@@ -315,17 +323,23 @@ def main(arguments: Sequence[str]) -> None:
         f" drawn at {request.stage.resolution} px"
     )
     frames = SHEETS[options.sheet](request)
-    _write(Path(options.out), frames, options.frame_ms)
+    _write(options.out, frames, options.frame_ms)
 
 
-def _write(path: Path, frames: Frames, frame_ms: int) -> None:
-    if path.suffix in pictures.ANIMATIONS:
-        data = pictures.animation(frames, path.suffix, frame_ms)
+def _write(out: str, frames: Frames, frame_ms: int) -> None:
+    suffix = _suffix(out)
+    if suffix in pictures.ANIMATIONS:
+        data = pictures.animation(frames, suffix, frame_ms)
     else:
         data = pictures.png(frames[0])
-    open_storage(str(path.parent)).put(path.name, data)
+    folder, _, name = out.rpartition("/")
+    open_storage(folder or ("/" if out.startswith("/") else "."), RETRY_S).put(name, data)
     count = f", {len(frames)} frames" if len(frames) > 1 else ""
-    print(f"{path}: {len(data) / 1e6:.2f} MB{count}")
+    print(f"{out}: {len(data) / 1e6:.2f} MB{count}")
+
+
+def _suffix(out: str) -> str:
+    return Path(out).suffix.lower()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -339,7 +353,11 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", metavar="CHECKPOINT", help="a run.dir or a checkpoint's folder; local or s3://")
     add("sheet", nargs="?", default="grid", choices=SHEETS, metavar="SHEET",
         help=f"{', '.join(SHEETS)} (default %(default)s)")  # fmt: skip
-    add("--out", required=True, help="file to write: .png, or .webp or .gif for animations")
+    add(
+        "--out",
+        required=True,
+        help="file or s3:// object to write: .png, or .webp or .gif for animations",
+    )
     add("--seed", type=int, default=0, help="of latents, noise and standing statistics (%(default)s)")
     add("--rows", type=int, default=8, help="rows; stations of a walk (default %(default)s)")
     add("--columns", type=int, default=10, help="columns where no class gives them (%(default)s)")
@@ -379,14 +397,20 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if not low <= value <= high:
             raise UsageError(f"--{name.replace('_', '-')} {value}: give {low} to {high}")
-    suffix = Path(options.out).suffix
+    suffix = _suffix(options.out)
     allowed = [".png"] if options.sheet not in ANIMATED else [".png", *pictures.ANIMATIONS]
     if options.sheet == "timelapse":
         allowed.remove(".png")
     if suffix not in allowed:
         raise UsageError(f"--out {options.out}: a {options.sheet} is written as {' or '.join(allowed)}")
-    if options.truncation is not None and options.truncation <= 0:
+    if options.truncation is not None and not 0 < options.truncation < math.inf:
         raise UsageError(f"--truncation {options.truncation}: give a threshold above 0, such as 0.5")
+    if not np.isfinite(options.psi).all():
+        raise UsageError(f"--psi {options.psi}: give a number, such as 0.7")
+    if options.sheet == "truncation" and options.psi != 1.0:
+        raise UsageError("--psi: a truncation sheet goes through several; leave it out")
+    if options.sheet == "timelapse" and options.resolution is not None:
+        raise UsageError("--resolution: a timelapse shows what the run drew; leave it out")
 
 
 def _check_family(request: Request) -> None:
@@ -395,7 +419,8 @@ def _check_family(request: Request) -> None:
         raise UsageError(f"{options.sheet}: {family} has no styles; only stylegan has")
     steered = options.psi != 1.0 or options.cutoff is not None
     if steered and not request.has_styles:
-        raise UsageError(f"--psi, --cutoff: {family} has no w; use --truncation")
+        remedy = "leave them out" if family in NORMALISES_LATENTS else "use --truncation"
+        raise UsageError(f"--psi, --cutoff: {family} has no w; {remedy}")
     truncated = options.truncation is not None or options.sheet == "truncation"
     if truncated and family in NORMALISES_LATENTS:
         raise UsageError(f"truncation: {family} normalises its latents, so that none lie far out")

@@ -78,7 +78,10 @@ def read(
         key = f"{name.folder}/{file}"
         data = storage.get(key)
         if len(data) != expected["bytes"] or _digest(data) != expected["sha256"]:
-            raise DataError(f"{storage.url(key)}: not the bytes that were committed")
+            raise DataError(
+                f"{storage.url(key)}: not the bytes that were committed; restore it from a copy, or take"
+                " another checkpoint"
+            )
         try:
             content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         except (pickle.UnpicklingError, RuntimeError) as error:
@@ -90,9 +93,11 @@ def read(
 def _read_manifest(storage: Storage, key: str) -> dict[str, Any]:
     try:
         manifest = json.loads(storage.get(key))
-        if manifest["version"] == VERSION and manifest["files"] and manifest["state"]:
+        if manifest["version"] == VERSION and manifest["state"] and isinstance(manifest["config"], dict):
+            for file in manifest["files"].values():
+                int(file["bytes"]), str(file["sha256"])
             return manifest
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{storage.url(key)}: no manifest ({error})") from error
     raise DataError(f"{storage.url(key)}: version {manifest['version']}, expected {VERSION}")
 

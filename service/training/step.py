@@ -137,6 +137,8 @@ class Step:
     ) -> Tensor:
         """Add the gradients of the penalties that are due to the discriminator's; returns their sum.
 
+        Images between real and fake are judged as of the real one's class.
+
         In full precision, and apart from the loss: with gradients of gradients not every parameter
         takes part, for which DDP would wait, while what is here before its backward it exchanges too.
         """

@@ -61,10 +61,10 @@ def load(address: str, weights: str = "ema") -> Trained:
     tensors, manifest = checkpoint.read(storage, name, [weights])
     try:
         config = Config(**manifest["config"])
-        with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):  # nothing is drawn that the checkpoint would only replace
             generator, _ = models.build(config.model.family, **config.model_settings)
-        generator.load_state_dict(tensors[weights])
-    except (ValidationError, RuntimeError) as error:
+        generator.load_state_dict(tensors[weights], assign=True)
+    except (ValidationError, RuntimeError, KeyError) as error:
         raise DataError(
             f"{storage.url(name.folder)}: made by another version of the service; use that one ({error})"
         ) from error

@@ -75,7 +75,7 @@ def test_the_environment_is_not_read(monkeypatch):
         (["run.images", "5"], ["run.images", "--section.key"]),
         (["--config", "x.yaml"], ["--preset and --config"]),
         (["--model.mapping_layers", "4"], ["model.mapping_layers 4", "biggan has no such setting"]),
-        (["--model.base", "7"], ["model.first resolution 8", "14, 28"]),
+        (["--model.base", "7"], ["phases[0].resolution 8", "14, 28"]),
         (["--model.base", "5"], ["model.base", "4 or 7"]),
         (["--training.style_mixing", "0.9"], ["training.style_mixing: 0.9", "biggan has no styles"]),
         (["--training.loss", "dragan"], ["training.loss", "'dragan'", "non-saturating"]),

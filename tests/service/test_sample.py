@@ -12,7 +12,7 @@ from PIL import Image
 
 from service import sample
 from service.config import Config
-from service.errors import UsageError
+from service.errors import DataError, UsageError
 from service.recording.pictures import grid_png
 from service.storage import open_storage
 from service.training.checkpoint import Checkpointer
@@ -182,6 +182,44 @@ def test_a_timelapse_shows_the_panel_at_every_interval_with_its_stage(runs, tmp_
         assert frame[:16].max() > 128  # a caption
 
 
+def test_a_timelapse_without_usable_grids_says_so(tmp_path):
+    run = tmp_path / "run"
+    make_run(config_of("dcgan", run))
+    for picture in sorted((run / "pictures").iterdir())[1:]:
+        picture.unlink()
+    (run / "pictures" / "grid-000000000033.png").write_bytes(b"")
+    with pytest.raises(DataError, match="no clock that this run comes to"):
+        draw(run, "timelapse", tmp_path / "t.gif")
+    (run / "pictures" / "grid-000000000033.png").unlink()
+    (run / "pictures" / "grid-000000000032.png").rename(run / "pictures" / "grid-000000000208.png")
+    with pytest.raises(DataError, match="all later"):
+        draw(run, "timelapse", tmp_path / "t.gif")
+    (run / "pictures" / "grid-000000000208.png").unlink()
+    with pytest.raises(DataError, match="no grids there"):
+        draw(run, "timelapse", tmp_path / "t.gif")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda manifest: manifest.pop("config"), "no manifest"),
+        (lambda manifest: manifest["files"].pop("ema.pt"), "another version"),
+        (lambda manifest: manifest["files"]["ema.pt"].pop("sha256"), "no manifest"),
+        (lambda manifest: manifest["config"]["model"].update(width=9), "another version"),
+        (lambda manifest: manifest["files"]["ema.pt"].update(bytes=5), "restore it from a copy"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_in_words(spoil, words, tmp_path):
+    run = tmp_path / "run"
+    make_run(config_of("dcgan", run))
+    (file,) = run.glob("checkpoints/*/manifest.json")
+    manifest = json.loads(file.read_text())
+    spoil(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=words):
+        draw(run, "grid", tmp_path / "x.png")
+
+
 def test_style_mixing_takes_the_named_layers_from_the_column(runs, tmp_path):
     flags = ("--rows", "1", "--columns", "2", "--noise", "off")
     (sheet,) = draw(runs["stylegan"], "mixing", tmp_path / "m.png", *flags)
@@ -214,9 +252,10 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
         values = config_of("dcgan", tmp_path).model_dump()
         values["run"]["dir"] = address
         make_run(Config(**values))
-    draw(f"{s3}/sample-run", "grid", tmp_path / "a.png")
-    draw(tmp_path / "run", "grid", tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    flags = ("--standing-batches", "2")
+    sample.main([f"{s3}/sample-run", "--out", f"{s3}/drawn/a.PNG", *flags])
+    sample.main([str(tmp_path / "run"), "--out", str(tmp_path / "b.png"), *flags])
+    assert open_storage(f"{s3}/drawn").get("a.PNG") == (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -236,6 +275,11 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
         ("dcgan", ["--rows", "0"], "--rows 0: give 1"),
         ("dcgan", ["--out", "x.jpg"], "written as .png"),
         ("dcgan", ["timelapse", "--out", "x.png"], "written as .webp or .gif"),
+        ("dcgan", ["timelapse", "--out", "x.gif", "--resolution", "8"], "leave it out"),
+        ("dcgan", ["--truncation", "nan"], "above 0"),
+        ("stylegan", ["--psi", "nan"], "such as 0.7"),
+        ("stylegan", ["truncation", "--psi", "0.5"], "goes through several"),
+        ("progan", ["--psi", "0.5"], "progan has no w; leave them out"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_with_the_remedy(family, flags, words, runs, tmp_path):
