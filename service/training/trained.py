@@ -63,7 +63,10 @@ def load(address: str, weights: str = "ema") -> Trained:
         config = Config(**manifest["config"])
         with torch.device("meta"):  # nothing is drawn that the checkpoint would only replace
             generator, _ = models.build(config.model.family, **config.model_settings)
-        generator.load_state_dict(tensors[weights], assign=True)
+        # in torch's own layout, on which the last bit of a sum depends, whatever the training's was
+        layout = {"memory_format": torch.contiguous_format}
+        plain = {key: tensor.clone(**layout) for key, tensor in tensors[weights].items()}
+        generator.load_state_dict(plain, assign=True)
     except (ValidationError, RuntimeError, KeyError) as error:
         raise DataError(
             f"{storage.url(name.folder)}: made by another version of the service; use that one ({error})"
