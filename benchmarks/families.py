@@ -47,7 +47,6 @@ SHAPES = {"mnist-pggan": (28, 7)}
 DEFAULT_SHAPE = (32, 4)
 BLOB_PIXELS = 4
 GRID_ROWS, GRID_COLUMNS = 8, 10
-MINUTES_ALLOWED = 10
 
 
 @dataclass(frozen=True)
@@ -201,10 +200,10 @@ Train workers of one thread each, allowed ten minutes of the clock.
 
 {table}
 
-`{name}` is the Fréchet distance of 1,498 samples of the EMA to half of the held-out images, on features
-of EfficientNet-Lite0; lower is better. *Blobs* are the other half of them shrunk to 4 px and enlarged
-again, *real* is that half as it is: what so few images can come to. Distances of few samples are
-compared with each other, and with no published FID.
+`{name}` is the Fréchet distance of the EMA's samples to half of the held-out images, as many as the
+other half has, on features of EfficientNet-Lite0; lower is better. *Blobs* are the other half of them
+shrunk to 4 px and enlarged again, *real* is that half as it is: what so few images can come to.
+Distances of few samples are compared with each other, and with no published FID.
 
 Grids show a class a column where the preset has classes, nothing chosen.
 

@@ -1,11 +1,20 @@
 """What all commands share: errors in the user's words, and the exit codes 0, 1 and 2."""
 
+import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from service.errors import ServiceError, UsageError
+
+
+def check_bounds(options: argparse.Namespace, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """UsageError naming the first flag whose number is outside its lowest and highest."""
+    for name, (low, high) in bounds.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: give {low} to {high}")
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from service import philox
-from service.cli import run_command
+from service.cli import check_bounds, run_command
 from service.data.index import (
     INDEX_KEY,
     Index,
@@ -375,10 +375,7 @@ def _check_bounds(options: argparse.Namespace) -> None:
         "max_unreadable": (0, 10**9),
         "retry_s": (0, 10**6),
     }
-    for name, (low, high) in bounds.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: give {low} to {high}")
+    check_bounds(options, bounds)
     for name in ("source", "destination"):
         if not getattr(options, name).strip():
             raise UsageError(f"{name}: empty; see --help")

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from models import Stage, stylegan
-from service.cli import run_command
+from service.cli import check_bounds, run_command
 from service.errors import DataError, UsageError
 from service.recording import pictures
 from service.recording.pictures import Pixels
@@ -393,10 +393,7 @@ def _check(options: argparse.Namespace) -> None:
         "standing_batches": (1, 10_000),
         "pixels": (1, 4096),
     }
-    for name, (low, high) in bounds.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: give {low} to {high}")
+    check_bounds(options, bounds)
     suffix = _suffix(options.out)
     allowed = [".png"] if options.sheet not in ANIMATED else [".png", *pictures.ANIMATIONS]
     if options.sheet == "timelapse":

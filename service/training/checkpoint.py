@@ -29,8 +29,6 @@ MANIFEST = "manifest.json"
 VERSION = 1
 _NAME = re.compile(rf"{FOLDER}/(\d+)-(\d+)-(\d+)/(.+)")
 
-_OTHER_VERSION = "holds other networks than this version of the service builds; go on with that version"
-
 Tensors = dict[str, dict[str, Any]]
 
 
@@ -123,7 +121,10 @@ def resume(storage: Storage, state: TrainState) -> tuple[Name, dict[str, Any]] |
         try:
             state.load(tensors, manifest["state"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise DataError(f"{storage.url(name.folder)}: {_OTHER_VERSION} ({error})") from error
+            raise DataError(
+                f"{storage.url(name.folder)}: holds other networks than this version of the service"
+                f" builds; go on with that version ({error})"
+            ) from error
         return name, manifest
     damaged = [name.folder for name in find(storage)[0]]
     if damaged:
