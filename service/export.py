@@ -373,11 +373,10 @@ def _stage(trained: Trained, resolution: int | None) -> Stage:
     """The stage that the training stands at, or a rung below it; UsageError where there is none."""
     if resolution in (None, trained.stage.resolution):
         return trained.stage
-    rungs = [rung for rung in trained.shape.rungs if rung <= trained.stage.resolution]
-    if resolution not in rungs:
+    if resolution not in trained.rungs:
         raise UsageError(
             f"--resolution {resolution}: no rung that {trained.address} was trained on; choose of"
-            f" {', '.join(map(str, rungs))}"
+            f" {', '.join(map(str, trained.rungs))}"
         )
     return Stage(resolution)
 

@@ -159,30 +159,29 @@ def draw_interpolation(request: Request) -> Frames:
         else [(i, i + 1) for i in range(0, count, 2)]
     )
     shares = np.linspace(0, 1, options.steps, endpoint=not animated)
-    places = [(pair, share) for pair in pairs for share in shares]
-    frames = [_between(request, sampler, panel, *place) for place in tqdm(places, disable=None)]
+    paths = [_path(request, sampler, panel, pair, shares) for pair in tqdm(pairs, disable=None)]
+    images = np.concatenate(paths)
     if animated:
-        return [request.grid(frame, 1) for frame in frames]
-    return [request.grid(np.concatenate(frames), options.steps)]
+        return [request.grid(image[None], 1) for image in images]
+    return [request.grid(images, options.steps)]
 
 
-def _between(
-    request: Request, sampler: Sampler, panel: Panel, pair: tuple[int, int], share: float
+def _path(
+    request: Request, sampler: Sampler, panel: Panel, pair: tuple[int, int], shares: NDArray[np.float64]
 ) -> Pixels:
-    """uint8 [1, r, r, c] between two images: of styles along a line, of latents along an arc.
+    """uint8 [shares, r, r, c] between two images: of styles along a line, of latents along an arc.
 
     The class is that of the nearer end, for labels do not blend.
     """
+    options, ends = request.options, list(pair)
     first, last = pair
-    options = request.options
-    nearer = first if share < 0.5 else last
-    noise = [panel.noise_seeds[0]] if options.noise == "on" else None
     if sampler.has_styles:
-        ends = panel.latents[[first, last]], panel.labels[[first, last]]
-        start, end = sampler.styles(*ends, options.psi, options.cutoff)
-        return sampler.paint(torch.lerp(start, end, share)[None], noise)
-    latents = _slerp(panel.latents[first], panel.latents[last], share)
-    return sampler.draw(latents[None], panel.labels[nearer : nearer + 1])
+        start, end = sampler.styles(panel.latents[ends], panel.labels[ends], options.psi, options.cutoff)
+        styles = torch.stack([torch.lerp(start, end, share) for share in shares])
+        noise = [panel.noise_seeds[0]] * len(shares) if options.noise == "on" else None
+        return sampler.paint(styles, noise)
+    latents = np.stack([_slerp(panel.latents[first], panel.latents[last], share) for share in shares])
+    return sampler.draw(latents, np.where(shares < 0.5, panel.labels[first], panel.labels[last]))
 
 
 def _slerp(start: NDArray[np.float64], end: NDArray[np.float64], share: float) -> NDArray[np.float64]:
@@ -435,9 +434,8 @@ def _stage(trained: Trained, options: argparse.Namespace) -> Stage:
     if options.resolution is None:
         return trained.stage
     stage = Stage(options.resolution)
-    rungs = [r for r in trained.generator.rungs if r <= trained.stage.resolution]
-    if stage.resolution not in rungs:
-        raise UsageError(f"--resolution {stage.resolution}: trained so far are {rungs}")
+    if stage.resolution not in trained.rungs:
+        raise UsageError(f"--resolution {stage.resolution}: trained so far are {trained.rungs}")
     return stage
 
 

@@ -37,6 +37,11 @@ class Trained:
     metrics: dict[str, float]
 
     @property
+    def rungs(self) -> list[int]:
+        """Resolutions that were trained so far."""
+        return [rung for rung in self.shape.rungs if rung <= self.stage.resolution]
+
+    @property
     def family(self) -> str:
         """The lineage's name."""
         return self.config.model.family
