@@ -2,22 +2,25 @@
 
 Keys are relative to the address, with forward slashes. Every write is whole or not at all. Transient
 faults are tried again with jitter for `retry_s`; lasting ones raise StorageError with the remedy.
-S3's endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
+Safe under many threads. What S3 needs beyond this stands in `s3.py`.
 """
 
 import fcntl
 import functools
 import hashlib
+import io
 import logging
 import os
 import random
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from service.errors import StorageError
 
@@ -26,8 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 S3_SCHEME = "s3://"
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60
+TIMEOUT_S = 60.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 _UNFINISHED = ".unfinished-"
@@ -41,14 +43,62 @@ class ConflictError(StorageError):
     """A conditional write lost: another wrote first."""
 
 
+class ChangedError(StorageError):
+    """The object is not the one that was meant: its ETag is another."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing tells of an object: bytes, and S3's ETag ("" in folders, which have none)."""
+
+    size: int
+    etag: str = ""
+
+
+@dataclass
+class Traffic:
+    """What went through a storage since it was opened: reads asked for, their bytes, second tries."""
+
+    requests: int = 0
+    bytes: int = 0
+    retries: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, requests: int = 0, bytes: int = 0, retries: int = 0) -> None:
+        """Count, from any thread."""
+        with self._lock:
+            self.requests += requests
+            self.bytes += bytes
+            self.retries += retries
+
+
+class Writer(Protocol):
+    """Where an object is written piece by piece."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append bytes."""
+
+
 class Storage(ABC):
     """Objects below one address."""
 
     address: str
 
+    def __init__(self, retry_s: float):
+        self.retry_s = retry_s
+        self.traffic = Traffic()
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """End the waiting of all threads: what fails from now on is not tried again."""
+        self._closed.set()
+
     @abstractmethod
-    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        """The object, or `length` bytes of it from `start`; MissingError where there is none."""
+    def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
+        """The object, or `length` bytes of it from `start`, fewer at its end.
+
+        MissingError where there is none; ChangedError where `etag` is given and the object's another.
+        """
 
     @abstractmethod
     def get_versioned(self, key: str) -> tuple[bytes, str]:
@@ -66,16 +116,44 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def writer(self, key: str) -> AbstractContextManager[Writer]:
+        """Write an object piece by piece; it is there, whole, once the context ends without error."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Every object whose key starts with `prefix`, by key, sorted."""
+
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every object whose key starts with `prefix`, by key, sorted."""
+        return {key: entry.size for key, entry in self.entries(prefix).items()}
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
         """Remove the objects; those that are gone already are no error."""
 
+    @abstractmethod
+    def sweep(self, prefix: str) -> None:
+        """Clear away what writers of such keys that died have left; none may be at work on them."""
+
     def url(self, key: str) -> str:
         """The address of an object, for people."""
         return f"{self.address}/{key}"
+
+    def _persist(self, call: Callable[[], T], transient: Callable[[Exception], bool]) -> T:
+        """The result of `call`, tried again with jittered, doubling pauses until `retry_s` is over."""
+        deadline = time.monotonic() + self.retry_s
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                late = time.monotonic() + pause > deadline
+                if late or not transient(error) or self._closed.is_set():
+                    raise
+                log.warning("event=storage_retry pause_s=%.1f error=%s", pause, error)
+            self._closed.wait(pause * random.uniform(0.5, 1.0))
+            self.traffic.add(retries=1)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def is_s3(address: str) -> bool:
@@ -83,50 +161,38 @@ def is_s3(address: str) -> bool:
     return address.startswith(S3_SCHEME)
 
 
-def s3_endpoint() -> str | None:
-    """The S3 server that the environment names; None for Amazon's own."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+def open_storage(address: str, retry_s: float = 0, timeout_s: float = TIMEOUT_S) -> Storage:
+    """The storage at a folder or s3://bucket/prefix. Nothing is contacted or made yet.
 
-
-def open_storage(address: str, retry_s: float = 0) -> Storage:
-    """The storage at a folder or s3://bucket/prefix. Nothing is contacted or made yet."""
+    A request to S3 that is silent for `timeout_s`, or slower than 1 MiB in so long, is given up.
+    """
     if is_s3(address):
-        return S3Storage(address, retry_s)
+        from service.s3 import S3Storage  # boto3 takes its time, which folders need not
+
+        return S3Storage(address, retry_s, timeout_s)
     if "://" in address:
         raise StorageError(f"{address}: only folders and s3:// addresses are known")
     return FolderStorage(address, retry_s)
-
-
-def _persist(call: Callable[[], T], transient: Callable[[Exception], bool], retry_s: float) -> T:
-    """The result of `call`, tried again with jittered, doubling pauses until `retry_s` is over."""
-    deadline = time.monotonic() + retry_s
-    pause = FIRST_PAUSE_S
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not transient(error) or time.monotonic() + pause > deadline:
-                raise
-            log.warning("event=storage_retry pause_s=%.1f error=%s", pause, error)
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 class FolderStorage(Storage):
     """Files below a folder, made when first written to."""
 
     def __init__(self, address: str, retry_s: float = 0):
+        super().__init__(retry_s)
         self.root = Path(address).absolute()
         self.address = str(self.root)
-        self.retry_s = retry_s
 
-    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+    def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
         def read() -> bytes:
-            with open(self.root / key, "rb") as file:
+            with open(self.root / key, "rb", buffering=0) as file:
                 file.seek(start)
-                return file.read() if length is None else file.read(length)
+                return _read(file, length)
 
-        return self._call(key, read)
+        self.traffic.add(requests=1)
+        data = self._call(key, read)
+        self.traffic.add(bytes=len(data))
+        return data
 
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         data = self.get(key)
@@ -146,15 +212,27 @@ class FolderStorage(Storage):
             self.put(key, data)
         return hashlib.sha256(data).hexdigest()
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        def walk() -> dict[str, int]:
+    @contextmanager
+    def writer(self, key: str) -> Iterator[Writer]:
+        with self._call(key, lambda: self._part(self.root / key)) as file:
+            part = Path(file.name)
+            try:
+                yield file
+                self._call(key, lambda: self._keep(file, self.root / key))
+            except OSError as error:
+                raise self._in_words(key, error) from error
+            finally:
+                part.unlink(missing_ok=True)
+
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        def walk() -> dict[str, Entry]:
             found = {}
             for folder, _, names in os.walk(self.root / os.path.dirname(prefix)):
                 for name in names:
                     path = Path(folder, name)
                     key = path.relative_to(self.root).as_posix()
                     if key.startswith(prefix) and not name.startswith(_UNFINISHED):
-                        found[key] = path.stat().st_size
+                        found[key] = Entry(path.stat().st_size)
             return dict(sorted(found.items()))
 
         return self._call(prefix, walk)
@@ -162,6 +240,11 @@ class FolderStorage(Storage):
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._call(key, functools.partial(self._remove, self.root / key))
+
+    def sweep(self, prefix: str) -> None:
+        folder, _, name = prefix.rpartition("/")
+        for path in (self.root / folder).glob(f"{_UNFINISHED}{name}*"):
+            self._call(path.name, functools.partial(path.unlink, missing_ok=True))
 
     def _remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -180,28 +263,37 @@ class FolderStorage(Storage):
             yield
 
     def _write(self, key: str, data: bytes) -> None:
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
-        try:
-            with open(part, "wb") as file:
+        with self._part(self.root / key) as file:
+            try:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+                self._keep(file, self.root / key)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+
+    def _part(self, path: Path) -> BinaryIO:
+        """A new file beside `path`, which no listing shows."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path.parent / f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex}", "wb")
+
+    def _keep(self, file: BinaryIO, path: Path) -> None:
+        """Put the file on disk, then in its place."""
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
 
     def _call(self, key: str, call: Callable[[], T]) -> T:
         try:
-            return _persist(call, _is_transient_file_error, self.retry_s)
-        except FileNotFoundError as error:
-            raise MissingError(f"{self.url(key)}: no such file") from error
+            return self._persist(call, _is_transient_file_error)
         except OSError as error:
-            raise StorageError(
-                f"{self.url(key)}: {error.strerror or error}; make room or correct the permissions,"
-                " then start again"
-            ) from error
+            raise self._in_words(key, error) from error
+
+    def _in_words(self, key: str, error: OSError) -> StorageError:
+        if isinstance(error, FileNotFoundError):
+            return MissingError(f"{self.url(key)}: no such file")
+        return StorageError(
+            f"{self.url(key)}: {error.strerror or error}; make room or correct the permissions,"
+            " then start again"
+        )
 
 
 def _is_transient_file_error(error: Exception) -> bool:
@@ -215,149 +307,12 @@ def _is_transient_file_error(error: Exception) -> bool:
     return isinstance(error, OSError) and not isinstance(error, lasting)
 
 
-class S3Storage(Storage):
-    """Objects of a bucket below a prefix."""
-
-    def __init__(self, address: str, retry_s: float = 0):
-        bucket, _, prefix = address.removeprefix(S3_SCHEME).partition("/")
-        if not bucket:
-            raise StorageError(f"{address}: names no bucket; write s3://bucket/prefix")
-        self.bucket = bucket
-        self.prefix = prefix.strip("/")
-        self.address = f"{S3_SCHEME}{bucket}" + (f"/{self.prefix}" if self.prefix else "")
-        self.retry_s = retry_s
-
-    @functools.cached_property
-    def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        # A session of its own: boto3's default one keeps the first credentials that it met.
-        return boto3.session.Session().client(
-            "s3",
-            config=Config(
-                connect_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
-                retries={"mode": "adaptive", "total_max_attempts": 1},
-                max_pool_connections=32,
-                region_name=None if os.environ.get("AWS_DEFAULT_REGION") else "us-east-1",
-                # Servers other than Amazon's answer below one host name.
-                s3={"addressing_style": "path" if s3_endpoint() else "auto"},
-            ),
-        )
-
-    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        if length == 0:
-            return b""
-        end = "" if length is None else start + length - 1
-        span = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
-
-        def read() -> bytes:
-            return self._client.get_object(**self._name(key), **span)["Body"].read()
-
-        return self._call(key, read)
-
-    def get_versioned(self, key: str) -> tuple[bytes, str]:
-        def read() -> tuple[bytes, str]:
-            answer = self._client.get_object(**self._name(key))
-            return answer["Body"].read(), answer["ETag"]
-
-        return self._call(key, read)
-
-    def put(self, key: str, data: bytes) -> None:
-        self._call(key, lambda: self._client.put_object(**self._name(key), Body=data))
-
-    def put_if(self, key: str, data: bytes, version: str | None) -> str:
-        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-        tries = 0
-
-        def write() -> str:
-            nonlocal tries
-            tries += 1
-            return self._client.put_object(**self._name(key), Body=data, **condition)["ETag"]
-
-        try:
-            return self._call(key, write)
-        except ConflictError:
-            # An earlier try may have come through, and only its answer been lost.
-            if tries > 1:
-                present, found = self.get_versioned(key)
-                if present == data:
-                    return found
-            raise
-
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        root = f"{self.prefix}/" if self.prefix else ""
-
-        def walk() -> dict[str, int]:
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=root + prefix
-            )
-            objects = (entry for page in pages for entry in page.get("Contents", ()))
-            return dict(sorted((o["Key"].removeprefix(root), o["Size"]) for o in objects))
-
-        return self._call(prefix, walk)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            self._call(key, functools.partial(self._client.delete_object, **self._name(key)))
-
-    def _name(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
-
-    def _call(self, key: str, call: Callable[[], T]) -> T:
-        try:
-            return _persist(call, _is_transient_s3_error, self.retry_s)
-        except Exception as error:
-            raise self._in_words(key, error) from error
-
-    def _in_words(self, key: str, error: Exception) -> StorageError:
-        code, status = _s3_code(error)
-        where = self.url(key)
-        match code:
-            case "NoSuchKey" | "404":
-                return MissingError(f"{where}: no such object")
-            case "NoSuchBucket":
-                return StorageError(
-                    f"{S3_SCHEME}{self.bucket}: no such bucket; create it or correct the address"
-                )
-            case "PreconditionFailed":
-                return ConflictError(f"{where}: changed by another process")
-            case "NoCredentialsError" | "PartialCredentialsError":
-                return StorageError(
-                    f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the"
-                    " environment of this process and of the cluster's nodes"
-                )
-        if status in (401, 403):
-            return StorageError(
-                f"{where}: the credentials were refused ({code}); check AWS_ACCESS_KEY_ID,"
-                " AWS_SECRET_ACCESS_KEY and the bucket's policy"
-            )
-        if _is_transient_s3_error(error):
-            return StorageError(
-                f"{where}: the storage does not answer ({code}), tried for {self.retry_s:.0f} s;"
-                " check AWS_ENDPOINT_URL and that the server is up"
-            )
-        return StorageError(f"{where}: {error}")
-
-
-def _s3_code(error: Exception) -> tuple[str, int]:
-    """Error code and HTTP status of a client error; otherwise the exception's name and 0."""
-    answer = getattr(error, "response", None)
-    if not isinstance(answer, dict):
-        return type(error).__name__, 0
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return str(answer.get("Error", {}).get("Code", status)), int(status)
-
-
-def _is_transient_s3_error(error: Exception) -> bool:
-    from botocore.exceptions import (
-        ConnectionError,
-        HTTPClientError,
-        IncompleteReadError,
-        ResponseStreamingError,
-    )
-
-    status = _s3_code(error)[1]
-    broken = (ConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError)
-    return status in (408, 409, 429) or status >= 500 or isinstance(error, broken)
+def _read(file: io.RawIOBase, length: int | None) -> bytes:
+    """`length` bytes, or all, in as many reads as it takes; fewer where the file ends."""
+    if length is None:
+        return file.readall()
+    pieces = []
+    while length and (piece := file.read(length)):
+        pieces.append(piece)
+        length -= len(piece)
+    return b"".join(pieces) if len(pieces) != 1 else pieces[0]

@@ -12,20 +12,13 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from service.config import Config
 from service.errors import ServiceError
-from service.storage import S3_SCHEME, Storage, is_s3, s3_endpoint
+from service.glibc import KEEP_FREED_MEMORY
+from service.s3 import s3_endpoint
+from service.storage import S3_SCHEME, Storage, is_s3
 from service.training import checkpoint
 from service.training.worker import Job, train
 
 log = logging.getLogger(__name__)
-
-# glibc gives large tensors' memory back and gets it anew, zeroed, each time: up to a fifth of a step
-# on a CPU. One arena that is never trimmed keeps it. Read at the start of a process, so set by then.
-KEEP_FREED_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 
 
 class TrainingError(ServiceError):

@@ -1,12 +1,13 @@
 """The one door to objects: the same promises for a folder and for a real S3 server."""
 
+import contextlib
 import threading
 
 import pytest
 
 from cluster.local import free_ports
 from service.errors import StorageError
-from service.storage import ConflictError, MissingError, Storage, open_storage
+from service.storage import ChangedError, ConflictError, MissingError, Storage, open_storage
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -109,3 +110,50 @@ def test_a_folder_that_cannot_be_made_says_why(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file/x"):
         open_storage(str(tmp_path / "file")).put("x", b"")
+
+
+def test_an_object_written_in_pieces_is_there_whole_or_not_at_all(storage):
+    """More than one part of a multipart upload, and not a whole number of them."""
+    pieces = [bytes([i]) * (3 << 20) for i in range(7)]
+    with storage.writer("big/a.bin") as writer:
+        for piece in pieces:
+            writer.write(piece)
+        assert "big/a.bin" not in storage.sizes()
+    assert storage.get("big/a.bin") == b"".join(pieces)
+    with contextlib.suppress(KeyError), storage.writer("big/a.bin") as writer:
+        for piece in pieces[::-1]:
+            writer.write(piece)
+        raise KeyError
+    assert storage.sizes("big/") == {"big/a.bin": 21 << 20}
+    assert storage.get("big/a.bin", 0, 4) == bytes(4)
+    with storage.writer("big/empty"):
+        pass
+    assert storage.get("big/empty") == b""
+
+
+def test_what_a_dead_writer_left_is_swept(storage):
+    writer = storage.writer("swept/a.bin")
+    writer.__enter__().write(bytes(20 << 20))
+    with storage.writer("kept/a.bin") as other:
+        storage.sweep("swept/")
+        other.write(bytes(20 << 20))
+    assert storage.sizes() == {"kept/a.bin": 20 << 20}
+    with pytest.raises(StorageError):
+        writer.__exit__(None, None, None)
+
+
+def test_reading_past_the_end_gives_what_there_is(storage):
+    storage.put("a", b"0123")
+    assert storage.get("a", 2, 10) == b"23"
+    assert storage.get("a", 4, 10) == b""
+    assert storage.get("a", 100) == b""
+
+
+def test_an_etag_tells_an_object_from_a_later_one(s3, tmp_path):
+    storage = open_storage(f"{s3}/{tmp_path.name}")
+    storage.put("a", b"old")
+    etag = storage.entries()["a"].etag
+    assert storage.get("a", 1, 2, etag) == b"ld"
+    storage.put("a", b"new")
+    with pytest.raises(ChangedError, match="a: its ETag"):
+        storage.get("a", 1, 2, etag)

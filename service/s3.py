@@ -1,0 +1,346 @@
+"""Objects in S3 and its kin, through boto3, each request with limits of time and counted.
+
+Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
+"""
+
+import contextlib
+import functools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import boto3
+import urllib3
+from botocore.config import Config
+from botocore.exceptions import (
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+)
+
+from service.errors import StorageError
+from service.storage import (
+    S3_SCHEME,
+    TIMEOUT_S,
+    ChangedError,
+    ConflictError,
+    Entry,
+    MissingError,
+    Storage,
+    Writer,
+)
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10.0
+MAX_CONNECTIONS = 64
+# That of the AWS tools, so that what they copy keeps its ETag.
+PART_BYTES = 8 << 20
+PARTS_AHEAD = 4
+_PIECE_BYTES = 1 << 20
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
+
+
+def s3_endpoint() -> str | None:
+    """The S3 server that the environment names; None for Amazon's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+class BrokenAnswer(Exception):
+    """An answer that is not the one asked for; the next may be."""
+
+
+class _PastEnd(StorageError):
+    """A range that begins where the object has ended."""
+
+
+class S3Storage(Storage):
+    """Objects of a bucket below a prefix."""
+
+    def __init__(self, address: str, retry_s: float = 0, timeout_s: float = TIMEOUT_S):
+        super().__init__(retry_s)
+        bucket, _, prefix = address.removeprefix(S3_SCHEME).partition("/")
+        if not bucket:
+            raise StorageError(f"{address}: names no bucket; write s3://bucket/prefix")
+        self.bucket = bucket
+        self.prefix = prefix.strip("/")
+        self.address = f"{S3_SCHEME}{bucket}" + (f"/{self.prefix}" if self.prefix else "")
+        self.timeout_s = timeout_s
+        self._client_lock = threading.Lock()
+        self._client_now: Any = None
+
+    @property
+    def _client(self) -> Any:
+        with self._client_lock:
+            if self._client_now is None:
+                self._client_now = self._connect()
+            return self._client_now
+
+    def _connect(self) -> Any:
+        # A session of its own: boto3's default one keeps the first credentials that it met.
+        return boto3.session.Session().client(
+            "s3",
+            config=Config(
+                connect_timeout=min(CONNECT_TIMEOUT_S, self.timeout_s),
+                read_timeout=self.timeout_s,
+                # Second tries are ours, which count them; what stays is the throttling of senders.
+                retries={"mode": "adaptive", "total_max_attempts": 1},
+                max_pool_connections=MAX_CONNECTIONS,
+                region_name=None if os.environ.get("AWS_DEFAULT_REGION") else "us-east-1",
+                # Servers other than Amazon's answer below one host name.
+                s3={"addressing_style": "path" if s3_endpoint() else "auto"},
+            ),
+        )
+
+    def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
+        if length == 0:
+            return b""
+        end = "" if length is None else start + length - 1
+        span = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
+
+        def read() -> bytes:
+            answer = self._client.get_object(**self._name(key), **span)
+            try:
+                if etag and answer["ETag"] != etag:
+                    raise ChangedError(f"{self.url(key)}: its ETag is {answer['ETag']}, not {etag}")
+                if span:
+                    _check_span(answer, start, length)
+                return self._body(answer)
+            finally:
+                answer["Body"].close()
+
+        self.traffic.add(requests=1)
+        try:
+            data = self._call(key, read)
+        except _PastEnd:
+            return b""
+        self.traffic.add(bytes=len(data))
+        return data
+
+    def get_versioned(self, key: str) -> tuple[bytes, str]:
+        def read() -> tuple[bytes, str]:
+            answer = self._client.get_object(**self._name(key))
+            return self._body(answer), answer["ETag"]
+
+        return self._call(key, read)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._call(key, lambda: self._client.put_object(**self._name(key), Body=data))
+
+    def put_if(self, key: str, data: bytes, version: str | None) -> str:
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        tries = 0
+
+        def write() -> str:
+            nonlocal tries
+            tries += 1
+            return self._client.put_object(**self._name(key), Body=data, **condition)["ETag"]
+
+        try:
+            return self._call(key, write)
+        except ConflictError:
+            # An earlier try may have come through, and only its answer been lost.
+            if tries > 1:
+                present, found = self.get_versioned(key)
+                if present == data:
+                    return found
+            raise
+
+    @contextlib.contextmanager
+    def writer(self, key: str) -> Iterator[Writer]:
+        upload = _Upload(self, key)
+        try:
+            yield upload
+            upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
+
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        root = f"{self.prefix}/" if self.prefix else ""
+
+        def walk() -> dict[str, Entry]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=root + prefix
+            )
+            objects = (entry for page in pages for entry in page.get("Contents", ()))
+            found = {o["Key"].removeprefix(root): Entry(o["Size"], o["ETag"]) for o in objects}
+            return dict(sorted(found.items()))
+
+        return self._call(prefix, walk)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._call(key, functools.partial(self._client.delete_object, **self._name(key)))
+
+    def sweep(self, prefix: str) -> None:
+        def left() -> list[dict[str, Any]]:
+            root = f"{self.prefix}/" if self.prefix else ""
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=root + prefix
+            )
+            return [upload for page in pages for upload in page.get("Uploads", ())]
+
+        for upload in self._call("", left):
+            name = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            self._call("", functools.partial(self._client.abort_multipart_upload, **name))
+
+    def _name(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
+
+    def _body(self, answer: dict[str, Any]) -> bytes:
+        """All that the answer promises, in time; BrokenAnswer where it ends early or crawls."""
+        expected = answer["ContentLength"]
+        deadline = time.monotonic() + self.timeout_s * (1 + expected / (1 << 20))
+        # botocore's own read() waits for all it was asked for, be it for days.
+        stream = answer["Body"]._raw_stream
+        pieces: list[bytes] = []
+        missing = expected
+        while missing:
+            piece = stream.read1(_PIECE_BYTES)
+            if not piece:
+                raise BrokenAnswer(f"the body ended {missing} bytes short of {expected}")
+            pieces.append(piece)
+            missing -= len(piece)
+            if time.monotonic() > deadline or self._closed.is_set():
+                raise BrokenAnswer(f"too slow: {missing} of {expected} bytes still to come")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _call(self, key: str, call: Callable[[], T]) -> T:
+        try:
+            return self._persist(call, self._is_worth_another_try)
+        except StorageError:
+            raise
+        except Exception as error:
+            raise self._in_words(key, error) from error
+
+    def _is_worth_another_try(self, error: Exception) -> bool:
+        code, status = _s3_code(error)
+        if code in _EXPIRED:
+            with self._client_lock:
+                self._client_now = None  # a new one reads the credentials anew
+            return True
+        broken = (
+            BrokenAnswer,
+            ConnectionError,
+            HTTPClientError,
+            IncompleteReadError,
+            ResponseStreamingError,
+            urllib3.exceptions.HTTPError,
+        )
+        return status in (408, 409, 429) or status >= 500 or isinstance(error, broken)
+
+    def _in_words(self, key: str, error: Exception) -> StorageError:
+        code, status = _s3_code(error)
+        where = self.url(key)
+        match code:
+            case "NoSuchKey" | "404":
+                return MissingError(f"{where}: no such object")
+            case "NoSuchBucket":
+                return StorageError(
+                    f"{S3_SCHEME}{self.bucket}: no such bucket; create it or correct the address"
+                )
+            case "InvalidRange":
+                return _PastEnd(where)
+            case "PreconditionFailed":
+                return ConflictError(f"{where}: changed by another process")
+            case "NoCredentialsError" | "PartialCredentialsError":
+                return StorageError(
+                    f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the"
+                    " environment of this process and of the cluster's nodes"
+                )
+        if code in _EXPIRED:
+            return StorageError(
+                f"{where}: the credentials have expired ({code}), tried for {self.retry_s:.0f} s;"
+                " renew AWS_SESSION_TOKEN and its keys here and on the cluster's nodes, then start again"
+            )
+        if status in (401, 403):
+            return StorageError(
+                f"{where}: the credentials were refused ({code}); check AWS_ACCESS_KEY_ID,"
+                " AWS_SECRET_ACCESS_KEY and the bucket's policy"
+            )
+        if self._is_worth_another_try(error):
+            told = f"{code}: {error}" if isinstance(error, BrokenAnswer) else code
+            return StorageError(
+                f"{where}: the storage does not answer ({told}), tried for {self.retry_s:.0f} s;"
+                " check AWS_ENDPOINT_URL and that the server is up"
+            )
+        return StorageError(f"{where}: {error}")
+
+
+def _check_span(answer: dict[str, Any], start: int, length: int | None) -> None:
+    """BrokenAnswer unless the answer holds the bytes that were asked for, or those that there are."""
+    total = int(answer.get("ContentRange", "/0").rpartition("/")[2])
+    expected = total - start if length is None else min(length, total - start)
+    found = (answer.get("ContentRange", "no range").partition("-")[0], answer["ContentLength"])
+    if found != (f"bytes {start}", expected):
+        raise BrokenAnswer(f"{found[1]} bytes from {found[0]}, {expected} from {start} wanted")
+
+
+class _Upload:
+    """A multipart upload that sends each part while the next is written; small objects in one go."""
+
+    def __init__(self, storage: S3Storage, key: str):
+        self.storage, self.key = storage, key
+        self._buffer = bytearray()
+        self._id: str | None = None
+        self._threads = ThreadPoolExecutor(PARTS_AHEAD, thread_name_prefix="upload")
+        self._parts: deque[Future[str]] = deque()
+        self._sent: list[str] = []
+
+    def write(self, data: bytes) -> None:
+        """Append bytes; waits while too many parts are under way."""
+        self._buffer += data
+        while len(self._buffer) >= PART_BYTES:
+            self._send(bytes(self._buffer[:PART_BYTES]))
+            del self._buffer[:PART_BYTES]
+
+    def finish(self) -> None:
+        """Send what is left and make the object of its parts."""
+        if self._id is None:
+            self.storage.put(self.key, bytes(self._buffer))
+        else:
+            if self._buffer:
+                self._send(bytes(self._buffer))
+            while self._parts:
+                self._sent.append(self._parts.popleft().result())
+            parts = [{"PartNumber": i + 1, "ETag": etag} for i, etag in enumerate(self._sent)]
+            self._do("complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": parts})
+        self._threads.shutdown()
+
+    def abort(self) -> None:
+        """Leave nothing behind; what stood under the key before stays."""
+        self._threads.shutdown(cancel_futures=True)
+        if self._id is not None:
+            # The first error is the one to tell; a bucket's lifecycle sweeps the parts.
+            with contextlib.suppress(StorageError):
+                self._do("abort_multipart_upload", UploadId=self._id)
+
+    def _send(self, data: bytes) -> None:
+        if self._id is None:
+            self._id = self._do("create_multipart_upload")["UploadId"]
+        while len(self._parts) >= PARTS_AHEAD:
+            self._sent.append(self._parts.popleft().result())
+        part = len(self._sent) + len(self._parts) + 1
+        self._parts.append(self._threads.submit(self._part, part, data))
+
+    def _part(self, number: int, data: bytes) -> str:
+        return self._do("upload_part", UploadId=self._id, PartNumber=number, Body=data)["ETag"]
+
+    def _do(self, operation: str, **arguments: Any) -> Any:
+        storage, name = self.storage, self.storage._name(self.key)
+        return storage._call(self.key, lambda: getattr(storage._client, operation)(**name, **arguments))
+
+
+def _s3_code(error: Exception) -> tuple[str, int]:
+    """Error code and HTTP status of a client error; otherwise the exception's name and 0."""
+    answer = getattr(error, "response", None)
+    if not isinstance(answer, dict):
+        return type(error).__name__, 0
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return str(answer.get("Error", {}).get("Code", status)), int(status)
