@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from service import pack
 from service.cli import run_command
 from service.data.index import read_index
-from service.data.loader import Request, Samples
 from service.data.order import Order
+from service.data.samples import Request, Source, read
 from service.errors import ServiceError
 from service.metrics.features import NAME, features, load_network
 from service.metrics.frechet import frechet_distance, moments
@@ -148,14 +148,10 @@ def _train(preset: str, data: Path, run: Path) -> float:
 
 def _held_out(data: Path, resolution: int) -> Pixels:
     """All held-out images, uint8 [n, r, r, 1]."""
-    storage = open_storage(str(data))
-    index = read_index(storage)
+    index = read_index(open_storage(str(data)))
     rows = index.rows(held_out=True)
-    samples = Samples(storage, index, Order(index, rows, 0, 1, 64), 1, 2, 0)
-    try:
-        return samples.batch(Request(np.arange(len(rows)), resolution)).images
-    finally:
-        samples.close()
+    source = Source(str(data), index, Order(index, rows, 0, 1, 64), channels=1)
+    return read(source, Request(np.arange(len(rows)), resolution)).images
 
 
 def _blobs(images: Pixels) -> Pixels:

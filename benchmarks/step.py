@@ -11,35 +11,32 @@ separate forwards of the discriminator, torch's default Adam, EMA parameter by p
 
 import argparse
 import copy
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import MappingProxyType
 
 import mlflow
 import numpy as np
 import torch
 import yaml
 
+from benchmarks.variant import NO_ENVIRONMENT, Variant
 from models import Stage
 from models.layers import spectral_iterate
 from models.losses import LOSSES
 from service import pack
 from service.config import Config, load_preset
-from service.data.loader import Batch
+from service.data.samples import Batch
+from service.glibc import KEEP_FREED_MEMORY
 from service.training import distributed
 from service.training.curriculum import Curriculum
 from service.training.run import settle
 from service.training.state import new_state
 from service.training.step import Step
-from service.training.supervisor import KEEP_FREED_MEMORY
 
 RESOLUTION, BATCH = 32, 64
 CHANNELS, CLASSES = 3, 10
@@ -48,7 +45,6 @@ SERVICE_IMAGES, SERVICE_EVERY = 16000, 1600
 
 
 Build = Callable[[Config], Callable[[], object]]
-NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
 def configure(folder: Path, precision: str) -> Config:
@@ -122,41 +118,19 @@ def plain_cycle(config: Config) -> Callable[[], object]:
     return cycle
 
 
-class Variant:
-    """A loop in a process of its own, which none of the others disturbs; one runs at a time."""
-
-    def __init__(self, build: Build, config: Config, environment: Mapping[str, str] = NO_ENVIRONMENT):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(end, build, config.model_dump()))
-        before = dict(os.environ)
-        os.environ.update(environment)
-        self._process.start()
-        os.environ.clear()
-        os.environ.update(before)
-        self._pipe.recv()
-
-    def rate(self) -> float:
-        """Images a second over some cycles."""
-        self._pipe.send(CYCLES)
-        return CYCLES * BATCH / self._pipe.recv()
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.send(0)
-        self._process.join()
+def measured(build: Build, config: Config, environment: Mapping[str, str]) -> Variant:
+    """A loop with all cores, in a process of its own."""
+    return Variant(_with_all_cores, build, config.model_dump(), environment=environment)
 
 
-def _serve(pipe: Connection, build: Build, values: dict) -> None:
+def _with_all_cores(build: Build, values: dict) -> Callable[[], object]:
     torch.set_num_threads(os.cpu_count() or 1)
-    cycle = build(Config(**values))
-    cycle()
-    pipe.send("ready")
-    while cycles := pipe.recv():
-        start = time.perf_counter()
-        for _ in range(cycles):
-            cycle()
-        pipe.send(time.perf_counter() - start)
+    return build(Config(**values))
+
+
+def rate(variant: Variant) -> float:
+    """Images a second over some cycles."""
+    return CYCLES * BATCH / variant.call(CYCLES)[0]
 
 
 def rates(variants: dict[str, Variant]) -> dict[str, float]:
@@ -164,7 +138,7 @@ def rates(variants: dict[str, Variant]) -> dict[str, float]:
     seen: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
         for name, variant in variants.items():
-            seen[name].append(variant.rate())
+            seen[name].append(rate(variant))
     return {name: statistics.median(values) for name, values in seen.items()}
 
 
@@ -196,9 +170,9 @@ def main() -> None:
         folder = Path(name)
         fp32, bf16 = (configure(folder, precision) for precision in ("fp32", "bf16"))
         variants = {
-            "plain": Variant(plain_cycle, fp32),
-            "fp32": Variant(fast_cycle, fp32, KEEP_FREED_MEMORY),
-            "bf16": Variant(fast_cycle, bf16, KEEP_FREED_MEMORY),
+            "plain": measured(plain_cycle, fp32, NO_ENVIRONMENT),
+            "fp32": measured(fast_cycle, fp32, KEEP_FREED_MEMORY),
+            "bf16": measured(fast_cycle, bf16, KEEP_FREED_MEMORY),
         }
         found = rates(variants)
         lines = {f"{name}_images_per_s": rate for name, rate in found.items()}

@@ -164,15 +164,27 @@ class Data(Section):
     """The shards, and how they are read."""
 
     url: str = Field(min_length=1)
-    """Folder or s3:// address that `python -m service.pack` filled."""
+    """Folder or s3:// address of shards, of `python -m service.pack` or any webdataset tool."""
+    index_url: str | None = None
+    """Folder or s3:// address of the index, where data.url may only be read; the default is data.url."""
+    held_out: float = Field(default=0.05, ge=0, lt=1)
+    """Share never trained on, where shards are indexed for the first time; pack has its own."""
+    flip: bool = False
+    """Mirror half of the images, drawn anew each time that they are shown."""
     lanes: Count = 64
     """Parallel sequences that an epoch is cut into; worker counts divide it."""
     window: Count = 64
     """Samples of one read, shuffled among themselves."""
     readers: Count = 4
     """Threads of a worker that fetch windows."""
+    decoders: Count | None = None
+    """Threads of a worker that decode images; the default is scale.cpus."""
     prefetch_bytes: int = Field(default=1 << 29, ge=1 << 20)
-    """Most memory that a worker's windows may take."""
+    """Most memory that a worker's windows and ready batches may take."""
+    cache_dir: str | None = None
+    """Folder on each node that keeps what was read, for all workers there; null keeps nothing."""
+    cache_bytes: int = Field(default=1 << 36, ge=1 << 20)
+    """Most that cache_dir may hold; the least recently used goes first."""
     max_bad_samples: int = Field(default=100, ge=0)
     """Samples that may fail to decode, each replaced and counted, before the run stops."""
 
@@ -241,6 +253,8 @@ class Storage(Section):
 
     retry_s: float = Field(default=120, ge=0)
     """How long failing reads and writes are tried again before the run stops."""
+    timeout_s: float = Field(default=60, gt=0)
+    """How long a request to S3 may be silent, or take for a MiB, before it is given up and repeated."""
 
 
 class Config(BaseSettings):
@@ -546,8 +560,11 @@ MAY_DIFFER = (
     "tracking.",
     "storage.",
     "checkpoint.",
+    "data.index_url",
     "data.readers",
+    "data.decoders",
     "data.prefetch_bytes",
+    "data.cache_",
     "data.max_bad_samples",
 )
 

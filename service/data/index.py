@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from service.data.tar import NO_LABEL, samples_of
 from service.errors import DataError
-from service.storage import MissingError, Storage
+from service.storage import Entry, MissingError, Storage, StorageError
 
 INDEX_KEY = "index.parquet"
-VERSION = 1
+VERSION = 2
+# Where `pack` keeps what it has done, until it writes the index.
+PACKING = "packing/"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+REMEDY = f"delete {INDEX_KEY} to have it made anew, or pack again"
+READERS = 16
 _HELD_OUT_STEPS = 1 << 32
+
+
+class NoIndexError(DataError):
+    """There is no index at this address."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +36,9 @@ class Index:
     """All samples of a data set, in the order of their shards and of their places in them.
 
     `shards` maps names to sizes in bytes. The columns have one entry a sample: `shard` (number in
-    `shards`), `offset` and `size` (bytes of the image in the shard), `label`, `held_out`, `keys`.
-    `about` tells how it was packed: source, resolution, channels, classes, …
+    `shards`), `offset` and `size` (bytes of the image in the shard), `label` (NO_LABEL for none),
+    `held_out`, `keys`. `etags` tells S3's objects from later ones of the same name. `about` tells how
+    it was packed: source, resolution, channels, classes, …
     """
 
     shards: dict[str, int]
@@ -35,6 +48,7 @@ class Index:
     label: NDArray[np.int32]
     held_out: NDArray[np.bool_]
     keys: pa.StringArray
+    etags: dict[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -54,7 +68,10 @@ class Index:
         digest = hashlib.sha256(json.dumps(self.shards).encode())
         for column in (self.shard, self.offset, self.size, self.label, self.held_out):
             digest.update(np.ascontiguousarray(column).tobytes())
-        digest.update("\n".join(self.keys.to_pylist()).encode())
+        _, offsets, text = self.keys.buffers()
+        ends = np.frombuffer(offsets, np.int32)[self.keys.offset :][: len(self) + 1]
+        digest.update((ends - ends[0]).tobytes())
+        digest.update(memoryview(text)[ends[0] : ends[-1]] if text else b"")
         return digest.hexdigest()
 
     def describe(self, row: int) -> str:
@@ -80,55 +97,128 @@ def write_index(storage: Storage, index: Index) -> None:
             "key": index.keys,
         }
     )
-    head = {"version": VERSION, "shards": index.shards, "about": index.about}
+    head = {"version": VERSION, "shards": index.shards, "etags": index.etags, "about": index.about}
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"index": json.dumps(head)}), buffer)
     storage.put(INDEX_KEY, buffer.getvalue())
 
 
 def read_index(storage: Storage) -> Index:
-    """The index of the shards at this address; DataError, with the remedy, where there is none."""
+    """The index at this address; NoIndexError, with the remedy, where there is none."""
     try:
         data = storage.get(INDEX_KEY)
     except MissingError as error:
-        shards = [key for key in storage.sizes() if key.endswith(".tar")]
-        found = f"{len(shards)} shards but no {INDEX_KEY}" if shards else "no shards"
-        raise DataError(
-            f"{storage.address}: {found}; pack first: python -m service.pack SOURCE {storage.address}"
+        raise NoIndexError(
+            f"{storage.address}: no {INDEX_KEY}; pack first:"
+            f" python -m service.pack SOURCE {storage.address}"
         ) from error
     try:
         table = pq.read_table(io.BytesIO(data), use_threads=False)
         head = json.loads(table.schema.metadata[b"index"])
         columns = {name: table[name].to_numpy() for name in table.column_names if name != "key"}
         keys = table["key"].combine_chunks()
+        version = head["version"]
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{storage.url(INDEX_KEY)}: damaged ({error}); pack again") from error
-    if head["version"] != VERSION:
+        raise DataError(f"{storage.url(INDEX_KEY)}: damaged ({error}); {REMEDY}") from error
+    if version != VERSION:
+        raise DataError(f"{storage.url(INDEX_KEY)}: version {version}, expected {VERSION}; {REMEDY}")
+    return Index(head["shards"], keys=keys, etags=head["etags"], about=head["about"], **columns)
+
+
+def find_index(shards: Storage, place: Storage, held_out: float) -> Index:
+    """The index at `place`, made of the shards' tar headers where there is none yet.
+
+    `held_out` is the share of the samples, chosen by their keys, that a new index holds out.
+    """
+    try:
+        return read_index(place)
+    except NoIndexError:
+        entries = shards.entries()
+        if any(key.startswith(PACKING) for key in entries):
+            raise DataError(
+                f"{shards.address}: not packed to the end; give the same pack command again"
+            ) from None
+        if not any(key.endswith((".tar", *COMPRESSED)) for key in entries):
+            raise
+    index = make_index(shards, entries, held_out)
+    try:
+        write_index(place, index)
+    except StorageError as error:
         raise DataError(
-            f"{storage.url(INDEX_KEY)}: version {head['version']}, expected {VERSION}; pack again"
+            f"{error}; if the shards may only be read, give data.index_url, a folder or s3:// address"
+            " that all workers share, for their index"
+        ) from error
+    return index
+
+
+def make_index(shards: Storage, entries: dict[str, Entry], held_out: float) -> Index:
+    """An index of all tar files among the entries, by one pass over their headers, many at a time."""
+    packed = [key for key in entries if key.endswith(COMPRESSED)]
+    if packed:
+        raise DataError(
+            f"{shards.url(packed[0])}: compressed, so that no part of it can be read alone; unpack"
+            f" the {len(packed)} such shards with gunzip: their images are compressed already"
         )
-    return Index(head["shards"], keys=keys, about=head["about"], **columns)
+    names = [key for key in entries if key.endswith(".tar")]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as threads:
+        reads = threads.map(lambda name: samples_of(shards, name), names)
+        found = list(tqdm(reads, "indexing", len(names), unit=" shards", disable=None))
+    rows = [(number, sample) for number, (samples, _) in enumerate(found) for sample in samples]
+    if not rows:
+        raise DataError(f"{shards.address}: {len(names)} shards, but no image in them")
+    return Index(
+        {name: entries[name].size for name in names},
+        np.array([number for number, _ in rows], np.int32),
+        np.array([sample.offset for _, sample in rows], np.int64),
+        np.array([sample.size for _, sample in rows], np.int32),
+        np.array([sample.label for _, sample in rows], np.int32),
+        np.array([is_held_out(sample.key, held_out) for _, sample in rows], bool),
+        pa.array([sample.key for _, sample in rows], pa.string()),
+        {name: entries[name].etag for name in names if entries[name].etag},
+        {"source": "tar headers", "without_image": sum(without for _, without in found)},
+    )
 
 
 def check_shards(storage: Storage, index: Index) -> None:
-    """DataError unless every shard is there with the size that the index knows."""
-    present = storage.sizes()
+    """DataError unless just the shards are there that the index knows, unchanged."""
+    present = {key: entry for key, entry in storage.entries().items() if key.endswith(".tar")}
     for name, size in index.shards.items():
-        found = present.get(name)
-        if found is None:
-            raise DataError(f"{storage.url(name)}: missing, but in the index; pack again")
-        if found != size:
+        if name not in present:
             raise DataError(
-                f"{storage.url(name)}: {found} bytes, but {size} in the index: cut short or changed;"
-                " copy it again or pack again"
+                f"{storage.url(name)}: missing, but in the index; copy it again, or {REMEDY}"
             )
+        found, known = present[name], index.etags.get(name, "")
+        if found.size != size:
+            raise DataError(
+                f"{storage.url(name)}: {found.size} bytes, but {size} in the index: cut short or"
+                f" changed; copy it again, or {REMEDY}"
+            )
+        if known and found.etag and found.etag != known:
+            raise DataError(
+                f"{storage.url(name)}: its ETag is {found.etag}, but {known} in the index: changed, or"
+                f" copied in other parts; {REMEDY}"
+            )
+    unknown = sorted(present.keys() - index.shards.keys())
+    if unknown:
+        raise DataError(
+            f"{storage.url(unknown[0])}: not in the index ({len(unknown)} such shards); move them away,"
+            f" or {REMEDY}"
+        )
 
 
 def check_labels(index: Index, classes: int | None) -> None:
-    """DataError naming the first sample whose label a model of so many classes has no place for."""
+    """DataError naming the first sample whose label a model of so many classes has no place for.
+
+    Samples without a label pass, to be counted as bad ones, unless that is all of them.
+    """
     if classes is None:
         return
-    outside = np.flatnonzero((index.label < 0) | (index.label >= classes))
+    if not np.any(index.label != NO_LABEL):
+        raise DataError(
+            f"{next(iter(index.shards))}: none of the samples has a label (a member .cls that holds a"
+            " number); set model.classes to null to train without"
+        )
+    outside = np.flatnonzero(index.label >= classes)
     if len(outside):
         row = int(outside[0])
         raise DataError(

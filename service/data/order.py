@@ -4,8 +4,7 @@ An epoch's shards are permuted, laid end to end, rotated, and cut into lanes; in
 of samples are shuffled. Any worker finds any sample by arithmetic, so resuming replays nothing.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +13,21 @@ from service import philox
 from service.data.index import Index
 from service.errors import DataError
 
+_EPOCHS_KEPT = 4
 
-@dataclass(frozen=True)
-class Place:
-    """Where a sample number falls: the window of a lane in an epoch, and the place inside it."""
+
+class WindowKey(NamedTuple):
+    """Which window: the epoch, the lane, and the number in that lane."""
 
     epoch: int
     lane: int
     window: int
+
+
+class Place(NamedTuple):
+    """Where a sample number falls: a window, and the place inside it."""
+
+    window: WindowKey
     inside: int
 
 
@@ -38,21 +44,24 @@ class Order:
         self.lanes = lanes
         self.window = window
         self.lane_samples = len(rows) // lanes
+        self.lane_windows = -(-self.lane_samples // window)
         self._counts = np.bincount(index.shard[rows], minlength=len(index.shards))
         self._starts = np.concatenate([[0], np.cumsum(self._counts)])
-        self._epoch = lru_cache(maxsize=4)(self._make_epoch)
+        self._epochs: dict[int, _Epoch] = {}
 
-    def place(self, number: int) -> Place:
-        """Where global sample `number` falls."""
-        lane, position = number % self.lanes, number // self.lanes
-        epoch, within = divmod(position, self.lane_samples)
-        window, inside = divmod(within, self.window)
-        return Place(epoch, lane, window, inside)
+    def places(self, numbers: NDArray[np.int64]) -> list[Place]:
+        """Where these global sample numbers fall."""
+        position, lane = np.divmod(numbers, self.lanes)
+        epoch, within = np.divmod(position, self.lane_samples)
+        window, inside = np.divmod(within, self.window)
+        columns = (column.tolist() for column in (epoch, lane, window, inside))
+        return [Place(WindowKey(*key), i) for *key, i in zip(*columns, strict=True)]
 
-    def window_rows(self, epoch: int, lane: int, window: int) -> NDArray[np.int64]:
+    def window_rows(self, key: WindowKey) -> NDArray[np.int64]:
         """The index rows of a window, in the order in which they are shown."""
+        epoch, lane, window = key
         first = window * self.window
-        size = min(self.window, self.lane_samples - first)
+        size = self.window_size(key)
         shards, ends, rotation = self._epoch(epoch)
         start = lane * self.lane_samples + first + rotation
         sequence = (start + np.arange(size)) % len(self.rows)
@@ -62,22 +71,35 @@ class Order:
         shuffle = philox.key("window", self.seed, epoch, lane, window)
         return rows[philox.permutation(shuffle, size)]
 
-    def windows_of_lane(self) -> int:
-        """Windows in one lane of one epoch."""
-        return -(-self.lane_samples // self.window)
+    def window_size(self, key: WindowKey) -> int:
+        """Samples in a window: the last one of a lane may be short."""
+        return min(self.window, self.lane_samples - key.window * self.window)
 
-    def following(self, place: Place) -> tuple[int, int, int]:
-        """Epoch, lane and number of the window that a lane comes to next."""
-        if place.window + 1 < self.windows_of_lane():
-            return place.epoch, place.lane, place.window + 1
-        return place.epoch + 1, place.lane, 0
+    def following(self, key: WindowKey) -> WindowKey:
+        """The window that the lane comes to next."""
+        if key.window + 1 < self.lane_windows:
+            return WindowKey(key.epoch, key.lane, key.window + 1)
+        return WindowKey(key.epoch + 1, key.lane, 0)
 
-    def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """The epoch's shards in order, where each ends in the sequence, and the rotation."""
-        shards = philox.permutation(philox.key("shards", self.seed, epoch), len(self._counts))
-        ends = np.cumsum(self._counts[shards])
-        word = philox.words(philox.key("rotation", self.seed), np.array([epoch]), 1)
-        return shards, ends, int(philox.integers(word, len(self.rows))[0, 0])
+    def _epoch(self, epoch: int) -> "_Epoch":
+        """The epoch's layout; the last few are kept, for lanes cross into the next one by one."""
+        found = self._epochs.get(epoch)
+        if found is None:
+            shards = philox.permutation(philox.key("shards", self.seed, epoch), len(self._counts))
+            word = philox.words(philox.key("rotation", self.seed), np.array([epoch]), 1)
+            rotation = int(philox.integers(word, len(self.rows))[0, 0])
+            found = _Epoch(shards, np.cumsum(self._counts[shards]), rotation)
+            recent = dict(list(self._epochs.items())[1 - _EPOCHS_KEPT :])
+            self._epochs = recent | {epoch: found}
+        return found
+
+
+class _Epoch(NamedTuple):
+    """An epoch's shards in order, where each ends in the sequence, and the rotation."""
+
+    shards: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    rotation: int
 
 
 def at(
@@ -85,6 +107,6 @@ def at(
 ) -> tuple[int, int]:
     """(shard, row of the index) of global sample `number`."""
     order = Order(index, index.rows(held_out), seed, lanes, window)
-    place = order.place(number)
-    row = order.window_rows(place.epoch, place.lane, place.window)[place.inside]
+    (place,) = order.places(np.array([number]))
+    row = order.window_rows(place.window)[place.inside]
     return int(index.shard[row]), int(row)

@@ -94,6 +94,20 @@ class Curriculum:
         alpha = (images - span.start) / (span.end - span.start) if span.fading else 1.0
         return Cycle(images, span, Stage(span.resolution, alpha))
 
+    def containing(self, images: int) -> Cycle:
+        """The cycle that the clock is in."""
+        span = self.span_at(images)
+        return self.at(images - (images - span.start) % span.cycle_images)
+
+    def batch_start(self, number: int) -> int:
+        """The clock at which the discriminator's batch of this number begins; 0 is the first."""
+        for span in self.spans[:-1]:
+            batches = (span.end - span.start) // span.batch
+            if number < batches:
+                return span.start + number * span.batch
+            number -= batches
+        return self.spans[-1].start + number * self.spans[-1].batch
+
     def before(self, images: int) -> Cycle:
         """The cycle that ended at `images`; the first of all at 0."""
         return self.at(max(0, images - self.span_at(max(0, images - 1)).cycle_images))

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from service.config import Config, differences
-from service.data.index import Index, check_channels, check_labels, check_shards, read_index
-from service.data.loader import check_prefetch
-from service.data.order import Order
+from service.data.index import Index, check_channels, check_labels, check_shards, find_index
 from service.errors import DataError, UsageError
 from service.storage import MissingError, Storage, is_s3, open_storage
 from service.training.curriculum import Curriculum
+from service.training.feed import check_memory, source_of
 from service.training.lock import RunLock
 
 RUN_KEY = "run.json"
@@ -48,14 +47,16 @@ def settle(config: Config) -> Config:
             " give the address of an MLflow server"
         )
     run_dir = _absolute("run.dir", config.run.dir)
-    data_url = _absolute("data.url", config.data.url)
+    data = {"url": _absolute("data.url", config.data.url)}
+    if config.data.index_url:
+        data["index_url"] = _absolute("data.index_url", config.data.index_url)
     precision = config.training.precision
     if precision == "auto":
         precision = "bf16" if config.scale.gpu or _has_bf16_units() else "fp32"
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"dir": run_dir}),
-            "data": config.data.model_copy(update={"url": data_url}),
+            "data": config.data.model_copy(update=data),
             "training": config.training.model_copy(update={"precision": precision}),
         }
     )
@@ -97,8 +98,10 @@ def open_run(config: Config) -> Iterator[RunDir]:
 
 def check_data(config: Config) -> Index:
     """The index of the data, once shards, labels, channels and lanes are seen to fit the run."""
-    shards = open_storage(config.data.url, min(config.storage.retry_s, EARLY_RETRY_S))
-    index = read_index(shards)
+    retry_s = min(config.storage.retry_s, EARLY_RETRY_S)
+    shards = open_storage(config.data.url, retry_s)
+    place = open_storage(config.data.index_url or config.data.url, retry_s)
+    index = find_index(shards, place, config.data.held_out)
     check_shards(shards, index)
     check_labels(index, config.model.classes)
     check_channels(index, config.model.channels)
@@ -108,9 +111,7 @@ def check_data(config: Config) -> Index:
             f"{config.data.url}: packed at {packed} px, but model.resolution is"
             f" {config.model.resolution}; pack larger, or train smaller"
         )
-    data = config.data
-    order = Order(index, index.rows(False), config.run.seed, data.lanes, data.window)
-    check_prefetch(index, order, max(config.worker_counts), data.prefetch_bytes)
+    check_memory(config, source_of(config, index), max(config.worker_counts))
     return index
 
 

@@ -14,7 +14,7 @@ from models import growth, stylegan
 from models.layers import spectral_iterate, use_reduce
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config
-from service.data.loader import Batch
+from service.data.samples import Batch
 from service.training.curriculum import Cycle, Span
 from service.training.distributed import Workers
 from service.training.random import Draws

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,15 @@ import torch
 
 from service.config import Config
 from service.data.index import read_index
-from service.data.loader import Loader, Request, Samples, check_prefetch
-from service.data.order import Order
+from service.data.loader import Loader
+from service.data.samples import check_bad_samples
 from service.recording.record import Record
 from service.recording.recorder import RecorderClient
 from service.storage import open_storage
 from service.training import checkpoint, distributed
 from service.training.curriculum import Curriculum, Cycle, Span, due
 from service.training.distributed import Workers
+from service.training.feed import check_memory, open_feeders, requests, source_of
 from service.training.panel import draw_panel, panel_columns
 from service.training.state import TrainState, new_state
 from service.training.step import MEASURES, Step
@@ -43,6 +44,12 @@ def train(job: Job) -> int:
     if workers.device.type == "cpu":
         torch.set_num_threads(config.scale.cpus)
     session = Session(config, workers, RecorderClient(job.recorder))
+    with session.feeders:
+        return _train(session, job)
+
+
+def _train(session: "Session", job: Job) -> int:
+    config = session.config
     _rehearse(session, job)
     state = new_state(config, session.workers.device)
     resumed = checkpoint.resume(session.storage, state)
@@ -52,7 +59,7 @@ def train(job: Job) -> int:
     step = Step(config, state, session.workers)
     saver = session.saver(job)
     saved = drawn = state.images
-    with session.load(session.curriculum.cycles(state.images, job.end)) as batches:
+    with session.load(session.curriculum.cycles(state.images, job.end), state.attempt) as batches:
         meter = _Meter(session, batches, state.images)
         for cycle in session.curriculum.cycles(state.images, job.end):
             meter.add(step.cycle(cycle, batches))
@@ -78,30 +85,16 @@ class Session:
     def __init__(self, config: Config, workers: Workers, recorder: RecorderClient):
         self.config, self.workers, self.recorder = config, workers, recorder
         self.curriculum = Curriculum(config.phases, config.training.d_steps)
-        self.storage = open_storage(config.run.dir, config.storage.retry_s)
-        self.shards = open_storage(config.data.url, config.storage.retry_s)
-        self.index = read_index(self.shards)
-        data, rows = config.data, self.index.rows(held_out=False)
-        self.order = Order(self.index, rows, config.run.seed, data.lanes, data.window)
-        check_prefetch(self.index, self.order, workers.count, data.prefetch_bytes)
+        self.storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
+        place = config.data.index_url or config.data.url
+        self.index = read_index(open_storage(place, config.storage.retry_s, config.storage.timeout_s))
+        source = source_of(config, self.index)
+        check_memory(config, source, workers.count)
+        self.feeders = open_feeders(config, source, workers.count)
 
-    def load(self, cycles: Iterator[Cycle]) -> Loader:
+    def load(self, cycles: Iterable[Cycle], attempt: int) -> Loader:
         """This worker's share of the batches of the cycles."""
-        data = self.config.data
-        samples = Samples(
-            self.shards,
-            self.index,
-            self.order,
-            self.config.model.channels,
-            data.readers,
-            data.max_bad_samples,
-        )
-        requests = (
-            Request(self.workers.share(start, cycle.span.micro_batch), cycle.stage.resolution)
-            for cycle in cycles
-            for start in cycle.micro_batches()
-        )
-        return Loader(samples, requests)
+        return Loader(self.feeders, requests(self.config, cycles, self.workers.share, attempt))
 
     def saver(self, job: Job) -> checkpoint.Checkpointer:
         """What commits checkpoints, once all records up to them are safe, and tells of each."""
@@ -146,24 +139,29 @@ class _Meter:
     def record(self, cycle: Cycle) -> None:
         """Send the means since the last time; all workers take part."""
         workers = self.session.workers
-        bad = torch.tensor([float(len(self.batches.samples.bad))], device=self.total.device)
-        means = workers.mean(self.total / self.cycles).tolist()
-        bad_samples = workers.sum(bad).item()
         elapsed = time.perf_counter() - self.started
+        waited = (self.batches.waited_s - self.waited_s) / elapsed
+        counts = self.batches.feeders.counts()
+        mine = torch.tensor([waited, *counts.values()], dtype=torch.float64, device=self.total.device)
+        means = workers.mean(self.total / self.cycles).tolist()
+        waited, *totals = workers.sum(mine).tolist()
+        data = dict(zip(counts, totals, strict=True))
         images = cycle.end - self.clock
         values = dict(zip(MEASURES, means, strict=True)) | {
             "images": float(cycle.end),
             "images_per_s": images / elapsed,
-            "data_wait_share": (self.batches.waited_s - self.waited_s) / elapsed,
+            "data_wait_share": waited / workers.count,
             "resolution": float(cycle.stage.resolution),
             "alpha": cycle.stage.alpha,
-            "bad_samples": bad_samples,
             "workers": float(workers.count),
+            **data,
         }
         self.latest = values
         if workers.is_first:
             note = {"stage": cycle.span.name}
             self.session.recorder.write(Record(cycle.end, time.time(), values=values, note=note))
+        limit = self.session.config.data.max_bad_samples
+        check_bad_samples(int(data["bad_samples"]), limit, "named in the workers' logs")
         self._reset(cycle.end)
 
     def _reset(self, clock: int) -> None:
@@ -220,7 +218,7 @@ def _rehearse(session: Session, job: Job) -> None:
 def _rehearse_span(session: Session, step: Step, span: Span) -> float:
     cycle = session.curriculum.at(span.start)
     with contextlib.ExitStack() as stack:
-        batches = stack.enter_context(session.load(iter([cycle, cycle])))
+        batches = stack.enter_context(session.load([cycle, cycle], attempt=0))
         step.cycle(cycle, batches).tolist()
         start = time.perf_counter()
         step.cycle(cycle, batches).tolist()  # reading the result waits for the device

@@ -84,7 +84,8 @@ def test_a_run_ends_with_checkpoint_pictures_and_a_finished_mlflow_run(trained):
 def test_every_curve_has_a_point_at_every_interval_and_no_other(trained):
     clocks = list(range(80, IMAGES + 1, 80))
     for metric in ("loss_d", "loss_g", "margin", "grad_norm_d", "grad_norm_g", "images_per_s",
-                   "data_wait_share", "resolution", "alpha"):  # fmt: skip
+                   "data_wait_share", "resolution", "alpha", "data_requests", "data_bytes",
+                   "data_retries", "bad_samples", "cache_hits", "cache_misses"):  # fmt: skip
         assert [step for step, _ in history(trained[0], metric)] == clocks, metric
 
 
@@ -172,6 +173,8 @@ def test_live_values_are_served_while_it_runs(digits, stack, tmp_path):
         wait_for(lambda: values().get("gan_images", 0) >= 80, driver)
         assert values()["gan_up"] == 1
         assert values()["gan_workers"] == 2
+        assert values()["gan_data_bytes"] > 0
+        assert 0 <= values()["gan_data_wait_share"] <= 1
     finally:
         driver.send_signal(signal.SIGINT)
         output, _ = driver.communicate(timeout=LIMIT_S)

@@ -1,34 +1,56 @@
 """Batches through the public door: whole, in order, with bad samples replaced and counted."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from service.data.index import check_labels, check_shards, read_index
-from service.data.loader import Loader, Request, Samples, check_prefetch
+from service.config import Phase
+from service.data.feeder import Feeders
+from service.data.index import check_shards, read_index
+from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
 from service.data.order import Order, at
+from service.data.samples import Request, Source, read
 from service.errors import DataError
 from service.storage import open_storage
+from service.training.curriculum import Curriculum
+from tests.conftest import ROOT
+
+LANES, WINDOW = 8, 16
+LARGEST = 64 * 32 * 32
 
 
-def load(folder, numbers, max_bad_samples=10, lanes=8):
-    storage = open_storage(str(folder))
-    index = read_index(storage)
-    order = Order(index, index.rows(False), 0, lanes, 16)
-    samples = Samples(storage, index, order, 1, 2, max_bad_samples)
-    requests = [Request(np.array(chunk), 8) for chunk in numbers]
-    with Loader(samples, requests) as loader:
-        return index, list(loader), samples.bad
+def source_of(folder: Path | str, max_bad_samples: int = 10, **settings) -> Source:
+    index = read_index(open_storage(str(folder)))
+    order = Order(index, index.rows(False), 0, LANES, WINDOW)
+    return Source(str(folder), index, order, 1, max_bad_samples=max_bad_samples, **settings)
 
 
-def damage(folder, tmp_path, numbers):
+def ask(*chunks: range) -> list[Request]:
+    return [Request(np.array(chunk), 8) for chunk in chunks]
+
+
+def load(source: Source, requests: list[Request], decoders: int = 1) -> tuple[list, list, dict]:
+    """Copies of the images, the rows, and what was counted."""
+    with Feeders(source, decoders, BATCHES_AHEAD + 1, LARGEST) as feeders:
+        with Loader(feeders, requests) as loader:
+            batches = [(batch.images.copy(), batch.rows) for batch in loader]
+        return [images for images, _ in batches], [rows for _, rows in batches], feeders.counts()
+
+
+def damage(folder: Path, tmp_path: Path, numbers) -> tuple[Path, list[int]]:
     """A copy of the data in which the images of these sample numbers are no images."""
     copied = tmp_path / "damaged"
     shutil.copytree(folder, copied)
     index = read_index(open_storage(str(copied)))
-    rows = [at(index, 0, 8, 16, number)[1] for number in numbers]
+    rows = [at(index, 0, LANES, WINDOW, number)[1] for number in numbers]
     for row in rows:
         with open(copied / index.names[index.shard[row]], "r+b") as file:
             file.seek(int(index.offset[row]))
@@ -36,32 +58,88 @@ def damage(folder, tmp_path, numbers):
     return copied, rows
 
 
-def test_samples_come_in_the_order_that_was_asked_for(digits):
-    numbers = [range(0, 24), range(24, 48), range(100_000, 100_024)]
-    index, batches, bad = load(digits, numbers)
-    assert not bad
-    for chunk, batch in zip(numbers, batches, strict=True):
-        assert batch.images.shape == (24, 8, 8, 1)
-        assert batch.rows.tolist() == [at(index, 0, 8, 16, n)[1] for n in chunk]
-        assert batch.labels.tolist() == index.label[batch.rows].tolist()
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_samples_come_in_the_order_that_was_asked_for(digits, decoders):
+    source = source_of(digits)
+    numbers = [range(start, start + 24) for start in (0, 24, 48, 72, 96, 120, 100_000, 7)]
+    images, rows, counts = load(source, ask(*numbers), decoders)
+    assert counts["bad_samples"] == 0
+    assert len(images) == len(numbers)
+    for chunk, shown, found in zip(numbers, rows, images, strict=True):
+        assert shown.tolist() == [at(source.index, 0, LANES, WINDOW, n)[1] for n in chunk]
+        here = read(source, Request(np.array(chunk), 8))
+        assert np.array_equal(found, here.images)
+        assert here.labels.tolist() == source.index.label[shown].tolist()
+
+
+def test_mirrored_images_are_the_others_from_right_to_left(digits):
+    source, numbers = source_of(digits), np.arange(16)
+    mirrored = numbers % 3 == 0
+    plain, flipped = (read(source, Request(numbers, 32, m)).images for m in (None, mirrored))
+    expected = np.where(mirrored[:, None, None, None], plain[:, :, ::-1], plain)
+    assert np.array_equal(flipped, expected)
+
+
+def test_stopped_anywhere_and_started_with_other_workers_the_sequence_of_keys_is_the_same(digits):
+    """Over changes of stage with other batch sizes; every worker with a loader of its own."""
+    table = [
+        Phase(resolution=8, hold_images=96, batch=16),
+        Phase(resolution=16, fade_images=48, hold_images=48, batch=24),
+        Phase(resolution=32, hold_images=64, batch=8),
+    ]
+    curriculum, source = Curriculum(table, d_steps=2), source_of(digits)
+
+    def rows_of(start: int, stop: int, workers: int) -> list[list[int]]:
+        """Rows of each global batch, put together from the workers' shares."""
+        cycles = list(curriculum.cycles(start, stop))
+        starts = [(first, cycle) for cycle in cycles for first in cycle.micro_batches()]
+        batches: list[dict[int, int]] = [{} for _ in starts]
+        for worker in range(workers):
+            shares = [np.arange(first, first + cycle.span.micro_batch) for first, cycle in starts]
+            shares = [numbers[numbers % workers == worker] for numbers in shares]
+            sizes = [cycle.stage.resolution for _, cycle in starts]
+            requests = [Request(*pair) for pair in zip(shares, sizes, strict=True)]
+            for batch, numbers, rows in zip(batches, shares, load(source, requests)[1], strict=True):
+                batch |= dict(zip(numbers.tolist(), rows.tolist(), strict=True))
+        return [[row for _, row in sorted(batch.items())] for batch in batches]
+
+    whole = rows_of(0, curriculum.end, 1)
+    cycles = [cycle.start for cycle in curriculum.cycles(0, curriculum.end)]
+    stop = cycles[len(cycles) // 2]
+    assert rows_of(0, stop, 2) + rows_of(stop, curriculum.end, 4) == whole
+
+
+def test_to_start_late_asks_for_no_more_than_to_start_at_0(digits):
+    source = source_of(digits)
+    asked = [
+        load(source, ask(range(start, start + 16)))[2]["data_requests"] for start in (0, 50_000_000)
+    ]
+    assert 0 < asked[1] <= asked[0] + LANES
 
 
 def test_a_bad_sample_is_counted_and_replaced_by_the_same_other_one(digits, tmp_path):
     copied, rows = damage(digits, tmp_path, [5, 30])
-    results = [load(copied, [range(48)]) for _ in range(2)]
-    for _, (batch,), bad in results:
-        assert sorted(row for row, _ in bad) == sorted(rows)
-        assert not set(batch.rows) & set(rows)
-        assert len(batch.images) == 48
-    assert results[0][1][0].rows.tolist() == results[1][1][0].rows.tolist()
-    untouched = load(digits, [range(48)])[1][0].rows
-    assert (untouched != results[0][1][0].rows).sum() == 2
+    source = source_of(copied)
+    results = [load(source, ask(range(48)), decoders) for decoders in (1, 2)]
+    for images, (shown,), counts in results:
+        assert counts["bad_samples"] == 2
+        assert not set(shown) & set(rows)
+        assert len(images[0]) == 48
+    assert results[0][1][0].tolist() == results[1][1][0].tolist()
+    untouched = load(source_of(digits), ask(range(48)))[1][0]
+    assert (untouched != results[0][1][0]).sum() == 2
 
 
 def test_too_many_bad_samples_end_it_naming_the_last(digits, tmp_path):
     copied, _ = damage(digits, tmp_path, range(5))
     with pytest.raises(DataError, match=r"data\.max_bad_samples is 4.*sample \d+"):
-        load(copied, [range(48)], max_bad_samples=4)
+        load(source_of(copied, max_bad_samples=4), ask(range(48)))
+
+
+def test_a_window_without_one_good_sample_ends_it(digits, tmp_path):
+    copied, _ = damage(digits, tmp_path, range(0, LANES * WINDOW, LANES))
+    with pytest.raises(DataError, match=r"sample \d+: its whole window is bad"):
+        load(source_of(copied, max_bad_samples=100), ask(range(48)))
 
 
 def test_a_shard_that_is_cut_short_is_found_at_the_start_and_while_reading(digits, tmp_path):
@@ -73,46 +151,60 @@ def test_a_shard_that_is_cut_short_is_found_at_the_start_and_while_reading(digit
     with pytest.raises(DataError, match=r"shard-000001\.tar: 5000 bytes"):
         check_shards(storage, read_index(storage))
     with pytest.raises(DataError, match=r"shard-000001\.tar.*cut short"):
-        load(copied, [range(1600)])
+        load(source_of(copied), [Request(np.arange(1600), 4)])
 
 
-def test_a_missing_shard_is_named(digits, tmp_path):
-    copied = tmp_path / "missing"
-    shutil.copytree(digits, copied)
-    (copied / "shard-000002.tar").unlink()
-    storage = open_storage(str(copied))
-    with pytest.raises(DataError, match=r"shard-000002\.tar: missing"):
-        check_shards(storage, read_index(storage))
+def test_what_is_read_ahead_beyond_the_memory_limit_is_refused(digits):
+    source = source_of(digits)
+    check_prefetch(source, 1, 1 << 20, 16, 1024)
+    for batch, image_bytes in ((16, 1 << 20), (1 << 20, 16)):
+        with pytest.raises(DataError, match=r"data\.prefetch_bytes"):
+            check_prefetch(source, 1, 1 << 20, batch, image_bytes)
 
 
-def test_a_label_outside_the_classes_is_named(digits):
-    with pytest.raises(DataError, match=r"sample \d+: label 9 is outside 0 … 8"):
-        check_labels(read_index(open_storage(str(digits))), 9)
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1"])
-def test_a_damaged_index_says_pack_again(tmp_path, content):
-    (tmp_path / "index.parquet").write_bytes(content)
-    with pytest.raises(DataError, match="pack again"):
-        read_index(open_storage(str(tmp_path)))
-
-
-def test_windows_beyond_the_memory_limit_are_refused(digits):
-    index = read_index(open_storage(str(digits)))
-    order = Order(index, index.rows(False), 0, 8, 16)
-    check_prefetch(index, order, 1, 1 << 20)
-    with pytest.raises(DataError, match=r"data\.prefetch_bytes"):
-        check_prefetch(index, order, 1, 1000)
-
-
-def test_no_thread_is_left_behind(digits):
-    before = set(threading.enumerate())
-    storage = open_storage(str(digits))
-    index = read_index(storage)
-    samples = Samples(storage, index, Order(index, index.rows(False), 0, 8, 16), 1, 2, 0)
+def test_no_thread_and_no_process_is_left_behind(digits):
+    before, children = set(threading.enumerate()), set(psutil.Process().children(recursive=True))
     endless = (Request(np.arange(n, n + 8), 8) for n in range(0, 10**9, 8))
-    with Loader(samples, endless) as loader:
+    with Feeders(source_of(digits), 2, BATCHES_AHEAD + 1, LARGEST) as feeders:
+        with Loader(feeders, endless) as loader:
+            next(loader)
+        with Loader(feeders, [Request(np.arange(8), 8)]) as again:
+            assert len(next(again).images) == 8
+    assert set(threading.enumerate()) <= before
+    assert set(psutil.Process().children(recursive=True)) <= children
+
+
+CHILD = """
+import sys, time
+import numpy as np
+from tests.service.data.test_loader import *
+feeders = Feeders(source_of(sys.argv[1]), 1, BATCHES_AHEAD + 1, LARGEST)
+loader = Loader(feeders, (Request(np.arange(n, n + 8), 8) for n in range(0, 10**9, 8)))
+next(loader)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_processes_end_with_a_parent_that_is_killed(digits):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(digits)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout.readline() == "ready\n"
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(children) == 2
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_death_of_a_process_is_an_error_and_no_hang(digits, victim):
+    with Feeders(source_of(digits), 1, BATCHES_AHEAD + 1, LARGEST) as feeders:
+        endless = (Request(np.arange(n, n + 64), 32) for n in range(0, 10**9, 64))
+        loader = Loader(feeders, endless)
         next(loader)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(timeout=30)
-        assert not thread.is_alive()
+        children = psutil.Process().children()
+        os.kill(sorted(child.pid for child in children)[victim - 2], signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="died"):
+            list(loader)

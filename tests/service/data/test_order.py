@@ -1,5 +1,7 @@
 """The order of samples: laws that hold for any sizes, seeds, lanes and workers."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -36,8 +38,12 @@ def orders(draw) -> Order:
 
 
 def row(of: Order, number: int) -> int:
-    place = of.place(number)
-    return int(of.window_rows(place.epoch, place.lane, place.window)[place.inside])
+    ((window, inside),) = of.places(np.array([number]))
+    return int(of.window_rows(window)[inside])
+
+
+def rows(of: Order, numbers: Iterable[int]) -> list[int]:
+    return [row(of, number) for number in numbers]
 
 
 @given(orders(), st.integers(0, 5))
@@ -57,8 +63,9 @@ def test_workers_own_whole_lanes_and_share_every_batch(order, start, workers):
     batch = range(start, start + 2 * order.lanes)
     shares = [[n for n in batch if n % workers == w] for w in range(workers)]
     for worker, numbers in enumerate(shares):
-        assert {order.place(n).lane % workers for n in numbers} == {worker}
-    assert sorted(n for share in shares for n in share) == list(batch)
+        assert {place.window.lane % workers for place in order.places(np.array(numbers))} == {worker}
+    shown = [sample for share in shares for sample in rows(order, share)]
+    assert sorted(shown) == sorted(rows(order, batch))
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 1000))
@@ -106,12 +113,41 @@ def test_the_next_window_of_a_lane_is_the_one_that_its_next_samples_fall_in():
     index = make_index([30, 30])
     of = Order(index, index.rows(False), 0, 4, 5)
     for number in range(200):
-        place, later = of.place(number), of.place(number + of.lanes)
-        here = (place.epoch, place.lane, place.window)
-        assert (later.epoch, later.lane, later.window) in (here, of.following(place))
+        here, later = of.places(np.array([number, number + of.lanes]))
+        assert later.window in (here.window, of.following(here.window))
 
 
 def test_more_lanes_than_samples_is_refused():
     index = make_index([5])
     with pytest.raises(DataError, match=r"data\.lanes: 9"):
         Order(index, index.rows(False), 0, 9, 4)
+
+
+def shuffle_buffer(shard_sizes: list[int], size: int, rng: np.random.Generator) -> Iterator[int]:
+    """What a shuffle buffer of `size` shows of shuffled shards, as packing positions."""
+    starts = np.concatenate([[0], np.cumsum(shard_sizes)])
+    buffer: list[int] = []
+    for shard in rng.permutation(len(shard_sizes)):
+        for position in range(starts[shard], starts[shard + 1]):
+            if len(buffer) < size:
+                buffer.append(position)
+                continue
+            i = rng.integers(size)
+            yield buffer[i]
+            buffer[i] = position
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+@pytest.mark.parametrize("shard_sizes", [[1000] * 60, [30_000], [200] * 300])
+def test_a_batch_is_mixed_no_worse_than_by_a_shuffle_buffer_of_10_000(shard_sizes):
+    """By the spread of the packing positions in a batch, as a share of that of all."""
+    index, batch = make_index(shard_sizes), 64
+    everything = np.arange(sum(shard_sizes))
+    of = Order(index, everything, 0, lanes=64, window=64)
+    ours = np.array(rows(of, range(200 * batch)))
+    shown = shuffle_buffer(shard_sizes, 10_000, np.random.default_rng(0))
+    theirs = np.array([next(shown) for _ in range(200 * batch)])
+    spread = [p.reshape(-1, batch).std(1).mean() / everything.std() for p in (ours, theirs)]
+    assert spread[0] > 0.97 * spread[1]
+    assert spread[0] > 0.9

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from service.config import Config
-from service.data.loader import Batch
+from service.data.samples import Batch
 from service.storage import open_storage
 from service.training import checkpoint, distributed
 from service.training.checkpoint import Checkpointer
@@ -55,7 +55,7 @@ def advance(config: Config, state: TrainState, cycles: int):
             images = cycle.end
 
     state_images = state.images
-    with session.load(planned()) as loader:
+    with session.feeders, session.load(planned(), 0) as loader:
         batches = Watched(loader)
         for cycle in planned():
             measures.append(session.workers.mean(step.cycle(cycle, batches)))

@@ -31,7 +31,7 @@ def take(config: Config, cycles: int) -> tuple[TrainState, list[dict[str, float]
     state = new_state(config, torch.device("cpu"))
     step = Step(config, state, session.workers)
     planned = list(session.curriculum.cycles(0, 10**4))[:cycles]
-    with session.load(iter(planned)) as batches:
+    with session.feeders, session.load(planned, 0) as batches:
         measured = [step.cycle(cycle, batches).tolist() for cycle in planned]
     return state, [dict(zip(MEASURES, values, strict=True)) for values in measured]
 

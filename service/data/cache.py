@@ -1,0 +1,200 @@
+"""A node's own copy of what it read of the shards: blocks in a folder, for all its workers.
+
+A training reads every shard once an epoch; from the second epoch on, this spares the network. Each
+process may read and write at any time: blocks appear whole, and vanish by their age.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from service.data.index import Index
+from service.storage import Storage
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 4 << 20
+# Once the folder is full, so much of it is cleared at a time.
+_CLEARED_SHARE = 0.1
+# A process that was stopped with the lock in hand holds up nobody: the others go on without keeping.
+_LOCK_LIMIT_S = 2.0
+_LOCK_POLL_S = 0.01
+_BLOCK, _PART = ".block", ".part"
+
+
+@dataclass(frozen=True)
+class BlockKey:
+    """Which bytes of which object: its address, and the `version` that tells it from later ones."""
+
+    address: str
+    size: int
+    version: str
+    number: int
+
+    @property
+    def length(self) -> int:
+        """Bytes of the block: all but the last are whole."""
+        return min(BLOCK_BYTES, self.size - self.number * BLOCK_BYTES)
+
+    @property
+    def file(self) -> str:
+        """Name in the folder."""
+        name = f"{self.address} {self.size} {self.version} {self.number}"
+        return hashlib.blake2b(name.encode(), digest_size=16).hexdigest() + _BLOCK
+
+
+class Cache:
+    """Blocks in a folder of at most `limit_bytes`, the least recently used ones cleared first.
+
+    Trouble with the folder costs the cache, never the reading: it is told once, then read past.
+    """
+
+    def __init__(self, folder: str, limit_bytes: int):
+        self.folder = Path(folder).expanduser().absolute()
+        self.limit_bytes = limit_bytes
+        self.hits = self.misses = 0
+        self._lock = threading.Lock()
+        self._told = False
+
+    def read(self, key: BlockKey, start: int, length: int, fetch: Callable[[], bytes]) -> bytes:
+        """`length` bytes from `start` of a block, which `fetch` gets where it is not at hand."""
+        data = self._find(key, start, length)
+        with self._lock:
+            self.hits += data is not None
+            self.misses += data is None
+        if data is not None:
+            return data
+        block = fetch()
+        if len(block) == key.length:
+            self._keep(key, block)
+        return block[start : start + length]
+
+    def _find(self, key: BlockKey, start: int, length: int) -> bytes | None:
+        path = self.folder / key.file
+        try:
+            with open(path, "rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != key.length:
+                    return None
+                os.utime(file.fileno())  # its last use, by which it ages
+                return os.pread(file.fileno(), length, start)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._tell(error)
+            return None
+
+    def _keep(self, key: BlockKey, block: bytes) -> None:
+        path = self.folder / key.file
+        if len(block) > self.limit_bytes:
+            return
+        try:
+            with self._alone() as count:
+                if not path.exists():
+                    self._make_room(count, len(block))
+                    part = self.folder / f"{uuid.uuid4().hex}{_PART}"
+                    part.write_bytes(block)
+                    os.replace(part, path)
+        except OSError as error:
+            self._tell(error)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator["_Count"]:
+        """Hold the folder against all other processes and threads, with its count of bytes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "bytes", "a+") as file:
+            deadline = time.monotonic() + _LOCK_LIMIT_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_LOCK_POLL_S)
+            yield _Count(file)
+
+    def _make_room(self, count: "_Count", needed: int) -> None:
+        """Clear the oldest blocks where the folder would grow beyond its limit."""
+        present = count.get()
+        if present is None or present + needed > self.limit_bytes:
+            present = self._clear(needed)
+        count.set(present + needed)
+
+    def _clear(self, needed: int) -> int:
+        """Bytes that stay, counted anew; what a killed process left half written goes."""
+        blocks = []
+        for entry in os.scandir(self.folder):
+            if entry.name.endswith(_PART):
+                os.unlink(entry.path)
+            if entry.name.endswith(_BLOCK):
+                status = entry.stat()
+                blocks.append((status.st_mtime_ns, status.st_size, entry.path))
+        present = sum(size for _, size, _ in blocks)
+        if present + needed > self.limit_bytes:
+            wanted = self.limit_bytes * (1 - _CLEARED_SHARE) - needed
+            for _, size, path in sorted(blocks):
+                if present <= max(wanted, 0):
+                    break
+                os.unlink(path)
+                present -= size
+        return present
+
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            log.warning("event=cache_failed folder=%s error=%s", self.folder, error)
+        self._told = True
+
+
+class _Count:
+    """The bytes in the folder, as all its users add them up in one small file."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def get(self) -> int | None:
+        """None where it is not known: the blocks are to be counted."""
+        self._file.seek(0)
+        text = self._file.read()
+        return int(text) if text.isdecimal() else None
+
+    def set(self, count: int) -> None:
+        """Write it down."""
+        self._file.truncate(0)
+        self._file.write(str(count))
+        self._file.flush()
+
+
+class CachedShards:
+    """Shards of a storage, through a cache."""
+
+    def __init__(self, storage: Storage, index: Index, cache: Cache):
+        self.storage, self.index, self.cache = storage, index, cache
+        self._fingerprint = index.fingerprint()
+
+    def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
+        """`length` bytes of the shard from `start`, fewer at its end."""
+        size = self.index.shards[key]
+        end = size if length is None else min(start + length, size)
+        pieces = []
+        for number in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+            block = BlockKey(self.url(key), size, etag or self._fingerprint, number)
+            first = number * BLOCK_BYTES
+            low, high = max(start, first) - first, min(end, first + block.length) - first
+            pieces.append(self.cache.read(block, low, high - low, self._fetch(key, block, etag)))
+        return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+    def url(self, key: str) -> str:
+        """The address of a shard, for people."""
+        return self.storage.url(key)
+
+    def _fetch(self, key: str, block: BlockKey, etag: str) -> Callable[[], bytes]:
+        return lambda: self.storage.get(key, block.number * BLOCK_BYTES, block.length, etag)

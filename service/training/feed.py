@@ -1,0 +1,68 @@
+"""From the configuration to a worker's batches: which samples, how they are read, and flipped."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.config import Config, Phase
+from service.data.feeder import Feeders
+from service.data.index import Index
+from service.data.loader import BATCHES_AHEAD, check_prefetch
+from service.data.order import Order
+from service.data.samples import Request, Source
+from service.training.curriculum import Cycle
+from service.training.random import Draws
+
+Share = Callable[[int, int], NDArray[np.int64]]
+
+
+def source_of(config: Config, index: Index) -> Source:
+    """The samples that the run is trained on, in their order."""
+    data = config.data
+    return Source(
+        address=data.url,
+        index=index,
+        order=Order(index, index.rows(held_out=False), config.run.seed, data.lanes, data.window),
+        channels=config.model.channels,
+        labelled=config.model.classes is not None,
+        max_bad_samples=data.max_bad_samples,
+        readers=data.readers,
+        retry_s=config.storage.retry_s,
+        timeout_s=config.storage.timeout_s,
+        cache_dir=data.cache_dir,
+        cache_bytes=data.cache_bytes,
+    )
+
+
+def check_memory(config: Config, source: Source, workers: int) -> None:
+    """DataError where what is read ahead, in any phase, would not fit in data.prefetch_bytes."""
+    for phase in config.phases:
+        limit, size = config.data.prefetch_bytes, image_bytes(config, phase)
+        check_prefetch(source, workers, limit, phase.micro_batch, size)
+
+
+def open_feeders(config: Config, source: Source, workers: int) -> Feeders:
+    """Processes that read one worker's share of any phase's batches."""
+    largest = max(-(-p.micro_batch // workers) * image_bytes(config, p) for p in config.phases)
+    return Feeders(source, config.data.decoders or config.scale.cpus, BATCHES_AHEAD + 1, largest)
+
+
+def requests(config: Config, cycles: Iterable[Cycle], share: Share, attempt: int) -> Iterator[Request]:
+    """What a worker asks for: its `share` (first number, count) of each micro-batch of the cycles."""
+    for cycle in cycles:
+        for start in cycle.micro_batches():
+            numbers = share(start, cycle.span.micro_batch)
+            mirrored = flips(config, numbers, attempt) if config.data.flip else None
+            yield Request(numbers, cycle.stage.resolution, mirrored)
+
+
+def flips(config: Config, numbers: NDArray[np.int64], attempt: int) -> NDArray[np.bool_]:
+    """Which of these samples are mirrored this time: each with a chance of one half."""
+    draws = Draws(config.run.seed, "augmentation", attempt)
+    return draws.uniforms(numbers, "flip", 1)[:, 0] < 0.5
+
+
+def image_bytes(config: Config, phase: Phase) -> int:
+    """Bytes of one decoded image."""
+    return phase.resolution**2 * config.model.channels

@@ -1,0 +1,269 @@
+"""The index of shards that any webdataset tool wrote: the samples are those of its own reader."""
+
+import io
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.data.index import (
+    INDEX_KEY,
+    check_labels,
+    check_shards,
+    find_index,
+    is_held_out,
+    make_index,
+    read_index,
+)
+from service.data.order import Order
+from service.data.samples import Request, Source, read
+from service.data.stream import read_samples
+from service.data.tar import NO_LABEL, samples_of
+from service.errors import DataError
+from service.storage import FolderStorage, open_storage
+
+
+def png(value: int = 0, side: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((side, side), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shards(folder: Path, shards: int = 3, samples: int = 7, **extra: bytes) -> None:
+    """As webdataset's own writer makes them, with other members before and after the image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        with webdataset.TarWriter(str(folder / f"part-{shard:03d}.tar")) as writer:
+            for i in range(samples):
+                number = shard * samples + i
+                sample = {
+                    "__key__": f"dir/{number:05d}",
+                    "png": png(number),
+                    "cls": str(number % 5).encode(),
+                }
+                writer.write(sample | {"json": b"{}", "zz.npy": b"1" * (i * 700)} | extra)
+
+
+def indexed(folder: Path | str, held_out: float = 0.0):
+    storage = open_storage(str(folder))
+    return storage, find_index(storage, storage, held_out)
+
+
+def assert_as_webdataset(storage, index, urls) -> None:
+    theirs = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    ours = read_samples(storage, index, np.arange(len(index)))
+    assert len(theirs) == len(ours)
+    for row, sample in enumerate(theirs):
+        assert sample["__key__"] == index.keys[row].as_py()
+        assert sample["png"] == ours[row]
+        assert int(sample["cls"]) == index.label[row]
+
+
+def test_webdatasets_own_reader_finds_the_same_samples(tmp_path):
+    write_shards(tmp_path)
+    storage, index = indexed(tmp_path)
+    assert len(index) == 21
+    assert_as_webdataset(storage, index, [str(tmp_path / name) for name in index.names])
+    check_shards(storage, index)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3000), st.booleans()), min_size=1, max_size=8),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.integers(1, 200),
+)
+def test_any_tar_of_any_format_is_read_as_it_is(tmp_path_factory, members, form, name_length):
+    """Long names, members of any size, samples with the image first or last."""
+    folder = tmp_path_factory.mktemp("tar")
+    if form == tarfile.USTAR_FORMAT:
+        name_length = min(name_length, 90)
+    with tarfile.open(folder / "a.tar", "w", format=form) as tar:
+        for i, (size, first) in enumerate(members):
+            key = "k" * name_length + str(i)
+            parts = [(f"{key}.png", b"p" * size + b"!"), (f"{key}.cls", b"3\n")]
+            for name, data in parts if first else parts[::-1]:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    storage, index = indexed(folder)
+    assert_as_webdataset(storage, index, [str(folder / "a.tar")])
+
+
+def test_large_members_are_jumped_over(tmp_path):
+    write_shards(tmp_path, shards=1, samples=5, bin=b"x" * (6 << 20))
+    storage = open_storage(str(tmp_path))
+    found, _ = samples_of(storage, "part-000.tar")
+    assert len(found) == 5
+    assert storage.traffic.bytes < 12 << 20
+
+
+def test_the_index_is_made_once_and_kept_beside_the_shards(tmp_path):
+    write_shards(tmp_path)
+    _, first = indexed(tmp_path, held_out=0.3)
+    before = (tmp_path / INDEX_KEY).read_bytes()
+    storage, second = indexed(tmp_path, held_out=0.9)
+    assert (tmp_path / INDEX_KEY).read_bytes() == before
+    assert first.fingerprint() == second.fingerprint()
+    keys = second.keys.to_pylist()
+    assert second.held_out.tolist() == [is_held_out(key, 0.3) for key in keys]
+    requests = storage.traffic.requests
+    assert requests == 1
+
+
+def test_a_bucket_and_a_folder_give_the_same_index(tmp_path, s3):
+    write_shards(tmp_path / "shards")
+    local, remote = open_storage(str(tmp_path / "shards")), open_storage(f"{s3}/foreign")
+    for name in local.sizes():
+        remote.put(name, local.get(name))
+    kept = open_storage(str(tmp_path / "kept"))  # as if the bucket could only be read
+    here, there = find_index(local, local, 0.2), find_index(remote, kept, 0.2)
+    assert INDEX_KEY not in remote.sizes()
+    assert read_index(kept).etags.keys() == there.etags.keys() == there.shards.keys()
+    assert here.fingerprint() == there.fingerprint()
+    check_shards(remote, there)
+    name = there.names[0]
+    changed = bytearray(remote.get(name))
+    changed[-1] = 1
+    remote.put(name, bytes(changed))
+    with pytest.raises(DataError, match="ETag"):
+        check_shards(remote, there)
+    with pytest.raises(DataError, match="changed since the index was made"):
+        read_samples(remote, there, np.arange(3))
+
+
+def test_an_index_that_cannot_be_kept_says_where_it_could_be(tmp_path, monkeypatch):
+    write_shards(tmp_path)
+
+    def refuse(self, key, data):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(FolderStorage, "_write", refuse)
+    with pytest.raises(DataError, match=r"data\.index_url"):
+        indexed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "b.tar"])
+def test_a_compressed_shard_is_refused_with_the_remedy(tmp_path, name):
+    with tarfile.open(tmp_path / name, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("x.png"))
+    with pytest.raises(DataError, match=f"{name}: compressed.*gunzip"):
+        indexed(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [100, 700, 5000])
+def test_a_tar_that_is_cut_short_is_named(tmp_path, cut):
+    write_shards(tmp_path)
+    path = tmp_path / "part-001.tar"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError, match=r"part-001\.tar: not a whole tar file"):
+        indexed(tmp_path)
+
+
+def test_a_damaged_header_in_the_middle_is_named_and_loses_nothing_in_silence(tmp_path):
+    write_shards(tmp_path)
+    path = tmp_path / "part-002.tar"
+    with tarfile.open(path) as tar:
+        middle = tar.getmembers()[9].offset
+    with open(path, "r+b") as file:
+        file.seek(middle)
+        file.write(b"junk" * 100)
+    with pytest.raises(DataError, match=rf"part-002\.tar.*damaged header at byte {middle}"):
+        indexed(tmp_path)
+
+
+def test_two_members_of_one_name_are_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for _ in range(2):
+            tar.addfile(tarfile.TarInfo("x.png"))
+    with pytest.raises(DataError, match=r"a\.tar.*duplicate"):
+        indexed(tmp_path)
+
+
+def test_samples_without_an_image_are_counted(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "a", "txt": "no image"})
+        writer.write({"__key__": "b", "left.png": png(1), "txt": "an image under another name"})
+        writer.write({"__key__": "c", "left.png": png(1), "png": png(2)})
+    storage, index = indexed(tmp_path)
+    assert index.keys.to_pylist() == ["b", "c"]
+    assert index.about["without_image"] == 1
+    assert read_samples(storage, index, np.array([1]))[0] == png(2)
+
+
+def test_no_image_at_all_is_an_error(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "a", "txt": "no image"})
+    with pytest.raises(DataError, match="no image in them"):
+        indexed(tmp_path)
+
+
+def test_a_label_that_is_no_number_makes_a_bad_sample_where_labels_are_used(tmp_path):
+    write_shards(tmp_path)
+    with webdataset.TarWriter(str(tmp_path / "part-003.tar")) as writer:
+        for i, label in enumerate([b"cat", b"-1", b"", b"99999999999", b"4"]):
+            writer.write({"__key__": f"x{i}", "png": png(i), "cls": label})
+    _, index = indexed(tmp_path)
+    assert (index.label == NO_LABEL).sum() == 4
+    check_labels(index, 5)
+    order = Order(index, index.rows(False), 0, 1, len(index))
+    everything = Request(np.arange(len(index)), 8)
+    source = Source(str(tmp_path), index, order, 1, labelled=True, max_bad_samples=4)
+    assert read(source, everything).labels.min() == 0
+    with pytest.raises(DataError, match=r"max_bad_samples is 3.*not a number"):
+        read(Source(str(tmp_path), index, order, 1, labelled=True, max_bad_samples=3), everything)
+    assert len(read(Source(str(tmp_path), index, order, 1), everything).rows) == len(index)
+
+
+def test_data_without_any_label_says_so(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "a", "png": png()})
+    _, index = indexed(tmp_path)
+    check_labels(index, None)
+    with pytest.raises(DataError, match=r"model\.classes to null"):
+        check_labels(index, 3)
+
+
+def test_shards_that_came_later_are_named(tmp_path):
+    write_shards(tmp_path)
+    storage, index = indexed(tmp_path)
+    shutil.copy(tmp_path / "part-000.tar", tmp_path / "part-999.tar")
+    with pytest.raises(DataError, match=r"part-999\.tar: not in the index"):
+        check_shards(storage, index)
+
+
+def test_a_missing_shard_is_named(digits, tmp_path):
+    copied = tmp_path / "missing"
+    shutil.copytree(digits, copied)
+    (copied / "shard-000002.tar").unlink()
+    storage = open_storage(str(copied))
+    with pytest.raises(DataError, match=r"shard-000002\.tar: missing"):
+        check_shards(storage, read_index(storage))
+
+
+def test_a_label_outside_the_classes_is_named(digits):
+    with pytest.raises(DataError, match=r"sample \d+: label 9 is outside 0 … 8"):
+        check_labels(read_index(open_storage(str(digits))), 9)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1"])
+def test_a_damaged_index_says_pack_again(tmp_path, content):
+    (tmp_path / INDEX_KEY).write_bytes(content)
+    with pytest.raises(DataError, match="pack again"):
+        read_index(open_storage(str(tmp_path)))
+
+
+def test_no_shards_at_all_says_pack_first(tmp_path):
+    with pytest.raises(DataError, match="pack first"):
+        indexed(tmp_path)
+
+
+def test_packed_shards_are_indexed_anew_as_pack_indexed_them(digits):
+    storage = open_storage(str(digits))
+    packed, anew = read_index(storage), make_index(storage, storage.entries(), 0.05)
+    assert anew.fingerprint() == packed.fingerprint()
