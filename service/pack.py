@@ -1,51 +1,67 @@
 """Pack images into shuffled WebDataset shards: `python -m service.pack SOURCE DESTINATION`."""
 
 import argparse
-import gzip
 import hashlib
 import io
 import json
-import struct
+import os
 import sys
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import webdataset
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor
 from tqdm import tqdm
 
 from service import philox
 from service.cli import check_bounds, run_command
+from service.data.decode import decode
 from service.data.index import (
     INDEX_KEY,
+    PACKING,
     Index,
     check_shards,
     is_held_out,
+    make_index,
     read_index,
     write_index,
 )
+from service.data.stream import read_samples
 from service.errors import DataError, UsageError
-from service.storage import Storage, open_storage
+from service.sources import Source, open_source
+from service.storage import Storage, Writer, open_storage
 
-DESCRIPTION = "Pack images into shuffled WebDataset shards, with an index written last."
+T = TypeVar("T")
+
+DESCRIPTION = """Pack images into shuffled WebDataset shards, with an index written last. The same
+command again goes on after a kill: shards that are finished are not made anew."""
 EPILOG = """sources:
   digits            scikit-learn's 1,797 handwritten digits, 8×8, embedded
   FOLDER            images; sub-folders are the classes, in the order of their names
+  ARCHIVE.zip       the same in a zip archive
   IMAGES-idx3-ubyte an IDX file (also .gz) as of MNIST; its labels lie beside it as …labels-idx1…
+
+A folder or archive may hold a dataset.json of labels as of StyleGAN's tools:
+  {"labels": [["00000/img00000000.png", 6], …]}, or {"labels": null} to go by the folders
 
 examples:
   python -m service.pack digits data/digits --resolution 32 --channels gray
   python -m service.pack ~/flowers s3://bucket/flowers --resolution 128 --format jpeg
+  python -m service.pack cifar10.zip data/cifar10 --resolution 32 --verify
   python -m service.pack train-images-idx3-ubyte.gz data/fashion --resolution 32 --channels gray"""
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MODES = {"gray": "L", "rgb": "RGB"}
 CHANNELS = {"gray": 1, "rgb": 3}
+SUFFIXES = {"jpeg": "jpg", "png": "png"}
+TAR_BLOCK = 512
 MAX_UNREADABLE_NAMED = 20
+_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class Recipe:
     resolution: int
     base: int
     channels: str
+    background: str
     encoding: str
     quality: int
     seed: int
@@ -72,101 +89,27 @@ class Recipe:
             )
         if not 0 <= self.held_out < 1:
             raise UsageError(f"--held-out {self.held_out}: a share, from 0 to below 1")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images by number: `names`, `labels` and `load` of each, and the names of the classes."""
-
-    names: Sequence[str]
-    labels: Sequence[int]
-    classes: list[str]
-    images: np.ndarray | None = None
-
-    def load(self, number: int) -> Image.Image:
-        """The image, opened; OSError where it cannot be."""
-        if self.images is not None:
-            return Image.fromarray(self.images[number])
-        with Image.open(self.names[number]) as image:
-            return ImageOps.exif_transpose(image)
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as error:
+            raise UsageError(
+                f"--background {self.background}: no colour; give a name such as white, or #rrggbb"
+            ) from error
 
     def digest(self) -> str:
-        """Of names and labels: another list of images is another source."""
-        listed = json.dumps([list(self.names), [int(label) for label in self.labels]])
-        return hashlib.sha256(listed.encode()).hexdigest()[:16]
+        """Tells this recipe from others."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
 
-def open_source(source: str, labels: str | None) -> Source:
-    """The source of this name, folder or IDX file; UsageError or DataError where it is none."""
-    path = Path(source).expanduser()
-    if labels and (source == "digits" or not path.is_file()):
-        raise UsageError(f"--labels {labels}: only an IDX file of images has labels in a file")
-    if source == "digits":
-        return _digits()
-    if path.is_dir():
-        return _folder(path)
-    if path.is_file():
-        return _idx(path, Path(labels) if labels else None)
-    raise UsageError(f"{source}: neither `digits` nor a folder nor a file; see --help")
-
-
-def _digits() -> Source:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.minimum(bunch.images * 16, 255).astype(np.uint8)  # 0 … 16 ink to 0 … 255
-    names = [f"digit {i}" for i in range(len(images))]
-    return Source(names, bunch.target.tolist(), [str(i) for i in range(10)], images)
-
-
-def _folder(path: Path) -> Source:
-    found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    files = sorted(p for p in found if not any(n.startswith(".") for n in p.relative_to(path).parts))
-    if not files:
-        raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    tops = [f.relative_to(path).parts[0] if f.parent != path else "" for f in files]
-    classes = sorted(set(tops))
-    return Source([str(f) for f in files], [classes.index(top) for top in tops], classes)
-
-
-def _idx(path: Path, labels_path: Path | None) -> Source:
-    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    images = _read_idx(path)
-    labels = _read_idx(labels_path or beside)
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
-        raise DataError(
-            f"{path}: shape {images.shape} and labels {labels.shape} are no pair of images and labels"
-        )
-    names = [f"image {i}" for i in range(len(images))]
-    classes = [str(i) for i in range(int(labels.max()) + 1)]
-    return Source(names, labels.tolist(), classes, images)
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes, gzipped or not (LeCun et al., the MNIST page)."""
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        zeros, kind, dims = struct.unpack(">HBB", data[:4])
-        if zeros != 0 or kind != 8 or dims < 1:
-            raise ValueError("no IDX header of unsigned bytes")
-        shape = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; give --labels FILE for an IDX pair") from error
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise DataError(f"{path}: not an IDX file: {error}") from error
-
-
-def prepare(image: Image.Image, resolution: int, mode: str) -> Image.Image:
-    """Cut to the centred square, resized with Lanczos, in `mode`; transparency on white."""
+def prepare(image: Image.Image, resolution: int, mode: str, background: str = "white") -> Image.Image:
+    """Cut to the centred square, resized with Lanczos, in `mode`; transparency on the background."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of type {image.mode}, whose range is not known")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     image = image.convert(mode)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -174,7 +117,8 @@ def prepare(image: Image.Image, resolution: int, mode: str) -> Image.Image:
     return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
 
 
-def _encode(image: Image.Image, encoding: str, quality: int) -> bytes:
+def encode(image: Image.Image, encoding: str, quality: int) -> bytes:
+    """The image as a PNG, or as a JPEG of full colour resolution."""
     buffer = io.BytesIO()
     if encoding == "jpeg":
         image.save(buffer, "JPEG", quality=quality, subsampling=0)
@@ -190,10 +134,9 @@ class Unreadable:
         self.limit = limit
         self.names: list[str] = []
 
-    def add(self, name: str, error: Exception) -> None:
-        """Take note of one; DataError past the limit."""
-        self.names.append(f"{name}: {error}")
-        tqdm.write(f"unreadable: {self.names[-1]}", file=sys.stderr)
+    def add(self, told: list[str]) -> None:
+        """Take note of some; DataError past the limit."""
+        self.names += told
         if len(self.names) > self.limit:
             raise DataError(
                 f"{len(self.names)} unreadable images, --max-unreadable is {self.limit};"
@@ -201,86 +144,199 @@ class Unreadable:
             )
 
 
-def pack(recipe: Recipe, source: Source, storage: Storage, max_unreadable: int) -> Index:
-    """Write the shards, then the index, and return it; the same recipe gives the same bytes."""
+@dataclass
+class Part:
+    """A finished shard: which recipe's, what it holds, and the object that it is."""
+
+    recipe: str
+    name: str
+    size: int = 0
+    etag: str = ""
+    keys: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def pack(recipe: Recipe, source: Source, storage: Storage, max_unreadable: int, workers: int) -> Index:
+    """Write the shards, then the index, and return it; the same recipe gives the same bytes.
+
+    `workers` threads prepare images. What an earlier, unfinished call has finished stays.
+    """
+    storage.sweep("shard-")
     order = philox.permutation(philox.key("pack", recipe.seed), len(source.names))
+    chunks = np.split(order, range(recipe.shard_samples, len(order), recipe.shard_samples))
+    chunk_of = {f"shard-{i:06d}.tar": chunk.tolist() for i, chunk in enumerate(chunks)}
+    parts = _finished(storage, recipe)
     unreadable = Unreadable(max_unreadable)
-    samples = _samples(recipe, source, order, unreadable)
-    shards: dict[str, int] = {}
-    columns: list[tuple[int, int, int, int, bool, str]] = []
-    for number, members in enumerate(_chunks(samples, recipe.shard_samples)):
-        name = f"shard-{number:06d}.tar"
-        data = _write_shard(members, recipe)
-        storage.put(name, data)
-        for (key, label, _), (offset, size) in zip(members, _ranges(data), strict=True):
-            held_out = is_held_out(key, recipe.held_out)
-            columns.append((number, offset, size, label, held_out, key))
-        shards[name] = len(data)
-    if not columns:
+    for part in parts.values():
+        unreadable.add(part.unreadable)
+    missing = [name for name in chunk_of if name not in parts]
+    done = len(order) - sum(len(chunk_of[name]) for name in missing)
+    with (
+        ThreadPoolExecutor(workers, thread_name_prefix="prepare") as threads,
+        tqdm(desc="packing", total=len(order), initial=done, unit=" images", disable=None) as progress,
+    ):
+        numbers = (number for name in missing for number in chunk_of[name])
+        images = _images(recipe, source, numbers, threads, _AHEAD * workers)
+        for name in missing:
+            counted = _progressing(zip(chunk_of[name], images, strict=False), progress)
+            parts[name] = _write_shard(recipe, source, storage, name, counted)
+            unreadable.add(parts[name].unreadable)
+            told = json.dumps(asdict(parts[name]))
+            storage.put(f"{PACKING}{name}.json", told.encode())
+    return _finish(recipe, source, storage, [parts[name] for name in chunk_of])
+
+
+def _progressing(images: Iterable[T], progress: tqdm) -> Iterator[T]:
+    for image in images:
+        yield image
+        progress.update()
+
+
+def _finished(storage: Storage, recipe: Recipe) -> dict[str, Part]:
+    """Shards of this recipe that are there as they were written, by name."""
+    entries = storage.entries()
+    found = {}
+    for key in entries:
+        if not key.startswith(PACKING):
+            continue
+        try:
+            part = Part(**json.loads(storage.get(key)))
+        except (ValueError, TypeError):
+            continue  # of another version, or damaged: the shard is made anew
+        entry = entries.get(part.name)
+        same = entry is not None and (entry.size, entry.etag) == (part.size, part.etag)
+        if part.recipe == recipe.digest() and (same or not part.keys):
+            found[part.name] = part
+    return found
+
+
+def _images(
+    recipe: Recipe, source: Source, numbers: Iterable[int], threads: ThreadPoolExecutor, ahead: int
+) -> Iterator[bytes | Exception]:
+    """The encoded images in turn, so many made ahead; for an unreadable one what is wrong with it."""
+
+    def make(number: int) -> bytes | Exception:
+        try:
+            image = source.load(number)
+            mode = MODES[recipe.channels]
+            image = prepare(image, recipe.resolution, mode, recipe.background)
+            return encode(image, recipe.encoding, recipe.quality)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return error
+
+    made: deque[Future[bytes | Exception]] = deque()
+    for number in numbers:
+        made.append(threads.submit(make, number))
+        if len(made) > ahead:
+            yield made.popleft().result()
+    while made:
+        yield made.popleft().result()
+
+
+class _Counted:
+    """A writer that knows how much was written."""
+
+    def __init__(self, writer: Writer):
+        self._writer = writer
+        self.count = 0
+
+    def write(self, data: bytes) -> int:
+        """Append bytes."""
+        self._writer.write(data)
+        self.count += len(data)
+        return len(data)
+
+
+def _write_shard(
+    recipe: Recipe,
+    source: Source,
+    storage: Storage,
+    name: str,
+    images: Iterable[tuple[int, bytes | Exception]],
+) -> Part:
+    """Send a shard while it is made; nothing is there of it unless all of it comes through."""
+    part = Part(recipe.digest(), name)
+    suffix = SUFFIXES[recipe.encoding]
+    with storage.writer(name) as writer:
+        counted = _Counted(writer)
+        with webdataset.TarWriter(counted, encoder=False, mtime=0) as tar:
+            for number, image in images:
+                if isinstance(image, Exception):
+                    part.unreadable.append(f"{source.names[number]}: {image}")
+                    tqdm.write(f"unreadable: {part.unreadable[-1]}", file=sys.stderr)
+                    continue
+                key, label = f"{number:08d}", int(source.labels[number])
+                tar.write({"__key__": key, "cls": str(label).encode(), suffix: image})
+                part.keys.append(key)
+                part.labels.append(label)
+                part.sizes.append(len(image))
+                # The members of a sample are written by their names: the image is the last one.
+                part.offsets.append(tar.tarstream.offset - -(-len(image) // TAR_BLOCK) * TAR_BLOCK)
+    part.size, part.etag = counted.count, storage.entries(name)[name].etag
+    return part
+
+
+def _finish(recipe: Recipe, source: Source, storage: Storage, parts: list[Part]) -> Index:
+    """Write the index of all shards, and clear away what was kept on the way to it."""
+    full = [part for part in parts if part.keys]
+    if not full:
         raise DataError(f"{recipe.source}: not one image could be read")
-    storage.delete(k for k in storage.sizes("shard-") if k.endswith(".tar") and k not in shards)
+    names = {part.name for part in full}
+    storage.delete(k for k in storage.sizes("shard-") if k.endswith(".tar") and k not in names)
+    keys = [key for part in full for key in part.keys]
     about = asdict(recipe) | {
         "channels": CHANNELS[recipe.channels],
         "classes": source.classes,
-        "unreadable": unreadable.names,
+        "unreadable": [told for part in parts for told in part.unreadable],
     }
-    index = _to_index(shards, columns, about)
+    index = Index(
+        {part.name: part.size for part in full},
+        np.repeat(np.arange(len(full), dtype=np.int32), [len(part.keys) for part in full]),
+        np.array([offset for part in full for offset in part.offsets], np.int64),
+        np.array([size for part in full for size in part.sizes], np.int32),
+        np.array([label for part in full for label in part.labels], np.int32),
+        np.array([is_held_out(key, recipe.held_out) for key in keys], bool),
+        pa.array(keys, pa.string()),
+        {part.name: part.etag for part in full if part.etag},
+        about,
+    )
     write_index(storage, index)
+    storage.delete(storage.sizes(PACKING))
     return index
 
 
-def _samples(
-    recipe: Recipe, source: Source, order: np.ndarray, unreadable: Unreadable
-) -> Iterator[tuple[str, int, bytes]]:
-    """Key, label and encoded image, in packing order."""
-    for number in tqdm(order, desc="packing", unit=" images", disable=None):
-        try:
-            image = prepare(source.load(int(number)), recipe.resolution, MODES[recipe.channels])
-            encoded = _encode(image, recipe.encoding, recipe.quality)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            unreadable.add(source.names[number], error)
-            continue
-        yield f"{number:08d}", int(source.labels[number]), encoded
+def verify(storage: Storage, index: Index, workers: int) -> None:
+    """Read everything back: tar headers against the index, and every image to its last pixel.
 
+    DataError names what differs.
+    """
+    check_shards(storage, index)
+    found = make_index(storage, storage.entries(), index.about["held_out"])
+    if found.fingerprint() != index.fingerprint():
+        raise DataError(
+            f"{storage.address}: the index does not fit the shards; pack again with --overwrite"
+        )
+    resolution, channels = index.about["resolution"], index.about["channels"]
 
-def _chunks(samples: Iterator, size: int) -> Iterator[list]:
-    chunk = []
-    for sample in samples:
-        chunk.append(sample)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    def check(rows: np.ndarray) -> int:
+        out = np.empty((resolution, resolution, channels), np.uint8)
+        for row, data in zip(rows.tolist(), read_samples(storage, index, rows), strict=True):
+            try:
+                decode(data, out)
+            except DataError as error:
+                raise DataError(f"{storage.address}: {index.describe(row)}: {error}") from error
+        return len(rows)
 
-
-def _write_shard(members: list[tuple[str, int, bytes]], recipe: Recipe) -> bytes:
-    extension = {"jpeg": "jpg", "png": "png"}[recipe.encoding]
-    buffer = io.BytesIO()
-    with webdataset.TarWriter(buffer, encoder=False, mtime=0) as writer:
-        for key, label, image in members:
-            writer.write({"__key__": key, extension: image, "cls": str(label).encode()})
-    return buffer.getvalue()
-
-
-def _ranges(shard: bytes) -> list[tuple[int, int]]:
-    """Offset and size of each image in a shard."""
-    with tarfile.open(fileobj=io.BytesIO(shard)) as tar:
-        return [(m.offset_data, m.size) for m in tar if not m.name.endswith(".cls")]
-
-
-def _to_index(shards: dict[str, int], columns: list[tuple], about: dict) -> Index:
-    shard, offset, size, label, held_out, keys = zip(*columns, strict=True)
-    return Index(
-        shards,
-        np.array(shard, np.int32),
-        np.array(offset, np.int64),
-        np.array(size, np.int32),
-        np.array(label, np.int32),
-        np.array(held_out, bool),
-        pa.array(keys, pa.string()),
-        about,
-    )
+    pieces = np.array_split(np.arange(len(index)), -(-len(index) // 256))
+    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as threads:
+        progress = tqdm(desc="verifying", total=len(index), unit=" images", disable=None)
+        for count in threads.map(check, pieces):
+            progress.update(count)
+        progress.close()
+    print(f"verified: {len(index)} images in {len(index.shards)} shards read back and decoded")
 
 
 def _packed_already(storage: Storage, recipe: Recipe) -> Index | None:
@@ -320,11 +376,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("source", help="digits, a folder of images, or an IDX file of images")
+    add("source", help="digits, a folder or zip archive of images, or an IDX file")
     add("destination", help="folder or s3://bucket/prefix")
     add("--resolution", type=int, default=32, help="pixels of a side (default %(default)s)")
     add("--base", type=int, default=4, help="resolution is this times a power of two (%(default)s)")
     add("--channels", choices=[*MODES], default="rgb", help="colours (default %(default)s)")
+    add("--background", default="white", help="behind transparency: a name or #rrggbb (%(default)s)")
     add("--format", choices=["png", "jpeg"], default="png", help="encoding (default %(default)s)")
     add("--quality", type=int, default=95, help="of JPEGs, 1 to 100 (default %(default)s)")
     add("--labels", help="IDX file of labels (default: beside the images)")
@@ -333,6 +390,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--held-out", type=float, default=0.05, help="share never trained on (default %(default)s)")
     add("--max-unreadable", type=int, default=100, help="images that may fail (default %(default)s)")
     add("--retry-s", type=float, default=30, help="seconds to retry storage (default %(default)s)")
+    workers = os.cpu_count() or 1
+    add("--workers", type=int, default=workers, help="threads that prepare images (all cores)")
+    add("--verify", action="store_true", help="read all shards back and decode every image")
     add("--overwrite", action="store_true", help="pack anew over what is there")
     return parser
 
@@ -349,6 +409,7 @@ def main(arguments: Sequence[str]) -> None:
         resolution=options.resolution,
         base=options.base,
         channels=options.channels,
+        background=options.background,
         encoding=options.format,
         quality=options.quality,
         seed=options.seed,
@@ -357,13 +418,15 @@ def main(arguments: Sequence[str]) -> None:
     )
     storage = open_storage(options.destination, options.retry_s)
     if options.overwrite:
-        storage.delete([INDEX_KEY])
+        storage.delete([INDEX_KEY, *storage.sizes(PACKING)])
     index = _packed_already(storage, recipe)
     if index is not None:
         print(f"packed already: {storage.address}, nothing to do")
     else:
-        index = pack(recipe, source, storage, options.max_unreadable)
+        index = pack(recipe, source, storage, options.max_unreadable, options.workers)
     _summarise(storage, index)
+    if options.verify:
+        verify(storage, index, options.workers)
 
 
 def _check_bounds(options: argparse.Namespace) -> None:
@@ -373,6 +436,7 @@ def _check_bounds(options: argparse.Namespace) -> None:
         "quality": (1, 100),
         "shard_samples": (1, 10**9),
         "max_unreadable": (0, 10**9),
+        "workers": (1, 1024),
         "retry_s": (0, 10**6),
     }
     check_bounds(options, bounds)

@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import shutil
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ import webdataset
 from PIL import Image
 
 from service import pack
-from service.data.index import read_index
+from service.data.index import find_index, read_index
 from service.data.stream import read_samples
 from service.errors import DataError, UsageError
+from service.sources import open_source
 from service.storage import open_storage
-from tests.conftest import need_package
+from tests.conftest import need_package, start_command
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -52,29 +55,42 @@ def test_the_digits_are_scikit_learns(digits):
         assert index.label[row] == bunch.target[number]
 
 
-def test_packing_again_after_a_crash_ends_in_the_same_bytes(digits, tmp_path, monkeypatch):
-    arguments = ["digits", str(tmp_path), "--channels", "gray", "--shard-samples", "500"]
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_after_a_kill_the_same_command_makes_only_what_is_missing(place, tmp_path, request):
+    """And ends in the bytes of a packing that nobody disturbed."""
+    common = ["--channels", "gray", "--shard-samples", "100", "--workers", "1"]
+    pack.main(["digits", str(tmp_path / "whole"), *common])
+    whole = open_storage(str(tmp_path / "whole"))
+    address = str(tmp_path / "out") if place == "folder" else f"{request.getfixturevalue('s3')}/killed"
+    storage = open_storage(address)
+    command = start_command("service.pack", "digits", address, *common)
+    while len(storage.sizes("packing/")) < 3:
+        assert command.poll() is None, command.communicate()[0]
+    command.kill()
+    command.communicate()
+    finished = [key.removeprefix("packing/").removesuffix(".json") for key in storage.sizes("packing/")]
+    assert "index.parquet" not in storage.sizes()
+    assert len(finished) < len(whole.sizes()) - 1
+    with pytest.raises(DataError, match="the same pack command again"):
+        find_index(storage, storage, 0.0)
+    changed = {finished[0]: b"not of this size"}
+    for key, data in changed.items():
+        storage.put(key, data)
+    made: list[str] = []
+    writer = type(storage).writer
 
-    class Crash(Exception):
-        pass
+    def watch(self, key):
+        made.append(key)
+        return writer(self, key)
 
-    written = []
-    write = pack._write_shard
-
-    def crash_at_the_third(members, recipe):
-        written.append(1)
-        if len(written) == 3:
-            raise Crash
-        return write(members, recipe)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pack, "_write_shard", crash_at_the_third)
-        with pytest.raises(Crash):
-            pack.main(arguments)
-    assert "index.parquet" not in contents(tmp_path)
-    (tmp_path / "shard-000001.tar").write_bytes(b"half a sh")
-    pack.main(arguments)
-    assert contents(tmp_path) == contents(digits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(storage), "writer", watch)
+        pack.main(["digits", address, *common])
+    assert set(made) == {k for k in whole.sizes("shard-") if k not in finished or k in changed}
+    assert storage.sizes().keys() == whole.sizes().keys()
+    for key in whole.sizes("shard-"):
+        assert storage.get(key) == whole.get(key)
+    assert read_index(storage).fingerprint() == read_index(whole).fingerprint()
 
 
 def test_the_same_recipe_again_does_nothing_and_another_is_refused(tmp_path, capsys):
@@ -145,7 +161,7 @@ def test_pixels_are_read_as_people_see_them(tmp_path):
     exif[0x0112] = 3  # upside down
     (tmp_path / "photos").mkdir()
     Image.fromarray(pixels).save(tmp_path / "photos" / "a.jpg", exif=exif, quality=100)
-    upright = pack.open_source(str(tmp_path / "photos"), None).load(0)
+    upright = open_source(str(tmp_path / "photos"), None).load(0)
     assert upright.getpixel((8, 2))[0] < 10
     assert upright.getpixel((8, 13))[0] > 245
 
@@ -215,6 +231,8 @@ def test_a_file_that_is_no_idx_pair_is_refused(tmp_path, content, labels):
         (["digits", "out", "--base", "0"], "--base 0"),
         (["digits", "out", "--quality", "101"], "--quality 101"),
         (["digits", "out", "--labels", "x"], "--labels x"),
+        (["digits", "out", "--background", "nowhere-blue"], "--background nowhere-blue"),
+        (["digits", "out", "--workers", "0"], "--workers 0"),
         (["digits", ""], "destination"),
     ],
 )
@@ -228,10 +246,121 @@ def test_bad_arguments_say_what_to_do(tmp_path, monkeypatch, arguments, word):
 def test_an_s3_destination_gets_the_same_bytes(digits, s3):
     pack.main(["digits", f"{s3}/packed", "--channels", "gray", "--shard-samples", "500"])
     storage = open_storage(f"{s3}/packed")
-    assert {key: storage.get(key) for key in storage.sizes()} == contents(digits)
+    shards = {key: data for key, data in contents(digits).items() if key.endswith(".tar")}
+    assert {key: storage.get(key) for key in storage.sizes("shard-")} == shards
+    index = read_index(storage)
+    assert index.fingerprint() == read_index(open_storage(str(digits))).fingerprint()
+    assert index.etags == {key: entry.etag for key, entry in storage.entries("shard-").items()}
 
 
 def test_the_index_says_how_it_was_made(digits):
     about = read_index(open_storage(str(digits))).about
     assert (about["source"], about["resolution"], about["channels"]) == ("digits", 32, 1)
     assert json.dumps(about)
+
+
+def write_zip(path: Path, labels: object = "none", names=("b/1.png", "b/2.png", "a/1.png")) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            buffer = io.BytesIO()
+            Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(buffer, "PNG")
+            archive.writestr(name, buffer.getvalue())
+        archive.writestr("__MACOSX/b/1.png", b"")
+        if labels != "none":
+            archive.writestr("dataset.json", labels if isinstance(labels, bytes) else json.dumps(labels))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "classes"),
+    [
+        ("none", {"b/1.png": 1, "b/2.png": 1, "a/1.png": 0}, ["a", "b"]),
+        ({"labels": None}, {"b/1.png": 1, "b/2.png": 1, "a/1.png": 0}, ["a", "b"]),
+        (
+            {"labels": [["b/1.png", 2], ["b/2.png", 0], ["a/1.png", 5], ["elsewhere.png", 9]]},
+            {"b/1.png": 2, "b/2.png": 0, "a/1.png": 5},
+            ["0", "1", "2", "3", "4", "5"],
+        ),
+    ],
+)
+def test_a_zip_gives_labels_by_its_list_or_its_folders(tmp_path, labels, expected, classes):
+    source = open_source(str(write_zip(tmp_path / "a.zip", labels)), None)
+    named = [name.removeprefix(f"{tmp_path}/a.zip/") for name in source.names]
+    assert dict(zip(named, source.labels, strict=True)) == expected
+    assert source.classes == classes
+    pack.main([str(tmp_path / "a.zip"), str(tmp_path / "zip"), "--resolution", "16", "--verify"])
+    folder = tmp_path / "a"
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(folder)
+    shutil.rmtree(folder / "__MACOSX")
+    pack.main([str(folder), str(tmp_path / "folder"), "--resolution", "16"])
+    indexes = [read_index(open_storage(str(tmp_path / name))) for name in ("zip", "folder")]
+    assert indexes[0].fingerprint() == indexes[1].fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("labels", "word"),
+    [
+        (b"not json", "cannot be read"),
+        ({"labels": [["b/1.png"]]}, "cannot be read"),
+        ({"labels": [["b/1.png", 0]]}, "no label for a/1.png"),
+        ({"labels": [["b/1.png", [0.5, 1]], ["b/2.png", 0], ["a/1.png", 0]]}, "label of b/1.png is"),
+        ({"labels": [["b/1.png", -1], ["b/2.png", 0], ["a/1.png", 0]]}, "label of b/1.png is -1"),
+    ],
+)
+def test_a_list_of_labels_that_does_not_fit_says_what_is_wrong(tmp_path, labels, word):
+    write_zip(tmp_path / "a.zip", labels)
+    with pytest.raises(DataError, match=word):
+        pack.main([str(tmp_path / "a.zip"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_member_of_a_zip_is_left_out_and_named(tmp_path, capsys):
+    path = write_zip(tmp_path / "a.zip")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 6] ^= 0xFF
+    path.write_bytes(data)
+    pack.main([str(path), str(tmp_path / "out"), "--resolution", "16"])
+    assert "a.zip/b/1.png" in capsys.readouterr().out
+    assert len(read_index(open_storage(str(tmp_path / "out")))) == 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize(("background", "expected"), [("white", 255), ("#000000", 0), ("gray", 128)])
+def test_what_is_transparent_shows_the_background(mode, background, expected):
+    image = Image.new("RGBA", (16, 16), (255, 255, 255, 0)).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = image.getpixel((0, 0))
+    prepared = pack.prepare(image, 16, "RGB", background)
+    assert prepared.getpixel((8, 8)) == (expected,) * 3
+
+
+def test_verify_finds_an_image_that_is_damaged_and_an_index_of_other_shards(tmp_path):
+    arguments = ["digits", str(tmp_path), "--channels", "gray", "--verify"]
+    pack.main(arguments)
+    storage = open_storage(str(tmp_path))
+    index = read_index(storage)
+    shard = tmp_path / index.names[0]
+    data = bytearray(shard.read_bytes())
+    good = bytes(data)
+    data[int(index.offset[7]) + 60 : int(index.offset[7]) + 90] = bytes(30)
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=index.describe(7)):
+        pack.main(arguments)
+    renamed = bytearray(good)
+    at = good.index(b".cls")
+    renamed[at - 1] ^= 1
+    start = at - at % 512
+    header = renamed[start : start + 512]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    renamed[start : start + 512] = header
+    shard.write_bytes(renamed)
+    with pytest.raises(DataError, match="index does not fit the shards"):
+        pack.main(arguments)
+
+
+def test_the_number_of_workers_changes_no_byte(digits, tmp_path):
+    arguments = ["digits", str(tmp_path), "--channels", "gray", "--shard-samples", "500"]
+    pack.main([*arguments, "--workers", "7"])
+    assert contents(tmp_path) == contents(digits)

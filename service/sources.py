@@ -1,0 +1,160 @@
+"""Where images to pack come from: digits, folders, zip archives, IDX files."""
+
+import gzip
+import hashlib
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from service.errors import DataError, UsageError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# StyleGAN's convention: {"labels": [["00000/img00000000.png", 6], …]} beside the images.
+LABELS = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images by number: `names`, `labels` and `load` of each, and the names of the classes."""
+
+    names: Sequence[str]
+    labels: Sequence[int]
+    classes: list[str]
+    open: Callable[[int], Image.Image]
+
+    def load(self, number: int) -> Image.Image:
+        """The image, upright; OSError where it cannot be read. From any thread."""
+        with self.open(number) as image:
+            return ImageOps.exif_transpose(image)
+
+    def digest(self) -> str:
+        """Of names and labels: another list of images is another source."""
+        listed = json.dumps([list(self.names), [int(label) for label in self.labels]])
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+
+def open_source(source: str, labels: str | None) -> Source:
+    """The source of this name, folder or IDX file; UsageError or DataError where it is none."""
+    path = Path(source).expanduser()
+    if labels and (source == "digits" or not path.is_file()):
+        raise UsageError(f"--labels {labels}: only an IDX file of images has labels in a file")
+    if source == "digits":
+        return _digits()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file() and zipfile.is_zipfile(path):
+        return _zip(path)
+    if path.is_file():
+        return _idx(path, Path(labels) if labels else None)
+    raise UsageError(f"{source}: neither `digits` nor a folder nor a file; see --help")
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.minimum(bunch.images * 16, 255).astype(np.uint8)  # 0 … 16 ink to 0 … 255
+    names = [f"digit {i}" for i in range(len(images))]
+    return _in_memory(names, images, bunch.target)
+
+
+def _folder(path: Path) -> Source:
+    found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(p for p in found if not any(n.startswith(".") for n in p.relative_to(path).parts))
+    members = [file.relative_to(path).as_posix() for file in files]
+    listed = path / LABELS
+    labels, classes = _labels(str(path), members, listed.read_bytes() if listed.is_file() else None)
+    return Source([str(f) for f in files], labels, classes, lambda i: Image.open(files[i]))
+
+
+def _zip(path: Path) -> Source:
+    archive = zipfile.ZipFile(path)
+    names = (name for name in archive.namelist() if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    members = sorted(n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/")))
+    listed = archive.read(LABELS) if LABELS in archive.namelist() else None
+    labels, classes = _labels(str(path), members, listed)
+
+    def load(number: int) -> Image.Image:
+        try:
+            return Image.open(io.BytesIO(archive.read(members[number])))
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            raise OSError(str(error)) from error  # damaged, encrypted, or packed in an unknown way
+
+    return Source([f"{path}/{member}" for member in members], labels, classes, load)
+
+
+def _labels(where: str, members: list[str], listed: bytes | None) -> tuple[list[int], list[str]]:
+    """Label of each image and the classes' names: of a list, or else of the folders at the top."""
+    if not members:
+        raise DataError(f"{where}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    given = _read_labels(f"{where}/{LABELS}", listed) if listed is not None else None
+    if given is None:
+        tops = [member.partition("/")[0] if "/" in member else "" for member in members]
+        classes = sorted(set(tops))
+        return [classes.index(top) for top in tops], classes
+    missing = [member for member in members if member not in given]
+    if missing:
+        raise DataError(
+            f"{where}/{LABELS}: has no label for {missing[0]} ({len(missing)} such images); add them, or"
+            ' set "labels" to null to go without'
+        )
+    labels = [given[member] for member in members]
+    return labels, [str(i) for i in range(max(labels) + 1)]
+
+
+def _read_labels(where: str, listed: bytes) -> dict[str, int] | None:
+    """Label of each name in a dataset.json; None where it says that there are none."""
+    try:
+        pairs: Any = json.loads(listed)["labels"]
+        if pairs is None:
+            return None
+        labels = {str(name): label for name, label in pairs}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{where}: cannot be read ({error!r}); write"
+            ' {"labels": [["folder/image.png", 6], …]} or {"labels": null}'
+        ) from error
+    for name, label in labels.items():
+        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 2**31:
+            raise DataError(f"{where}: the label of {name} is {label!r}; write a number, 0 or higher")
+    return labels
+
+
+def _idx(path: Path, labels_path: Path | None) -> Source:
+    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    images = _read_idx(path)
+    labels = _read_idx(labels_path or beside)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
+        raise DataError(
+            f"{path}: shape {images.shape} and labels {labels.shape} are no pair of images and labels"
+        )
+    return _in_memory([f"image {i}" for i in range(len(images))], images, labels)
+
+
+def _in_memory(names: list[str], images: np.ndarray, labels: np.ndarray) -> Source:
+    classes = [str(i) for i in range(int(labels.max()) + 1)]
+    return Source(names, labels.tolist(), classes, lambda i: Image.fromarray(images[i]))
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes, gzipped or not (LeCun et al., the MNIST page)."""
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        zeros, kind, dims = struct.unpack(">HBB", data[:4])
+        if zeros != 0 or kind != 8 or dims < 1:
+            raise ValueError("no IDX header of unsigned bytes")
+        shape = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; give --labels FILE for an IDX pair") from error
+    except (OSError, EOFError, ValueError, struct.error) as error:
+        raise DataError(f"{path}: not an IDX file: {error}") from error
