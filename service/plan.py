@@ -1,0 +1,135 @@
+"""What a training would do, without doing it: `python -m service.plan --preset NAME [--section.key …]`.
+
+Takes the settings of service.train. Checks the data, and prints phases, worker counts and memory; with
+--explain-batch N (0 is the first) it prints the samples that the discriminator's N-th batch holds.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from service.cli import run_command
+from service.config import Config, parse, to_yaml
+from service.data.index import Index
+from service.data.loader import read_ahead
+from service.data.samples import Source
+from service.errors import UsageError
+from service.training.curriculum import Curriculum
+from service.training.feed import flips, image_bytes, source_of
+from service.training.run import check_data, settle
+
+EXPLAIN = "--explain-batch"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, check, tell."""
+    arguments, batch = _take_explain(arguments)
+    config, show = parse(arguments, "service.plan", __doc__ or "")
+    config = settle(config)
+    if show:
+        print(to_yaml(config), end="")
+        return
+    index = check_data(config)
+    curriculum = Curriculum(config.phases, config.training.d_steps)
+    lines = (
+        plan(config, index, curriculum) if batch is None else explain(config, index, curriculum, batch)
+    )
+    for line in lines:
+        print(line)
+
+
+def _take_explain(arguments: Sequence[str]) -> tuple[list[str], int | None]:
+    """The other arguments, and the number of the batch to explain."""
+    rest, batch = [], None
+    pending = list(arguments)
+    while pending:
+        flag, equals, value = pending.pop(0).partition("=")
+        if flag != EXPLAIN:
+            rest.append(flag + equals + value)
+            continue
+        value = value if equals else pending.pop(0) if pending else ""
+        if not value.isdecimal():
+            raise UsageError(f"{EXPLAIN} {value}: give the number of a batch, 0 for the first")
+        batch = int(value)
+    return rest, batch
+
+
+def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
+    """Lines on the data, the order, the workers, the phases and the memory."""
+    source = source_of(config, index)
+    order = source.order
+    end = config.run.images or curriculum.end
+    epoch = order.lanes * order.lane_samples
+    yield f"data     {config.data.url}: {len(index):,} samples in {len(index.shards)} shards,"
+    yield (
+        f"         {sum(index.shards.values()) / 1e6:,.1f} MB; {len(order.rows):,} to train on,"
+        f" {len(index) - len(order.rows):,} held out, {len(np.unique(index.label)):,} different labels"
+    )
+    yield (
+        f"order    {order.lanes} lanes of {order.lane_samples:,} samples in windows of {order.window}:"
+        f" an epoch is {epoch:,} images, the run {end / epoch:,.1f} epochs"
+    )
+    counts = config.worker_counts
+    yield f"workers  {', '.join(map(str, counts))} (scale.workers {config.scale.workers})"
+    for workers in sorted({counts[0], counts[-1]}):
+        most = max(
+            sum(read_ahead(source, workers, phase.micro_batch, image_bytes(config, phase)))
+            for phase in config.phases
+        )
+        yield (
+            f"memory   {most / 1e6:,.0f} MB read ahead by each of {workers} workers, of"
+            f" {config.data.prefetch_bytes / 1e6:,.0f} MB (data.prefetch_bytes)"
+        )
+    yield ""
+    yield f"{'images':>27}  {'phase':18} {'batch':>6} {'of micro-batches':>17} {'cycles':>9}"
+    for span in curriculum.spans:
+        if span.start < end:
+            cycles = (span.end - span.start) // span.cycle_images
+            yield (
+                f"{span.start:>12,} – {span.end:>12,}  {span.name:18} {span.batch:>6}"
+                f" {span.accumulation:>9} × {span.micro_batch:<5} {cycles:>9,}"
+            )
+    yield f"{end:>27,}  the end of the run"
+
+
+def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) -> Iterator[str]:
+    """Lines on one batch of the discriminator: what it is, and sample by sample where it lies."""
+    start = curriculum.batch_start(batch)
+    cycle = curriculum.containing(start)
+    span, source = cycle.span, source_of(config, index)
+    yield (
+        f"batch {batch}: images {start:,} to {start + span.batch:,} of the run, in the phase"
+        f" {span.name!r}, alpha {cycle.stage.alpha:.4f}"
+    )
+    workers = config.worker_counts[-1]
+    yield (
+        f"{span.batch} samples at {span.resolution} px in {span.accumulation} micro-batches of"
+        f" {span.micro_batch}, shared out among {workers} workers"
+    )
+    yield ""
+    heads = (("sample", 14), ("worker", 6), ("epoch", 6), ("lane", 5), ("window", 7), ("place", 6))
+    yield " ".join(f"{name:>{width}}" for name, width in (*heads, ("label", 6))) + " shard and key"
+    numbers = np.arange(start, start + span.batch)
+    for number, mirrored, line in zip(
+        numbers.tolist(), _mirrored(config, numbers), _places(source, numbers), strict=True
+    ):
+        yield f"{number:>14,} {number % workers:>6} {line}{' mirrored' if mirrored else ''}"
+
+
+def _mirrored(config: Config, numbers: np.ndarray) -> list[bool]:
+    """As in the first attempt; a rewind draws anew."""
+    return flips(config, numbers, 0).tolist() if config.data.flip else [False] * len(numbers)
+
+
+def _places(source: Source, numbers: np.ndarray) -> Iterator[str]:
+    for key, inside in source.order.places(numbers):
+        row = int(source.order.window_rows(key)[inside])
+        label = int(source.index.label[row])
+        yield (
+            f"{key.epoch:>6} {key.lane:>5} {key.window:>7} {inside:>6} {label:>6}"
+            f" {source.index.describe(row)}"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,89 @@
+"""The dry run: what it prints is what a training would do."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from service import plan
+from service.data.index import read_index
+from service.data.samples import read
+from service.errors import DataError, UsageError
+from service.storage import open_storage
+from service.training.curriculum import Curriculum
+from service.training.feed import requests, source_of
+from tests.conftest import tiny_config, tiny_values
+
+
+@pytest.fixture
+def arguments(digits, tmp_path) -> list[str]:
+    values = tiny_values(digits, tmp_path / "run", data={"flip": True}, scale={"workers": "1:4"})
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return ["--config", str(file)]
+
+
+def test_it_tells_phases_workers_and_memory_and_makes_nothing(arguments, tmp_path, capsys):
+    plan.main(arguments)
+    told = capsys.readouterr().out
+    assert "1,797 samples in 4 shards" in told
+    assert re.search(r"workers  1, 2, 4 ", told)
+    assert re.search(r"96 – +224  fade to 16 px +16 +2 × 8 +8", told)
+    assert "MB read ahead by each of 4 workers" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("batch", [0, 5, 7, 17, 100])
+def test_the_samples_of_a_batch_are_those_that_a_training_is_shown(
+    arguments, digits, tmp_path, capsys, batch
+):
+    """Row by row and flip by flip, also beyond the end of the phase table."""
+    plan.main([*arguments, "--explain-batch", str(batch)])
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split() for line in lines if "shard-" in line and "shard and key" not in line]
+    config = tiny_config(digits, tmp_path / "run", data={"flip": True})
+    curriculum = Curriculum(config.phases, config.training.d_steps)
+    first = int(told[0][0].replace(",", ""))
+    index = read_index(open_storage(str(digits)))
+    source = source_of(config, index)
+    cycle = curriculum.containing(first)
+    wanted = requests(config, [cycle], lambda start, count: np.arange(start, start + count), 0)
+    shown = {}
+    for request in wanted:
+        rows = read(source, request).rows
+        for number, row, mirrored in zip(request.numbers, rows, request.mirrored, strict=True):
+            shown[int(number)] = (index.describe(int(row)), int(index.label[row]), bool(mirrored))
+    assert len(told) == cycle.span.batch
+    for words in told:
+        described, label, mirrored = shown[int(words[0].replace(",", ""))]
+        assert described == " ".join(words[7:10])
+        assert int(words[6]) == label
+        assert (words[-1] == "mirrored") == mirrored
+
+
+def test_batches_follow_on_one_another(arguments, digits, tmp_path):
+    config = tiny_config(digits, tmp_path / "run")
+    curriculum = Curriculum(config.phases, 2)
+    starts = [curriculum.batch_start(n) for n in range(60)]
+    assert starts[0] == 0
+    for before, after in itertools.pairwise(starts):
+        assert after == before + curriculum.containing(before).span.batch
+
+
+@pytest.mark.parametrize("value", [["x"], ["-1"], [], ["1.5"]])
+def test_a_batch_that_is_no_number_is_refused(arguments, value):
+    with pytest.raises(UsageError, match="--explain-batch"):
+        plan.main([*arguments, "--explain-batch", *value])
+
+
+def test_what_a_training_would_refuse_is_refused(arguments, tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        plan.main([*arguments, "--data.url", str(tmp_path / "nowhere")])
+    with pytest.raises(DataError, match=r"data\.prefetch_bytes"):
+        plan.main([*arguments, "--data.prefetch_bytes", str(1 << 20), "--data.window", "1000"])
+    phases = json.dumps([{"resolution": 32, "hold_images": 9, "batch": 7}])
+    with pytest.raises(UsageError, match=r"scale\.workers"):
+        plan.main([*arguments, "--phases", phases, "--scale.workers", "2"])
