@@ -43,8 +43,9 @@ format: $(READY) ## Put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure the step and the service around it
+bench: $(READY) ## Measure the step and the service around it, and the way from shards to batches
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.data
 
 families: $(READY) ## Train each family on Fashion-MNIST, an hour in all, and write docs/families.md
 	$(BIN)/python -m benchmarks.families
