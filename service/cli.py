@@ -1,6 +1,7 @@
 """What all commands share: errors in the user's words, and the exit codes 0, 1 and 2."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -19,6 +20,9 @@ def check_bounds(options: argparse.Namespace, bounds: Mapping[str, tuple[int, in
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command and exit: 0 on success, 1 on a failed run, 2 on bad usage, 130 if interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what is no text
     logging.basicConfig(
         level=os.environ.get("LOG_LEVEL", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

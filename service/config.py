@@ -167,8 +167,8 @@ class Data(Section):
     """Folder or s3:// address of shards, of `python -m service.pack` or any webdataset tool."""
     index_url: str | None = None
     """Folder or s3:// address of the index, where data.url may only be read; the default is data.url."""
-    held_out: float = Field(default=0.05, ge=0, lt=1)
-    """Share never trained on, where shards are indexed for the first time; pack has its own."""
+    held_out: float | None = Field(default=None, ge=0, lt=1)
+    """Share never trained on; null takes the index's own, and 0.05 where shards have none yet."""
     flip: bool = False
     """Mirror half of the images, drawn anew each time that they are shown."""
     lanes: Count = 64

@@ -1,6 +1,7 @@
 """Pack images into shuffled WebDataset shards: `python -m service.pack SOURCE DESTINATION`."""
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from service import philox
 from service.cli import check_bounds, run_command
 from service.data.decode import decode
 from service.data.index import (
+    CLAIM_KEY,
     INDEX_KEY,
     PACKING,
     Index,
@@ -36,6 +38,7 @@ from service.data.stream import read_samples
 from service.errors import DataError, UsageError
 from service.sources import Source, open_source
 from service.storage import Storage, Writer, open_storage
+from service.training.lock import RunLock
 
 T = TypeVar("T")
 
@@ -164,7 +167,39 @@ def pack(recipe: Recipe, source: Source, storage: Storage, max_unreadable: int, 
 
     `workers` threads prepare images. What an earlier, unfinished call has finished stays.
     """
-    storage.sweep("shard-")
+    _refuse_foreign(storage)
+    with _alone(storage):
+        storage.put(CLAIM_KEY, b"")
+        storage.sweep("shard-")
+        index = _pack(recipe, source, storage, max_unreadable, workers)
+    storage.delete(storage.sizes(PACKING))
+    storage.sweep(PACKING)
+    return index
+
+
+@contextlib.contextmanager
+def _alone(storage: Storage) -> Iterator[None]:
+    """LockError where another pack is at work on this destination."""
+    lock = RunLock(open_storage(storage.url(PACKING.rstrip("/")), storage.retry_s))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_foreign(storage: Storage) -> None:
+    """UsageError where shards lie that no pack has written or begun to write."""
+    entries = storage.entries()
+    shards = [key for key in entries if key.endswith(".tar")]
+    if shards and INDEX_KEY not in entries and CLAIM_KEY not in entries:
+        raise UsageError(
+            f"{storage.address}: holds {len(shards)} shards that pack did not write, such as"
+            f" {shards[0]}; choose another destination, or --overwrite"
+        )
+
+
+def _pack(recipe: Recipe, source: Source, storage: Storage, max_unreadable: int, workers: int) -> Index:
     order = philox.permutation(philox.key("pack", recipe.seed), len(source.names))
     chunks = np.split(order, range(recipe.shard_samples, len(order), recipe.shard_samples))
     chunk_of = {f"shard-{i:06d}.tar": chunk.tolist() for i, chunk in enumerate(chunks)}
@@ -304,7 +339,6 @@ def _finish(recipe: Recipe, source: Source, storage: Storage, parts: list[Part])
         about,
     )
     write_index(storage, index)
-    storage.delete(storage.sizes(PACKING))
     return index
 
 
@@ -327,7 +361,9 @@ def verify(storage: Storage, index: Index, workers: int) -> None:
             try:
                 decode(data, out)
             except DataError as error:
-                raise DataError(f"{storage.address}: {index.describe(row)}: {error}") from error
+                raise DataError(
+                    f"{storage.address}: {index.describe(row)}: {error}; pack again with --overwrite"
+                ) from error
         return len(rows)
 
     pieces = np.array_split(np.arange(len(index)), -(-len(index) // 256))
@@ -419,9 +455,10 @@ def main(arguments: Sequence[str]) -> None:
     storage = open_storage(options.destination, options.retry_s)
     if options.overwrite:
         storage.delete([INDEX_KEY, *storage.sizes(PACKING)])
+        storage.put(CLAIM_KEY, b"")
     index = _packed_already(storage, recipe)
     if index is not None:
-        print(f"packed already: {storage.address}, nothing to do")
+        print(f"packed already: {storage.address}, nothing to do (--overwrite reads the images again)")
     else:
         index = pack(recipe, source, storage, options.max_unreadable, options.workers)
     _summarise(storage, index)

@@ -13,12 +13,14 @@ from service.config import Config, parse, to_yaml
 from service.data.index import Index
 from service.data.loader import read_ahead
 from service.data.samples import Source
+from service.data.tar import NO_LABEL
 from service.errors import UsageError
 from service.training.curriculum import Curriculum
 from service.training.feed import flips, image_bytes, source_of
 from service.training.run import check_data, settle
 
 EXPLAIN = "--explain-batch"
+MOST_DIGITS = 12
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,8 +50,8 @@ def _take_explain(arguments: Sequence[str]) -> tuple[list[str], int | None]:
             rest.append(flag + equals + value)
             continue
         value = value if equals else pending.pop(0) if pending else ""
-        if not value.isdecimal():
-            raise UsageError(f"{EXPLAIN} {value}: give the number of a batch, 0 for the first")
+        if not value.isdecimal() or len(value) > MOST_DIGITS:
+            raise UsageError(f"{EXPLAIN} {value[:40]}: give the number of a batch, 0 for the first")
         batch = int(value)
     return rest, batch
 
@@ -63,8 +65,11 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
     yield f"data     {config.data.url}: {len(index):,} samples in {len(index.shards)} shards,"
     yield (
         f"         {sum(index.shards.values()) / 1e6:,.1f} MB; {len(order.rows):,} to train on,"
-        f" {len(index) - len(order.rows):,} held out, {len(np.unique(index.label)):,} different labels"
+        f" {len(index) - len(order.rows):,} held out"
     )
+    labels = np.unique(index.label[index.label != NO_LABEL])
+    without = int((index.label == NO_LABEL).sum())
+    yield f"         {len(labels):,} different labels, {without:,} samples without"
     yield (
         f"order    {order.lanes} lanes of {order.lane_samples:,} samples in windows of {order.window}:"
         f" an epoch is {epoch:,} images, the run {end / epoch:,.1f} epochs"
@@ -102,6 +107,9 @@ def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) ->
         f" {span.name!r}, alpha {cycle.stage.alpha:.4f}"
     )
     workers = config.worker_counts[-1]
+    end = config.run.images or curriculum.end
+    if start >= end:
+        yield f"(the run ends before it, at {end:,} images: this is what would follow)"
     yield (
         f"{span.batch} samples at {span.resolution} px in {span.accumulation} micro-batches of"
         f" {span.micro_batch}, shared out among {workers} workers"

@@ -5,6 +5,7 @@ Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS
 
 import contextlib
 import functools
+import hashlib
 import os
 import threading
 import time
@@ -310,8 +311,21 @@ class _Upload:
             while self._parts:
                 self._sent.append(self._parts.popleft().result())
             parts = [{"PartNumber": i + 1, "ETag": etag} for i, etag in enumerate(self._sent)]
-            self._do("complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": parts})
+            try:
+                self._do(
+                    "complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": parts}
+                )
+            except StorageError:
+                # An earlier try may have come through, and only its answer been lost.
+                present = self.storage.entries(self.key).get(self.key)
+                if present is None or present.etag.strip('"') != self._etag():
+                    raise
         self._threads.shutdown()
+
+    def _etag(self) -> str:
+        """What S3 makes of the parts' ETags."""
+        digests = b"".join(bytes.fromhex(etag.strip('"')) for etag in self._sent)
+        return f"{hashlib.md5(digests).hexdigest()}-{len(self._sent)}"
 
     def abort(self) -> None:
         """Leave nothing behind; what stood under the key before stays."""

@@ -4,8 +4,10 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +21,21 @@ from service.errors import DataError, UsageError
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # StyleGAN's convention: {"labels": [["00000/img00000000.png", 6], …]} beside the images.
 LABELS = "dataset.json"
+LARGEST_LABEL = 10**6
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images by number: `names`, `labels` and `load` of each, and the names of the classes."""
+    """Images by number: `names`, `labels` and `load` of each, and the names of the classes.
+
+    `marks`, such as sizes or checksums, tell an image from a later one of its name.
+    """
 
     names: Sequence[str]
     labels: Sequence[int]
     classes: list[str]
     open: Callable[[int], Image.Image]
+    marks: Sequence[int] = ()
 
     def load(self, number: int) -> Image.Image:
         """The image, upright; OSError where it cannot be read. From any thread."""
@@ -36,8 +43,9 @@ class Source:
             return ImageOps.exif_transpose(image)
 
     def digest(self) -> str:
-        """Of names and labels: another list of images is another source."""
-        listed = json.dumps([list(self.names), [int(label) for label in self.labels]])
+        """Of names, labels and marks: another list of images is another source."""
+        labels = [int(label) for label in self.labels]
+        listed = json.dumps([list(self.names), labels, list(self.marks)])
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
@@ -52,6 +60,8 @@ def open_source(source: str, labels: str | None) -> Source:
         return _folder(path)
     if path.is_file() and zipfile.is_zipfile(path):
         return _zip(path)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        raise DataError(f"{path}: not a whole zip archive; copy it again")
     if path.is_file():
         return _idx(path, Path(labels) if labels else None)
     raise UsageError(f"{source}: neither `digits` nor a folder nor a file; see --help")
@@ -72,23 +82,31 @@ def _folder(path: Path) -> Source:
     members = [file.relative_to(path).as_posix() for file in files]
     listed = path / LABELS
     labels, classes = _labels(str(path), members, listed.read_bytes() if listed.is_file() else None)
-    return Source([str(f) for f in files], labels, classes, lambda i: Image.open(files[i]))
+    sizes = [file.stat().st_size if file.exists() else 0 for file in files]
+    return Source([str(f) for f in files], labels, classes, lambda i: Image.open(files[i]), sizes)
 
 
 def _zip(path: Path) -> Source:
     archive = zipfile.ZipFile(path)
     names = (name for name in archive.namelist() if Path(name).suffix.lower() in IMAGE_SUFFIXES)
     members = sorted(n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/")))
-    listed = archive.read(LABELS) if LABELS in archive.namelist() else None
-    labels, classes = _labels(str(path), members, listed)
+    if not members:
+        raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    # A folder that was zipped whole lies below its own name.
+    tops = {member.partition("/")[0] for member in members}
+    below = f"{min(tops)}/" if len(tops) == 1 else ""
+    top = below if f"{below}{LABELS}" in archive.namelist() else ""
+    listed = archive.read(top + LABELS) if top + LABELS in archive.namelist() else None
+    labels, classes = _labels(str(path), [member.removeprefix(top) for member in members], listed)
 
     def load(number: int) -> Image.Image:
         try:
             return Image.open(io.BytesIO(archive.read(members[number])))
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise OSError(str(error)) from error  # damaged, encrypted, or packed in an unknown way
 
-    return Source([f"{path}/{member}" for member in members], labels, classes, load)
+    checksums = [archive.getinfo(member).CRC for member in members]
+    return Source([f"{path}/{member}" for member in members], labels, classes, load, checksums)
 
 
 def _labels(where: str, members: list[str], listed: bytes | None) -> tuple[list[int], list[str]]:
@@ -123,8 +141,11 @@ def _read_labels(where: str, listed: bytes) -> dict[str, int] | None:
             ' {"labels": [["folder/image.png", 6], …]} or {"labels": null}'
         ) from error
     for name, label in labels.items():
-        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 2**31:
-            raise DataError(f"{where}: the label of {name} is {label!r}; write a number, 0 or higher")
+        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= LARGEST_LABEL:
+            raise DataError(
+                f"{where}: the label of {name} is {label!r}; number the classes from 0 on, up to"
+                f" {LARGEST_LABEL}"
+            )
     return labels
 
 
@@ -141,7 +162,8 @@ def _idx(path: Path, labels_path: Path | None) -> Source:
 
 def _in_memory(names: list[str], images: np.ndarray, labels: np.ndarray) -> Source:
     classes = [str(i) for i in range(int(labels.max()) + 1)]
-    return Source(names, labels.tolist(), classes, lambda i: Image.fromarray(images[i]))
+    marks = [zlib.crc32(image.tobytes()) for image in images]
+    return Source(names, labels.tolist(), classes, lambda i: Image.fromarray(images[i]), marks)
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -5,6 +5,7 @@ faults are tried again with jitter for `retry_s`; lasting ones raise StorageErro
 Safe under many threads. What S3 needs beyond this stands in `s3.py`.
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
@@ -212,7 +213,7 @@ class FolderStorage(Storage):
             self.put(key, data)
         return hashlib.sha256(data).hexdigest()
 
-    @contextmanager
+    @contextlib.contextmanager
     def writer(self, key: str) -> Iterator[Writer]:
         with self._call(key, lambda: self._part(self.root / key)) as file:
             part = Path(file.name)
@@ -227,12 +228,13 @@ class FolderStorage(Storage):
     def entries(self, prefix: str = "") -> dict[str, Entry]:
         def walk() -> dict[str, Entry]:
             found = {}
-            for folder, _, names in os.walk(self.root / os.path.dirname(prefix)):
+            for folder, _, names in os.walk(self.root / os.path.dirname(prefix), followlinks=True):
                 for name in names:
                     path = Path(folder, name)
                     key = path.relative_to(self.root).as_posix()
                     if key.startswith(prefix) and not name.startswith(_UNFINISHED):
-                        found[key] = Entry(path.stat().st_size)
+                        with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or a dead link
+                            found[key] = Entry(path.stat().st_size)
             return dict(sorted(found.items()))
 
         return self._call(prefix, walk)
@@ -244,7 +246,7 @@ class FolderStorage(Storage):
     def sweep(self, prefix: str) -> None:
         folder, _, name = prefix.rpartition("/")
         for path in (self.root / folder).glob(f"{_UNFINISHED}{name}*"):
-            self._call(path.name, functools.partial(path.unlink, missing_ok=True))
+            self._call(path.name, functools.partial(self._remove, path))
 
     def _remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -253,7 +255,7 @@ class FolderStorage(Storage):
                 break
             parent.rmdir()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the folder's lock file, so that compare-and-write is one act for all processes."""
         self._call("", functools.partial(self.root.mkdir, parents=True, exist_ok=True))

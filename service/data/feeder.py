@@ -6,6 +6,7 @@ them. Each ends when its parent does, however that comes about.
 """
 
 import contextlib
+import itertools
 import mmap
 import os
 import queue
@@ -27,12 +28,13 @@ from numpy.typing import NDArray
 
 from service.data.order import Order, WindowKey
 from service.data.samples import BadSamples, BadWindow, Batch, Request, Samples, Source, unlabelled
-from service.data.stream import Stream, Window
+from service.data.stream import READ_OVER_BYTES, Stream, Window, WindowReader
 from service.errors import DataError, ServiceError
 from service.glibc import KEEP_FREED_MEMORY
 from service.storage import StorageError
 
 END_LIMIT_S = 10.0
+SPARE_SLOTS = 16
 
 
 # The training's end ------------------------------------------------------------------------------
@@ -82,10 +84,17 @@ class Feeders:
         pairs = [socket.socketpair() for _ in range(decoders)]
         memory = _shared_memory(batches * batch_bytes)
         self._memory = mmap.mmap(memory, batches * batch_bytes)
-        self._reader = _Process(_serve_windows, [end.fileno() for end, _ in pairs], source)
-        setup = (source.order, unlabelled(source))
-        self._decoders = [_Process(_serve_batches, [end.fileno(), memory], setup) for _, end in pairs]
-        os.close(memory)
+        slots = _Slots.for_windows(source)
+        arenas = [_shared_memory(slots.count * slots.size) for _ in range(decoders)]
+        lines = [(end.fileno(), arena) for (end, _), arena in zip(pairs, arenas, strict=True)]
+        self._reader = _Process(_serve_windows, list(itertools.chain(*lines)), (source, slots))
+        setup = (source.order, unlabelled(source), slots)
+        self._decoders = [
+            _Process(_serve_batches, [end.fileno(), arena, memory], setup)
+            for (_, end), arena in zip(pairs, arenas, strict=True)
+        ]
+        for file in (memory, *arenas):
+            os.close(file)
         for pair in pairs:
             for end in pair:
                 end.close()
@@ -199,44 +208,94 @@ def _view(memory: mmap.mmap, begin: int, shape: Sequence[int]) -> NDArray[np.uin
     return np.frombuffer(memory, np.uint8, int(np.prod(shape)), begin).reshape(shape)
 
 
+# Memory for windows between the two ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Shared memory cut into `count` pieces of `size` bytes, each for a window.
+
+    A decoder gives a slot out with each window that it asks for, and takes it back once the window is
+    forgotten. A window that finds no slot, or is too large for one, travels by the socket.
+    """
+
+    count: int
+    size: int
+
+    @classmethod
+    def for_windows(cls, source: Source) -> "_Slots":
+        """Two slots a lane and some to spare, of which those that are never used cost nothing."""
+        index, order = source.index, source.order
+        offset, size = index.offset[order.rows], index.size[order.rows].astype(np.int64)
+        apart = np.diff(offset)  # what lies between two samples is read with them
+        together = (np.diff(index.shard[order.rows]) == 0) & (apart - size[:-1] <= READ_OVER_BYTES)
+        size[:-1] = np.where(together, apart, size[:-1])
+        ends = np.concatenate([[0], np.cumsum(size)])
+        run = min(order.window, order.lane_samples)
+        largest = int((ends[run:] - ends[:-run]).max())
+        return cls(2 * order.lanes + SPARE_SLOTS, -(-largest // mmap.PAGESIZE) * mmap.PAGESIZE)
+
+    def view(self, arena: memoryview, slot: int) -> memoryview:
+        """The memory of a slot."""
+        return arena[slot * self.size : (slot + 1) * self.size]
+
+
 # The reading process -----------------------------------------------------------------------------
 
 
-def _serve_windows(parent: Connection, *decoders: int) -> None:
+def _serve_windows(parent: Connection, *files: int) -> None:
     """Read the windows that the decoders ask for, until the parent is gone."""
-    source: Source = parent.recv()
-    reader = source.open_reader()
-    for decoder in decoders:
-        asked: queue.SimpleQueue[tuple[WindowKey, Future[Window]]] = queue.SimpleQueue()
-        end = socket.socket(fileno=decoder)
-        for work in (_take_asks, _send_windows):
-            threading.Thread(target=work, args=(end, asked, reader), daemon=True).start()
+    setup: tuple[Source, _Slots] = parent.recv()
+    reader = setup[0].open_reader()
+    for decoder, arena in zip(files[::2], files[1::2], strict=True):
+        line = _Line(socket.socket(fileno=decoder), memoryview(mmap.mmap(arena, 0)), setup[1], reader)
+        for work in (line.take_asks, line.send_windows):
+            threading.Thread(target=work, daemon=True).start()
     _await_end(parent)
 
 
-def _take_asks(end: socket.socket, asked: queue.SimpleQueue, reader: Any) -> None:
-    connection = Connection(os.dup(end.fileno()))
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            key = connection.recv()
-            asked.put((key, reader.ask(key)))
+class _Line:
+    """The reading process's end of the line to one decoder."""
 
+    def __init__(self, end: socket.socket, arena: memoryview, slots: _Slots, reader: WindowReader):
+        self._socket, self._arena, self._slots, self._reader = end, arena, slots, reader
+        self._asked: queue.SimpleQueue[tuple[WindowKey, int | None, Future[Window]]] = (
+            queue.SimpleQueue()
+        )
 
-def _send_windows(end: socket.socket, asked: queue.SimpleQueue, reader: Any) -> None:
-    connection = Connection(os.dup(end.fileno()))
-    with contextlib.suppress(OSError):
-        while True:
-            key, read = asked.get()
-            error = read.exception()
-            if error is not None:
-                connection.send((key, _portable(error)))
-                continue
-            window: Window = read.result()
-            sizes = [len(blob) for blob in window.blobs]
-            connection.send((key, (replace(window, blobs=[]), sizes, reader.counts())))
+    def take_asks(self) -> None:
+        """Begin to read what is asked for."""
+        connection = Connection(os.dup(self._socket.fileno()))
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                key, slot = connection.recv()
+                self._asked.put((key, slot, self._reader.ask(key)))
+
+    def send_windows(self) -> None:
+        """Deliver what was read, in the order in which it was asked for."""
+        connection = Connection(os.dup(self._socket.fileno()))
+        with contextlib.suppress(OSError):
+            while True:
+                key, slot, read = self._asked.get()
+                error = read.exception()
+                if error is not None:
+                    connection.send((key, _portable(error)))
+                else:
+                    self._send(connection, key, slot, read.result())
+                del read  # let go of before the next one is waited for
+
+    def _send(self, connection: Connection, key: WindowKey, slot: int | None, window: Window) -> None:
+        sizes = [len(blob) for blob in window.blobs]
+        fits = slot is not None and sum(sizes) <= self._slots.size
+        if fits and slot is not None:
+            view = self._slots.view(self._arena, slot)
             for blob in window.blobs:
-                end.sendall(blob)
-            del read, window  # let go of before the next one is waited for
+                view[: len(blob)] = blob
+                view = view[len(blob) :]
+        connection.send((key, (replace(window, blobs=[]), sizes, fits, self._reader.counts())))
+        if not fits:
+            for blob in window.blobs:
+                self._socket.sendall(blob)
 
 
 # A decoding process ------------------------------------------------------------------------------
@@ -248,16 +307,19 @@ class _RemoteReader:
     A thread that took it would stop the decoding for Python's lock.
     """
 
-    def __init__(self, end: int):
+    def __init__(self, end: int, arena: memoryview, slots: _Slots):
         self.counts: dict[str, int] = {}
         self._socket = socket.socket(fileno=end)
         self._connection = Connection(os.dup(end))
         self._asked: dict[WindowKey, _Read] = {}
+        self._arena, self._slots = arena, slots
+        self._free = list(range(slots.count))
 
     def ask(self, key: WindowKey) -> "_Read":
         """Have a window read."""
-        self._connection.send(key)
-        read = self._asked[key] = _Read(self)
+        slot = _Slot(self._free) if self._free else None
+        self._connection.send((key, slot.number if slot else None))
+        read = self._asked[key] = _Read(self, slot)
         return read
 
     def take_what_is_there(self) -> None:
@@ -272,18 +334,36 @@ class _RemoteReader:
         if isinstance(found, Exception):
             read.found = found
             return
-        window, sizes, self.counts = found
-        blobs = [bytearray(size) for size in sizes]
-        for blob in blobs:
-            _receive_into(self._socket, blob)
-        read.found = replace(window, blobs=blobs)
+        window, sizes, in_slot, self.counts = found
+        if in_slot and read.slot:
+            view = self._slots.view(self._arena, read.slot.number)
+            starts = itertools.accumulate(sizes, initial=0)
+            blobs = [view[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+            read.found = replace(window, blobs=blobs, memory=read.slot)
+        else:
+            received = [bytearray(size) for size in sizes]
+            for blob in received:
+                _receive_into(self._socket, blob)
+            read.found = replace(window, blobs=received)
+
+
+class _Slot:
+    """A slot in use, until the last that refers to it forgets it."""
+
+    def __init__(self, free: list[int]):
+        self.number = free.pop()
+        self._free = free
+
+    def __del__(self) -> None:
+        self._free.append(self.number)
 
 
 class _Read:
     """A window that was asked for."""
 
-    def __init__(self, reader: _RemoteReader):
+    def __init__(self, reader: _RemoteReader, slot: _Slot | None):
         self.found: Window | Exception | None = None
+        self.slot = slot
         self._reader = reader
 
     def result(self) -> Window:
@@ -305,11 +385,12 @@ def _receive_into(end: socket.socket, blob: bytearray) -> None:
         view = view[count:]
 
 
-def _serve_batches(parent: Connection, reader: int, memory: int) -> None:
+def _serve_batches(parent: Connection, reader: int, arena: int, memory: int) -> None:
     """Fill batches, job by job, until the parent is gone."""
-    setup: tuple[Order, NDArray[np.int64]] = parent.recv()
-    remote, pixels = _RemoteReader(reader), mmap.mmap(memory, 0)
-    samples = Samples(Stream(setup[0], remote.ask), setup[1])
+    setup: tuple[Order, NDArray[np.int64], _Slots] = parent.recv()
+    order, bad_rows, slots = setup
+    remote = _RemoteReader(reader, memoryview(mmap.mmap(arena, 0)), slots)
+    samples, pixels = Samples(Stream(order, remote.ask), bad_rows), mmap.mmap(memory, 0)
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     threading.Thread(target=_await_end, args=(parent, jobs.put), daemon=True).start()
     while True:

@@ -21,9 +21,11 @@ INDEX_KEY = "index.parquet"
 VERSION = 2
 # Where `pack` keeps what it has done, until it writes the index.
 PACKING = "packing/"
+CLAIM_KEY = f"{PACKING}begun"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 REMEDY = f"delete {INDEX_KEY} to have it made anew, or pack again"
 READERS = 16
+HELD_OUT = 0.05
 _HELD_OUT_STEPS = 1 << 32
 
 
@@ -97,7 +99,13 @@ def write_index(storage: Storage, index: Index) -> None:
             "key": index.keys,
         }
     )
-    head = {"version": VERSION, "shards": index.shards, "etags": index.etags, "about": index.about}
+    head = {
+        "version": VERSION,
+        "fingerprint": index.fingerprint(),
+        "shards": index.shards,
+        "etags": index.etags,
+        "about": index.about,
+    }
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"index": json.dumps(head)}), buffer)
     storage.put(INDEX_KEY, buffer.getvalue())
@@ -116,34 +124,53 @@ def read_index(storage: Storage) -> Index:
         table = pq.read_table(io.BytesIO(data), use_threads=False)
         head = json.loads(table.schema.metadata[b"index"])
         columns = {name: table[name].to_numpy() for name in table.column_names if name != "key"}
+        if head["version"] != VERSION:
+            raise DataError(
+                f"{storage.url(INDEX_KEY)}: version {head['version']}, expected {VERSION}; {REMEDY}"
+            )
         keys = table["key"].combine_chunks()
-        version = head["version"]
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        index = Index(head["shards"], keys=keys, etags=head["etags"], about=head["about"], **columns)
+        if index.fingerprint() != head["fingerprint"]:
+            raise ValueError("it is not what was written")
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{storage.url(INDEX_KEY)}: damaged ({error}); {REMEDY}") from error
-    if version != VERSION:
-        raise DataError(f"{storage.url(INDEX_KEY)}: version {version}, expected {VERSION}; {REMEDY}")
-    return Index(head["shards"], keys=keys, etags=head["etags"], about=head["about"], **columns)
+    return index
 
 
-def find_index(shards: Storage, place: Storage, held_out: float) -> Index:
+def find_index(shards: Storage, place: Storage, held_out: float | None = None) -> Index:
     """The index at `place`, made of the shards' tar headers where there is none yet.
 
-    `held_out` is the share of the samples, chosen by their keys, that a new index holds out.
+    `held_out` is the share of the samples, chosen by their keys, that is held out: of a new index
+    HELD_OUT where it is None; DataError where a present one holds out another.
     """
     try:
-        return read_index(place)
+        index = read_index(place)
     except NoIndexError:
-        entries = shards.entries()
-        if any(key.startswith(PACKING) for key in entries):
-            raise DataError(
-                f"{shards.address}: not packed to the end; give the same pack command again"
-            ) from None
-        if not any(key.endswith((".tar", *COMPRESSED)) for key in entries):
-            raise
+        index = _index_anew(shards, place, HELD_OUT if held_out is None else held_out)
+    made_with = index.about.get("held_out")
+    if held_out is not None and made_with is not None and held_out != made_with:
+        raise DataError(
+            f"data.held_out: {held_out}, but {place.url(INDEX_KEY)} was made with {made_with};"
+            f" leave the setting out, or {REMEDY}"
+        )
+    return index
+
+
+def _index_anew(shards: Storage, place: Storage, held_out: float) -> Index:
+    entries = shards.entries()
+    if CLAIM_KEY in entries:
+        raise DataError(f"{shards.address}: not packed to the end; give the same pack command again")
+    if not any(key.endswith((".tar", *COMPRESSED)) for key in entries):
+        raise NoIndexError(
+            f"{shards.address}: no {INDEX_KEY} and no shards; correct the address, or pack first:"
+            f" python -m service.pack SOURCE {shards.address}"
+        )
     index = make_index(shards, entries, held_out)
     try:
         write_index(place, index)
     except StorageError as error:
+        if place.address != shards.address:
+            raise
         raise DataError(
             f"{error}; if the shards may only be read, give data.index_url, a folder or s3:// address"
             " that all workers share, for their index"
@@ -175,7 +202,11 @@ def make_index(shards: Storage, entries: dict[str, Entry], held_out: float) -> I
         np.array([is_held_out(sample.key, held_out) for _, sample in rows], bool),
         pa.array([sample.key for _, sample in rows], pa.string()),
         {name: entries[name].etag for name in names if entries[name].etag},
-        {"source": "tar headers", "without_image": sum(without for _, without in found)},
+        {
+            "source": "tar headers",
+            "held_out": held_out,
+            "without_image": sum(without for _, without in found),
+        },
     )
 
 

@@ -38,12 +38,14 @@ class Window:
     """A window's index rows in the order in which they are shown, and what was read for them.
 
     `spans` tells for each row in which of the `blobs` its image lies, where it begins and its bytes.
+    `memory` is what the blobs lie in, kept for as long as the window is.
     """
 
     key: WindowKey
     rows: list[int]
     spans: list[tuple[int, int, int]]
-    blobs: Sequence[bytes | bytearray]
+    blobs: Sequence[bytes | bytearray | memoryview]
+    memory: object = None
 
     def image(self, i: int) -> memoryview:
         """The encoded image of the i-th row."""

@@ -64,9 +64,13 @@ def samples_of(storage: Readable, shard: str) -> tuple[list[Sample], int]:
                     without += 1
                 else:
                     label = _label(sample.get(LABEL, b""))
-                    found.append(Sample(sample["__key__"], *image, label))
+                    found.append(Sample(_printable(sample["__key__"]), *image, label))
             _check_end(tar, file)
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except ValueError as error:
+        raise DataError(
+            f"{storage.url(shard)}: {error.args[0]}; write the shard anew, each name once"
+        ) from error
+    except (tarfile.TarError, OverflowError) as error:
         raise DataError(
             f"{storage.url(shard)}: not a whole tar file ({error}); copy it again or pack again"
         ) from error
@@ -93,6 +97,11 @@ def _image(sample: dict[str, Any]) -> tuple[int, int] | None:
             if suffix in IMAGES and (not before or not plain):
                 return place
     return None
+
+
+def _printable(name: str) -> str:
+    """The name, its bytes that are no UTF-8 written out: keys are stored and shown as text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _label(text: bytes) -> int:

@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.config import Config, Phase
+from service.data.cache import BLOCK_BYTES
 from service.data.feeder import Feeders
 from service.data.index import Index
 from service.data.loader import BATCHES_AHEAD, check_prefetch
 from service.data.order import Order
 from service.data.samples import Request, Source
+from service.errors import DataError
 from service.training.curriculum import Cycle
 from service.training.random import Draws
 
@@ -36,7 +38,13 @@ def source_of(config: Config, index: Index) -> Source:
 
 
 def check_memory(config: Config, source: Source, workers: int) -> None:
-    """DataError where what is read ahead, in any phase, would not fit in data.prefetch_bytes."""
+    """DataError where what is read ahead, in any phase, or what is cached, would not fit."""
+    needed = config.data.lanes * BLOCK_BYTES
+    if config.data.cache_dir and config.data.cache_bytes < needed:
+        raise DataError(
+            f"data.cache_bytes: {config.data.cache_bytes}, but {config.data.lanes} lanes take a block of"
+            f" {BLOCK_BYTES} each, {needed} in all; raise it, or leave data.cache_dir out"
+        )
     for phase in config.phases:
         limit, size = config.data.prefetch_bytes, image_bytes(config, phase)
         check_prefetch(source, workers, limit, phase.micro_batch, size)

@@ -125,7 +125,7 @@ class RunLock:
         if present and not (silent or present.dead or present.expired):
             raise LockError(
                 f"{self.storage.address}: in use by process {present.pid} on {present.host};"
-                " wait for it, end it, or choose another --run.dir"
+                " wait for it, end it, or choose another address"
             )
         return present, version
 

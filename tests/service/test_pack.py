@@ -16,7 +16,7 @@ from PIL import Image
 from service import pack
 from service.data.index import find_index, read_index
 from service.data.stream import read_samples
-from service.errors import DataError, UsageError
+from service.errors import DataError, LockError, UsageError
 from service.sources import open_source
 from service.storage import open_storage
 from tests.conftest import need_package, start_command
@@ -64,11 +64,13 @@ def test_after_a_kill_the_same_command_makes_only_what_is_missing(place, tmp_pat
     address = str(tmp_path / "out") if place == "folder" else f"{request.getfixturevalue('s3')}/killed"
     storage = open_storage(address)
     command = start_command("service.pack", "digits", address, *common)
-    while len(storage.sizes("packing/")) < 3:
+    while len(storage.sizes("packing/shard-")) < 3:
         assert command.poll() is None, command.communicate()[0]
     command.kill()
     command.communicate()
-    finished = [key.removeprefix("packing/").removesuffix(".json") for key in storage.sizes("packing/")]
+    finished = [
+        key.removeprefix("packing/").removesuffix(".json") for key in storage.sizes("packing/shard-")
+    ]
     assert "index.parquet" not in storage.sizes()
     assert len(finished) < len(whole.sizes()) - 1
     with pytest.raises(DataError, match="the same pack command again"):
@@ -259,8 +261,13 @@ def test_the_index_says_how_it_was_made(digits):
     assert json.dumps(about)
 
 
-def write_zip(path: Path, labels: object = "none", names=("b/1.png", "b/2.png", "a/1.png")) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
+def write_zip(
+    path: Path,
+    labels: object = "none",
+    names=("b/1.png", "b/2.png", "a/1.png"),
+    compression=zipfile.ZIP_STORED,
+) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for i, name in enumerate(names):
             buffer = io.BytesIO()
             Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(buffer, "PNG")
@@ -305,6 +312,7 @@ def test_a_zip_gives_labels_by_its_list_or_its_folders(tmp_path, labels, expecte
         ({"labels": [["b/1.png"]]}, "cannot be read"),
         ({"labels": [["b/1.png", 0]]}, "no label for a/1.png"),
         ({"labels": [["b/1.png", [0.5, 1]], ["b/2.png", 0], ["a/1.png", 0]]}, "label of b/1.png is"),
+        ({"labels": [["b/1.png", 2**31 - 1], ["b/2.png", 0], ["a/1.png", 0]]}, "number the classes"),
         ({"labels": [["b/1.png", -1], ["b/2.png", 0], ["a/1.png", 0]]}, "label of b/1.png is -1"),
     ],
 )
@@ -315,10 +323,25 @@ def test_a_list_of_labels_that_does_not_fit_says_what_is_wrong(tmp_path, labels,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_member_of_a_zip_is_left_out_and_named(tmp_path, capsys):
-    path = write_zip(tmp_path / "a.zip")
+def test_a_folder_that_was_zipped_whole_lies_below_its_own_name(tmp_path):
+    labels = {"labels": [["b/1.png", 2], ["b/2.png", 0], ["a/1.png", 1]]}
+    names = ["top/b/1.png", "top/b/2.png", "top/a/1.png"]
+    path = write_zip(tmp_path / "a.zip", names=names)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("top/dataset.json", json.dumps(labels))
+    source = open_source(str(path), None)
+    assert sorted(zip(source.names, source.labels, strict=True)) == [
+        (f"{path}/top/a/1.png", 1),
+        (f"{path}/top/b/1.png", 2),
+        (f"{path}/top/b/2.png", 0),
+    ]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_a_zip_is_left_out_and_named(tmp_path, capsys, compression):
+    path = write_zip(tmp_path / "a.zip", compression=compression)
     data = bytearray(path.read_bytes())
-    data[data.index(b"IDAT") + 6] ^= 0xFF
+    data[60:90] = bytes(30)
     path.write_bytes(data)
     pack.main([str(path), str(tmp_path / "out"), "--resolution", "16"])
     assert "a.zip/b/1.png" in capsys.readouterr().out
@@ -358,6 +381,44 @@ def test_verify_finds_an_image_that_is_damaged_and_an_index_of_other_shards(tmp_
     shard.write_bytes(renamed)
     with pytest.raises(DataError, match="index does not fit the shards"):
         pack.main(arguments)
+
+
+def test_shards_that_others_wrote_are_not_touched(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "shard-000000.tar")) as writer:
+        writer.write({"__key__": "a", "txt": "precious"})
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match=r"1 shards that pack did not write, such as shard-000000\.tar"):
+        pack.main(["digits", str(tmp_path), "--channels", "gray"])
+    assert {k: v for k, v in contents(tmp_path).items() if k in before} == before
+    pack.main(["digits", str(tmp_path), "--channels", "gray", "--overwrite"])
+    assert len(read_index(open_storage(str(tmp_path)))) == 1797
+
+
+def test_two_packs_of_one_destination_do_not_disturb_each_other(tmp_path):
+    storage = open_storage(str(tmp_path / "out"))
+    first = start_command("service.pack", "digits", storage.address, "--shard-samples", "20")
+    while not storage.sizes("packing/shard-"):
+        assert first.poll() is None, first.communicate()[0]
+    with pytest.raises(LockError, match=f"in use by process {first.pid}"):
+        pack.main(["digits", storage.address, "--seed", "1"])
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output
+    assert not (tmp_path / "out" / "packing").exists()
+    pack.main(["digits", storage.address, "--shard-samples", "20", "--verify"])
+
+
+def test_an_image_that_was_mended_makes_another_source(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    arguments = [str(folder), str(tmp_path / "out"), "--resolution", "16"]
+    pack.main(arguments)
+    Image.new("RGB", (16, 16)).save(folder / "bad.png")
+    with pytest.raises(UsageError, match="source_digest"):
+        pack.main(arguments)
+    pack.main([*arguments, "--overwrite"])
+    assert len(read_index(open_storage(str(tmp_path / "out")))) == 2
 
 
 def test_the_number_of_workers_changes_no_byte(digits, tmp_path):

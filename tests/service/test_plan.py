@@ -73,7 +73,7 @@ def test_batches_follow_on_one_another(arguments, digits, tmp_path):
         assert after == before + curriculum.containing(before).span.batch
 
 
-@pytest.mark.parametrize("value", [["x"], ["-1"], [], ["1.5"]])
+@pytest.mark.parametrize("value", [["x"], ["-1"], [], ["1.5"], ["9" * 5000]])
 def test_a_batch_that_is_no_number_is_refused(arguments, value):
     with pytest.raises(UsageError, match="--explain-batch"):
         plan.main([*arguments, "--explain-batch", *value])
@@ -84,6 +84,8 @@ def test_what_a_training_would_refuse_is_refused(arguments, tmp_path):
         plan.main([*arguments, "--data.url", str(tmp_path / "nowhere")])
     with pytest.raises(DataError, match=r"data\.prefetch_bytes"):
         plan.main([*arguments, "--data.prefetch_bytes", str(1 << 20), "--data.window", "1000"])
+    with pytest.raises(DataError, match=r"data\.cache_bytes"):
+        plan.main([*arguments, "--data.cache_dir", str(tmp_path), "--data.cache_bytes", str(1 << 24)])
     phases = json.dumps([{"resolution": 32, "hold_images": 9, "batch": 7}])
     with pytest.raises(UsageError, match=r"scale\.workers"):
         plan.main([*arguments, "--phases", phases, "--scale.workers", "2"])

@@ -50,7 +50,7 @@ def write_shards(folder: Path, shards: int = 3, samples: int = 7, **extra: bytes
                 writer.write(sample | {"json": b"{}", "zz.npy": b"1" * (i * 700)} | extra)
 
 
-def indexed(folder: Path | str, held_out: float = 0.0):
+def indexed(folder: Path | str, held_out: float | None = 0.0):
     storage = open_storage(str(folder))
     return storage, find_index(storage, storage, held_out)
 
@@ -107,13 +107,14 @@ def test_the_index_is_made_once_and_kept_beside_the_shards(tmp_path):
     write_shards(tmp_path)
     _, first = indexed(tmp_path, held_out=0.3)
     before = (tmp_path / INDEX_KEY).read_bytes()
-    storage, second = indexed(tmp_path, held_out=0.9)
+    storage, second = indexed(tmp_path, held_out=None)
     assert (tmp_path / INDEX_KEY).read_bytes() == before
     assert first.fingerprint() == second.fingerprint()
     keys = second.keys.to_pylist()
     assert second.held_out.tolist() == [is_held_out(key, 0.3) for key in keys]
-    requests = storage.traffic.requests
-    assert requests == 1
+    assert storage.traffic.requests == 1
+    with pytest.raises(DataError, match=r"data\.held_out: 0\.9, but .* made with 0\.3"):
+        indexed(tmp_path, held_out=0.9)
 
 
 def test_a_bucket_and_a_folder_give_the_same_index(tmp_path, s3):
@@ -249,6 +250,41 @@ def test_a_missing_shard_is_named(digits, tmp_path):
 def test_a_label_outside_the_classes_is_named(digits):
     with pytest.raises(DataError, match=r"sample \d+: label 9 is outside 0 … 8"):
         check_labels(read_index(open_storage(str(digits))), 9)
+
+
+@given(st.integers(0, 10**9), st.sampled_from([1, 50]), st.integers(0, 255))
+def test_no_damage_to_an_index_goes_unseen(digits, place, count, value):
+    data = bytearray((digits / INDEX_KEY).read_bytes())
+    place %= len(data) - count
+    data[place : place + count] = bytes([value]) * count
+    index = read_index(open_storage(str(digits)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FolderStorage, "get", lambda self, key: bytes(data))
+        try:
+            found = read_index(open_storage(str(digits)))
+        except DataError:
+            return
+    assert found.fingerprint() == index.fingerprint()
+
+
+def test_names_that_are_no_text_are_written_out(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name, data in (("caf\xe9.png", png(3)), ("caf\xe9.cls", b"7")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    _, index = indexed(tmp_path)
+    assert index.keys.to_pylist() == ["caf\\xe9"]
+    assert index.label.tolist() == [7]
+
+
+def test_linked_folders_are_read_and_dead_links_are_not(tmp_path):
+    write_shards(tmp_path / "elsewhere")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "dead.tar").symlink_to(tmp_path / "nowhere")
+    _, index = indexed(tmp_path / "data")
+    assert index.names == [f"linked/part-{i:03d}.tar" for i in range(3)]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1"])

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from service.config import Phase
+from service.data import feeder
 from service.data.feeder import Feeders
 from service.data.index import check_shards, read_index
 from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
@@ -70,6 +71,16 @@ def test_samples_come_in_the_order_that_was_asked_for(digits, decoders):
         here = read(source, Request(np.array(chunk), 8))
         assert np.array_equal(found, here.images)
         assert here.labels.tolist() == source.index.label[shown].tolist()
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1 << 20), (100, 4096)])
+def test_windows_that_find_no_room_in_shared_memory_come_all_the_same(digits, monkeypatch, count, size):
+    source, requests = source_of(digits), ask(range(0, 64), range(64, 128), range(128, 192))
+    expected = load(source, requests)[0]
+    few = feeder._Slots(count, size)
+    monkeypatch.setattr(feeder._Slots, "for_windows", lambda source: few)
+    for images, same in zip(load(source, requests)[0], expected, strict=True):
+        assert np.array_equal(images, same)
 
 
 def test_mirrored_images_are_the_others_from_right_to_left(digits):
