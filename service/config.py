@@ -178,7 +178,7 @@ class Data(Section):
     readers: Count = 4
     """Threads of a worker that fetch windows."""
     decoders: Count | None = None
-    """Threads of a worker that decode images; the default is scale.cpus."""
+    """Processes of a worker that decode images; the default is scale.cpus on a GPU, else 1."""
     prefetch_bytes: int = Field(default=1 << 29, ge=1 << 20)
     """Most memory that a worker's windows and ready batches may take."""
     cache_dir: str | None = None

@@ -53,7 +53,9 @@ def check_memory(config: Config, source: Source, workers: int) -> None:
 def open_feeders(config: Config, source: Source, workers: int) -> Feeders:
     """Processes that read one worker's share of any phase's batches."""
     largest = max(-(-p.micro_batch // workers) * image_bytes(config, p) for p in config.phases)
-    return Feeders(source, config.data.decoders or config.scale.cpus, BATCHES_AHEAD + 1, largest)
+    # On a CPU the step itself takes the cores, and one decoder is ahead of it.
+    decoders = config.data.decoders or (config.scale.cpus if config.scale.gpu else 1)
+    return Feeders(source, decoders, BATCHES_AHEAD + 1, largest)
 
 
 def requests(config: Config, cycles: Iterable[Cycle], share: Share, attempt: int) -> Iterator[Request]:
