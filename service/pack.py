@@ -454,7 +454,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     storage = open_storage(options.destination, options.retry_s)
     if options.overwrite:
-        storage.delete([INDEX_KEY, *storage.sizes(PACKING)])
+        storage.delete([INDEX_KEY, *storage.sizes(f"{PACKING}shard-")])
         storage.put(CLAIM_KEY, b"")
     index = _packed_already(storage, recipe)
     if index is not None:
