@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -187,6 +187,11 @@ class Data(Section):
     """Most that cache_dir may hold; the least recently used goes first."""
     max_bad_samples: int = Field(default=100, ge=0)
     """Samples that may fail to decode, each replaced and counted, before the run stops."""
+
+    @property
+    def index_address(self) -> str:
+        """Where the index lies."""
+        return self.index_url or self.url
 
 
 class Scale(Section):
@@ -431,23 +436,27 @@ def parse(arguments: Sequence[str], program: str, description: str) -> tuple[Con
 def _take_own_flags(
     arguments: Sequence[str],
 ) -> tuple[list[str], str | None, str | None, bool]:
+    rest, own = take_flags(arguments, {"--preset": "a name", "--config": "a name"})
+    if len(own) == 2:
+        raise UsageError("--preset and --config: give one of them")
+    others = [argument for argument in rest if argument.partition("=")[0] != "--print-config"]
+    return others, own.get("--preset"), own.get("--config"), len(others) < len(rest)
+
+
+def take_flags(arguments: Sequence[str], wanted: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The other arguments, and the values of the wanted flags; `wanted` says what follows each."""
     rest: list[str] = []
-    own: dict[str, str] = {}
-    show = False
+    taken: dict[str, str] = {}
     pending = list(arguments)
     while pending:
         flag, equals, value = pending.pop(0).partition("=")
-        if flag in ("--preset", "--config"):
-            if not equals and not pending:
-                raise UsageError(f"{flag}: a name follows it")
-            own[flag] = value if equals else pending.pop(0)
-        elif flag == "--print-config":
-            show = True
-        else:
+        if flag not in wanted:
             rest.append(flag + equals + value)
-    if len(own) == 2:
-        raise UsageError("--preset and --config: give one of them")
-    return rest, own.get("--preset"), own.get("--config"), show
+        elif not equals and not pending:
+            raise UsageError(f"{flag}: {wanted[flag]} follows it")
+        else:
+            taken[flag] = value if equals else pending.pop(0)
+    return rest, taken
 
 
 def _cli_source(program: str) -> CliSettingsSource[Any]:

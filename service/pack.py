@@ -235,7 +235,7 @@ def _finished(storage: Storage, recipe: Recipe) -> dict[str, Part]:
     entries = storage.entries()
     found = {}
     for key in entries:
-        if not key.startswith(PACKING):
+        if not key.startswith(f"{PACKING}shard-"):
             continue
         try:
             part = Part(**json.loads(storage.get(key)))

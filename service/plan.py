@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from service.cli import run_command
-from service.config import Config, parse, to_yaml
+from service.config import Config, parse, take_flags, to_yaml
 from service.data.index import Index
 from service.data.loader import read_ahead
 from service.data.samples import Source
@@ -42,18 +42,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _take_explain(arguments: Sequence[str]) -> tuple[list[str], int | None]:
     """The other arguments, and the number of the batch to explain."""
-    rest, batch = [], None
-    pending = list(arguments)
-    while pending:
-        flag, equals, value = pending.pop(0).partition("=")
-        if flag != EXPLAIN:
-            rest.append(flag + equals + value)
-            continue
-        value = value if equals else pending.pop(0) if pending else ""
-        if not value.isdecimal() or len(value) > MOST_DIGITS:
-            raise UsageError(f"{EXPLAIN} {value[:40]}: give the number of a batch, 0 for the first")
-        batch = int(value)
-    return rest, batch
+    rest, taken = take_flags(arguments, {EXPLAIN: "the number of a batch"})
+    if EXPLAIN not in taken:
+        return rest, None
+    value = taken[EXPLAIN]
+    if not value.isdecimal() or len(value) > MOST_DIGITS:
+        raise UsageError(f"{EXPLAIN} {value[:40]}: give the number of a batch, 0 for the first")
+    return rest, int(value)
 
 
 def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:

@@ -125,14 +125,14 @@ class Feeders:
                 raise answer
             rows[places] = answer.rows
             self._bad.add(answer.bad)
-            self._counts |= answer.counts
+            for name, count in answer.counts.items():  # one decoder may know less than another
+                self._counts[name] = max(count, self._counts.get(name, 0))
         images = _view(self._memory, ticket.begin, ticket.shape)
         return Batch(images, self.source.labels(rows), rows)
 
     def counts(self) -> dict[str, int]:
-        """What was read since the processes were started, for the curves."""
-        names = ("data_requests", "data_bytes", "data_retries", "cache_hits", "cache_misses")
-        return {"bad_samples": len(self._bad)} | {name: self._counts.get(name, 0) for name in names}
+        """What was read since the processes were started, for the curves; known from a batch on."""
+        return {"bad_samples": len(self._bad)} | self._counts
 
     def close(self) -> None:
         """End the processes, whatever they are doing."""

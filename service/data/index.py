@@ -1,5 +1,6 @@
 """Where every sample lies: shards, byte ranges, labels and the held-out mark, column by column."""
 
+import functools
 import hashlib
 import io
 import json
@@ -56,7 +57,7 @@ class Index:
     def __len__(self) -> int:
         return len(self.shard)
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """Shard names, by their numbers."""
         return list(self.shards)
@@ -67,6 +68,10 @@ class Index:
 
     def fingerprint(self) -> str:
         """A digest of what the data is: shards, ranges, labels, keys and what is held out."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.shards).encode())
         for column in (self.shard, self.offset, self.size, self.label, self.held_out):
             digest.update(np.ascontiguousarray(column).tobytes())

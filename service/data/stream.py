@@ -41,7 +41,6 @@ class Window:
     `memory` is what the blobs lie in, kept for as long as the window is.
     """
 
-    key: WindowKey
     rows: list[int]
     spans: list[tuple[int, int, int]]
     blobs: Sequence[bytes | bytearray | memoryview]
@@ -53,7 +52,7 @@ class Window:
         return memoryview(self.blobs[blob])[begin : begin + size]
 
 
-def read_window(shards: Shards, index: Index, rows: NDArray[np.int64], key: WindowKey) -> Window:
+def read_window(shards: Shards, index: Index, rows: NDArray[np.int64]) -> Window:
     """The encoded images of these rows; DataError where a shard is not as indexed.
 
     Rows of one shard are read in one request if they lie close together, as those of a window do.
@@ -68,12 +67,12 @@ def read_window(shards: Shards, index: Index, rows: NDArray[np.int64], key: Wind
         for place, begin, size in places:
             spans[place] = (len(blobs), begin, size)
         blobs.append(_read(shards, index, int(index.shard[rows[group[0]]]), start, end))
-    return Window(key, rows.tolist(), spans, blobs)
+    return Window(rows.tolist(), spans, blobs)
 
 
 def read_samples(shards: Shards, index: Index, rows: NDArray[np.int64]) -> list[memoryview]:
     """The encoded images of any rows, in their order."""
-    window = read_window(shards, index, rows, WindowKey(0, 0, 0))
+    window = read_window(shards, index, rows)
     return [window.image(i) for i in range(len(rows))]
 
 
@@ -133,7 +132,7 @@ class WindowReader:
         self._threads.shutdown(cancel_futures=True)
 
     def _read(self, key: WindowKey) -> Window:
-        return read_window(self._shards, self._index, self._order.window_rows(key), key)
+        return read_window(self._shards, self._index, self._order.window_rows(key))
 
 
 class Reading(Protocol):
@@ -143,18 +142,13 @@ class Reading(Protocol):
         """The window; waits until it is read."""
 
 
+@dataclass
 class _Held:
     """A window that a stream holds, and the place in it from which its lane's next one is wanted."""
 
-    def __init__(self, key: WindowKey, read: Reading, next_from: float):
-        self.key, self.read, self.next_from = key, read, next_from
-        self._window: Window | None = None
-
-    def window(self) -> Window:
-        """The window; waits until it is read."""
-        if self._window is None:
-            self._window = self.read.result()
-        return self._window
+    key: WindowKey
+    read: Reading
+    next_from: float
 
 
 class Stream:
@@ -180,8 +174,8 @@ class Stream:
                 held.next_from = math.inf
                 following = self.order.following(key)
                 self._next[key.lane] = following, self._ask(following)
-            found.append(held)
-        return [held.window() for held in found]
+            found.append(held.read)
+        return [read.result() for read in found]
 
     def _enter(self, key: WindowKey) -> _Held:
         """Take the lane's window in use and let go of its former one."""

@@ -7,9 +7,10 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 from service.errors import DataError
+from service.storage import Storage
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
 LABEL = "cls"
@@ -17,16 +18,6 @@ NO_LABEL = -1
 _LARGEST_LABEL = 2**31 - 1
 _LARGEST_LABEL_BYTES = 64
 _GZIP = b"\x1f\x8b"
-
-
-class Readable(Protocol):
-    """What the headers are read from: a storage."""
-
-    def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
-        """`length` bytes of an object from `start`, fewer at its end."""
-
-    def url(self, key: str) -> str:
-        """The address of an object, for people."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,7 @@ class Sample:
     label: int
 
 
-def samples_of(storage: Readable, shard: str) -> tuple[list[Sample], int]:
+def samples_of(storage: Storage, shard: str) -> tuple[list[Sample], int]:
     """The samples of a shard that hold an image, and how many hold none.
 
     DataError where the file is compressed, cut short, or no tar file.
@@ -126,10 +117,9 @@ class _RangedFile(io.RawIOBase):
     SMALLEST, LARGEST = 1 << 16, 1 << 22
     NEAR = 1 << 20
 
-    def __init__(self, storage: Readable, key: str):
+    def __init__(self, storage: Storage, key: str):
         self._storage, self._key = storage, key
         self._position = self._end = 0
-        self._size: int | None = None
         self._ahead = self.SMALLEST
 
     def readable(self) -> bool:

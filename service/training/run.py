@@ -100,7 +100,7 @@ def check_data(config: Config) -> Index:
     """The index of the data, once shards, labels, channels and lanes are seen to fit the run."""
     retry_s = min(config.storage.retry_s, EARLY_RETRY_S)
     shards = open_storage(config.data.url, retry_s)
-    place = open_storage(config.data.index_url or config.data.url, retry_s)
+    place = open_storage(config.data.index_address, retry_s)
     index = find_index(shards, place, config.data.held_out)
     check_shards(shards, index)
     check_labels(index, config.model.classes)

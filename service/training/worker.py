@@ -86,9 +86,8 @@ class Session:
         self.config, self.workers, self.recorder = config, workers, recorder
         self.curriculum = Curriculum(config.phases, config.training.d_steps)
         self.storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
-        place = config.data.index_url or config.data.url
-        self.index = read_index(open_storage(place, config.storage.retry_s, config.storage.timeout_s))
-        source = source_of(config, self.index)
+        place = open_storage(config.data.index_address, config.storage.retry_s, config.storage.timeout_s)
+        source = source_of(config, read_index(place))
         check_memory(config, source, workers.count)
         self.feeders = open_feeders(config, source, workers.count)
 
