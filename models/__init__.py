@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models import biggan, biggan_deep, dcgan, mnist_pggan, progan, sagan, stylegan
-from models.growth import Growing, Shape, Stage
+from models.growth import Growing, GrowingDiscriminator, Shape, Stage
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Family:
     """A configuration class, which checks itself; what builds from it; the settings of its paper."""
 
     config: type[Shape]
-    build: Callable[[Any], tuple[Growing, Growing]]
+    build: Callable[[Any], tuple[Growing, GrowingDiscriminator]]
     paper: Callable[[int], dict[str, Any]]
 
 
@@ -49,7 +49,7 @@ def configure(family: str, **settings: Any) -> Shape:
     return config(**settings)
 
 
-def build(family: str, **settings: Any) -> tuple[Growing, Growing]:
+def build(family: str, **settings: Any) -> tuple[Growing, GrowingDiscriminator]:
     """(generator, discriminator) of a family, initialised from torch's default random generator.
 
     `generator(latents [n, z], labels [n], stage)` gives images [n, c, r, r], nominally in [-1, 1];
@@ -65,4 +65,14 @@ def paper(family: str, resolution: int) -> dict[str, Any]:
     return FAMILIES[family].paper(resolution)
 
 
-__all__ = ["FAMILIES", "Family", "Growing", "Shape", "Stage", "build", "configure", "paper"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Growing",
+    "GrowingDiscriminator",
+    "Shape",
+    "Stage",
+    "build",
+    "configure",
+    "paper",
+]

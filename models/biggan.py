@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from models import growth
 from models.growth import GrowingDiscriminator, GrowingGenerator, Shape, Stage
-from models.layers import BatchNorm, SelfAttention, SNConv2d, SNEmbedding, SNLinear
+from models.layers import (
+    BatchNorm,
+    SelfAttention,
+    SNConv2d,
+    SNEmbedding,
+    SNLinear,
+    use_spectral_norm,
+)
+
+_G = TypeVar("_G", bound=nn.Module)
+_D = TypeVar("_D", bound=nn.Module)
 
 # By doublings of the base: 3 make 32 px, or 56 px on base 7; 5 make 128 px.
 GENERATOR_CHANNELS = {
@@ -41,9 +51,13 @@ CHUNK = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualConfig(Shape):
-    """What SAGAN, BigGAN and BigGAN-deep share: `attention` is the rung where it sits, if anywhere."""
+    """What SAGAN, BigGAN and BigGAN-deep share.
+
+    `attention` is the rung where it sits, if anywhere; `spectral_norm` False leaves weights as they are.
+    """
 
     attention: int | None = None
+    spectral_norm: bool = True
 
     lowest_doublings: ClassVar[int] = 1
     channel_tables: ClassVar[tuple[dict[int, tuple[int, ...]], dict[int, tuple[int, ...]]]] = (
@@ -266,14 +280,20 @@ class Discriminator(GrowingDiscriminator):
         self.tail = nn.Sequential(*after)
         self.projection = Projection(widths[-1], config.classes)
 
-    def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Logits [n]; ValueError where the ladder has no such rung."""
-        x = self.descend(images, stage)
-        return self.projection(self.tail(x), labels)
+    def features(self, images: Tensor, stage: Stage) -> Tensor:
+        return pool(self.tail(self.descend(images, stage)))
+
+    def judge(self, features: Tensor, labels: Tensor) -> Tensor:
+        return self.projection(features, labels)
+
+
+def pool(x: Tensor) -> Tensor:
+    """ReLU, then the sum over places: [n, c, h, w] to [n, c]."""
+    return F.relu(x).sum((2, 3))
 
 
 class Projection(nn.Module):
-    """Features, summed over places, to a logit: linear, plus their product with the label's embedding.
+    """Pooled features to a logit: linear, plus their product with the label's embedding.
 
     (Miyato & Koyama 2018, §3.)
     """
@@ -283,12 +303,18 @@ class Projection(nn.Module):
         self.linear = SNLinear(features, 1)
         self.embedding = SNEmbedding(classes, features) if classes else None
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        pooled = F.relu(x).sum((2, 3))
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
         logits = self.linear(pooled).squeeze(1)
         if self.embedding is None:
             return logits
         return logits + (pooled * self.embedding(labels)).sum(1)
+
+
+def with_spectral_norm(config: ResidualConfig, generator: _G, discriminator: _D) -> tuple[_G, _D]:
+    """Both networks, their weights normalised as the configuration says."""
+    for network in (generator, discriminator):
+        use_spectral_norm(network, config.spectral_norm)
+    return generator, discriminator
 
 
 @dataclass(frozen=True)
@@ -314,4 +340,4 @@ def _plan_discriminator(config: ResidualConfig) -> list[_BlockPlan]:
 
 def build(config: BigGANConfig) -> tuple[Generator, Discriminator]:
     """Both networks, initialised from torch's default random generator."""
-    return Generator(config), Discriminator(config)
+    return with_spectral_norm(config, Generator(config), Discriminator(config))

@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import biggan, growth
-from models.biggan import Projection, ResidualConfig, ResidualGenerator, SharedEmbedding
+from models.biggan import (
+    Projection,
+    ResidualConfig,
+    ResidualGenerator,
+    SharedEmbedding,
+    pool,
+    with_spectral_norm,
+)
 from models.growth import GrowingDiscriminator, Stage
 from models.layers import BatchNorm, SelfAttention, SNConv2d
 
@@ -141,10 +148,11 @@ class Discriminator(GrowingDiscriminator):
         self.tail = nn.Sequential(*after)
         self.projection = Projection(config.discriminator_widths[-1], config.classes)
 
-    def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Logits [n]; ValueError where the ladder has no such rung."""
-        x = self.descend(images, stage)
-        return self.projection(self.tail(x), labels)
+    def features(self, images: Tensor, stage: Stage) -> Tensor:
+        return pool(self.tail(self.descend(images, stage)))
+
+    def judge(self, features: Tensor, labels: Tensor) -> Tensor:
+        return self.projection(features, labels)
 
 
 def _steps(config: BigGANDeepConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
@@ -163,4 +171,4 @@ def _steps(config: BigGANDeepConfig) -> Iterator[tuple[int, nn.Module, list[nn.M
 
 def build(config: BigGANDeepConfig) -> tuple[Generator, Discriminator]:
     """Both networks, initialised from torch's default random generator."""
-    return Generator(config), Discriminator(config)
+    return with_spectral_norm(config, Generator(config), Discriminator(config))

@@ -112,15 +112,18 @@ class Discriminator(GrowingDiscriminator):
 
     def __init__(self, config: DCGANConfig):
         super().__init__(config.rungs)
+        self.base = config.base
         after = self.stack(_steps(config))
         last = nn.Conv2d(config.features(config.base), config.classes or 1, config.base, bias=False)
         self.tail = nn.Sequential(*after, last, nn.Flatten())
         _initialise(self)
 
-    def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Logits [n]; ValueError where the ladder has no such rung."""
-        x = self.descend(images, stage)
-        return pick_label(self.tail(x), labels)
+    def features(self, images: Tensor, stage: Stage) -> Tensor:
+        return self.tail[:-2](self.descend(images, stage)).flatten(1)
+
+    def judge(self, features: Tensor, labels: Tensor) -> Tensor:
+        planes = features.unflatten(1, (-1, self.base, self.base))
+        return pick_label(self.tail[-2:](planes), labels)
 
 
 def _steps(config: DCGANConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:

@@ -216,7 +216,8 @@ class GrowingDiscriminator(Growing):
     """The way down, mirrored: heads that read images, `descents` from rung to rung, then a tail.
 
     `descents[r]` goes from the features that `heads[r]` yields to those that `heads[r / 2]` yields.
-    `mixes_batch` says that a logit depends on other images of the batch.
+    `mixes_batch` says that a logit depends on other images of the batch. A family says what its last
+    layer sees (`features`) and makes of it (`judge`).
     """
 
     mixes_batch = False
@@ -224,6 +225,21 @@ class GrowingDiscriminator(Growing):
     def __init__(self, rungs: tuple[int, ...]):
         super().__init__(rungs)
         self.descents = nn.ModuleDict()
+
+    def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
+        """Logits [n] of images [n, channels, r, r] and, where there are classes, labels [n].
+
+        ValueError where the ladder has no such rung.
+        """
+        return self.judge(self.features(images, stage), labels)
+
+    def features(self, images: Tensor, stage: Stage) -> Tensor:
+        """What the last layer sees of each image: [n, f]."""
+        raise NotImplementedError
+
+    def judge(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Logits [n] from features [n, f]."""
+        raise NotImplementedError
 
     def stack(self, steps: Iterable[tuple[int, nn.Module, Sequence[nn.Module]]]) -> list[nn.Module]:
         """Fill in from the image down: resolution, its head, and what leads from there to the next.

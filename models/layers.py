@@ -90,6 +90,7 @@ class SpectralNorm(nn.Module):
     weight: nn.Parameter
     u: Tensor
     v: Tensor
+    normalised = True
 
     def start_vectors(self) -> None:
         """Make the vectors, from the default random generator, and align them once."""
@@ -117,7 +118,9 @@ class SpectralNorm(nn.Module):
             return torch.dot(self.u, self._matrix() @ self.v)
 
     def normalised_weight(self) -> Tensor:
-        """The weight with a largest singular value of about 1."""
+        """The weight with a largest singular value of about 1, unless it is left as it is."""
+        if not self.normalised:
+            return self.weight
         return self.weight / self.sigma().clamp_min(SPECTRAL_EPS)
 
 
@@ -164,6 +167,13 @@ class SNEmbedding(SpectralNorm):
 
     def forward(self, labels: Tensor) -> Tensor:
         return F.embedding(labels, self.normalised_weight())
+
+
+def use_spectral_norm(module: nn.Module, normalised: bool) -> None:
+    """Whether weights are divided by their largest singular values."""
+    for layer in module.modules():
+        if isinstance(layer, SpectralNorm):
+            layer.normalised = normalised
 
 
 def spectral_iterate(module: nn.Module, times: int = 1) -> None:

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Loss:
-    """`discriminator(real, fake)` and `generator(fake)`, each from logits [n] to a scalar, the mean."""
+    """`discriminator(real, fake)` and `generator(fake)`, each from logits [n] to a scalar, the mean.
+
+    Logits above `boundary` say "real"; wgan's have no zero of their own, and say so only in comparison.
+    """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
+    boundary: float = 0.0
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -57,7 +61,7 @@ def non_saturating_generator(fake: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {
     "hinge": Loss(hinge_discriminator, minus_fake),
     "wgan": Loss(wasserstein_discriminator, minus_fake),
-    "lsgan": Loss(least_squares_discriminator, least_squares_generator),
+    "lsgan": Loss(least_squares_discriminator, least_squares_generator, boundary=0.5),
     "non-saturating": Loss(logistic_discriminator, non_saturating_generator),
 }
 

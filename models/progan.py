@@ -140,7 +140,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorBase(nn.Module):
-    """Minibatch standard deviation, convolution, two dense layers; a logit for each class."""
+    """Minibatch standard deviation, convolution, a dense layer; `dense2` has a logit for each class."""
 
     def __init__(self, features: int, base: int, classes: int | None):
         super().__init__()
@@ -150,7 +150,7 @@ class DiscriminatorBase(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = leaky_relu(self.conv(minibatch_stddev(x, STDDEV_GROUP)))
-        return self.dense2(leaky_relu(self.dense1(x.flatten(1))))
+        return leaky_relu(self.dense1(x.flatten(1)))
 
 
 class Discriminator(GrowingDiscriminator):
@@ -167,10 +167,11 @@ class Discriminator(GrowingDiscriminator):
         base = DiscriminatorBase(config.features(config.base), config.base, config.classes)
         self.tail = nn.Sequential(*after, base)
 
-    def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Logits [n]; ValueError where the ladder has no such rung or n is no multiple of 4."""
-        x = self.descend(images, stage)
-        return pick_label(self.tail(x), labels)
+    def features(self, images: Tensor, stage: Stage) -> Tensor:
+        return self.tail(self.descend(images, stage))
+
+    def judge(self, features: Tensor, labels: Tensor) -> Tensor:
+        return pick_label(self.tail[-1].dense2(features), labels)  # type: ignore[operator]
 
 
 def _steps(config: ProGANConfig, blurs: bool) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:

@@ -17,6 +17,7 @@ from models.biggan import (
     ResidualConfig,
     ResidualGenerator,
     paper_attention,
+    with_spectral_norm,
 )
 from models.growth import Stage
 from models.layers import BatchNorm
@@ -49,4 +50,4 @@ class Generator(ResidualGenerator):
 
 def build(config: SAGANConfig) -> tuple[Generator, Discriminator]:
     """Both networks, initialised from torch's default random generator."""
-    return Generator(config), Discriminator(config)
+    return with_spectral_norm(config, Generator(config), Discriminator(config))
