@@ -85,6 +85,8 @@ class Model(Section):
     """Length of the class embedding that all blocks share (biggan, biggan-deep)."""
     attention: int | None = None
     """Resolution that self-attention follows; null for none (sagan, biggan, biggan-deep)."""
+    spectral_norm: bool | None = None
+    """Whether weights are divided by their largest singular values (sagan, biggan, biggan-deep)."""
     mapping_layers: Count | None = None
     """Dense layers from z to w (stylegan)."""
 
@@ -230,6 +232,25 @@ class Checkpoint(Section):
     """Interval; also saved at the end."""
     keep: Count = 3
     """Newest checkpoints that stay."""
+    keep_best: int = Field(default=1, ge=0)
+    """Checkpoints that stay for their score, beside the newest and the last healthy one."""
+
+
+Amendment = dict[str, float | str]
+
+
+class Collapse(Section):
+    """What is done when the training falls apart; it is judged at every tracking.every_images."""
+
+    action: Literal["alert", "protect", "rewind", "stop"] = "rewind"
+    """Tell; keep the last healthy checkpoint for good; go back to it, amended; or end with exit 1."""
+    max_rewinds: int = Field(default=3, ge=0)
+    """Rewinds of a run, after which a collapse ends it with exit 1."""
+    amendments: list[Amendment] = [
+        {"training.lr_generator": "x0.5", "training.lr_discriminator": "x0.5"},
+        {"training.lr_generator": "x0.5", "training.lr_discriminator": "x0.5", "training.r1": 1.0},
+    ]
+    """What each rewind changes, in this order, the last one again; a value, or "x0.5" for half of it."""
 
 
 class Tracking(Section):
@@ -277,6 +298,7 @@ class Config(BaseSettings):
     data: Data
     scale: Scale = Scale()
     checkpoint: Checkpoint
+    collapse: Collapse = Collapse()
     tracking: Tracking
     storage: Storage = Storage()
 
@@ -313,6 +335,14 @@ class Config(BaseSettings):
             )
         if not self.worker_counts:
             raise ValueError(_no_worker_count(self))
+        if self.collapse.action == "rewind" and not self.collapse.amendments:
+            raise ValueError(
+                "collapse.amendments: names nothing that a rewind could change; give a list such as"
+                ' [{"training.lr_generator": "x0.5"}], or set collapse.action to alert, protect or stop'
+            )
+        amended = self
+        for i, amendment in enumerate(self.collapse.amendments):
+            amended = amend(amended, resolve(amended, amendment, f"collapse.amendments[{i}]"))
         return self
 
     @property
@@ -375,6 +405,56 @@ def _no_worker_count(config: Config) -> str:
         f" phase's batch / accumulation{per_group} {sizes[1:]}; take one of {fitting},"
         " or change the batch"
     )
+
+
+# Amendments ---------------------------------------------------------------------------------------
+
+# Settings that a step reads anew: a rewind may change them.
+AMENDABLE = (
+    "training.lr_generator",
+    "training.lr_discriminator",
+    "training.d_steps",
+    "training.r1",
+    "training.r1_every",
+    "training.gradient_penalty",
+    "training.gradient_penalty_every",
+    "training.drift",
+    "training.orthogonal",
+    "training.style_mixing",
+    "training.ema_half_life_images",
+)
+
+
+def resolve(config: Config, amendment: Amendment, where: str) -> dict[str, float]:
+    """The values that an amendment gives settings of `config`; ValueError, naming `where`."""
+    if not amendment:
+        raise ValueError(f"{where}: names nothing; give a setting, of {', '.join(AMENDABLE)}")
+    values = {}
+    for key, change in amendment.items():
+        if key not in AMENDABLE:
+            known = f"{_suggest(key, AMENDABLE)}; an amendment may change {', '.join(AMENDABLE)}"
+            raise ValueError(f"{where}: {key} cannot be amended; {known}")
+        before = getattr(config.training, key.partition(".")[2])
+        try:
+            told = str(change)
+            value = before * float(told[1:]) if told.startswith("x") else float(told)
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: {key}: {change!r} is neither a value nor a factor such as x0.5"
+            ) from error
+        values[key] = round(value) if isinstance(before, int) else value
+    return values
+
+
+def amend(config: Config, values: dict[str, float]) -> Config:
+    """The configuration with these values; ValueError where they do not hold."""
+    content = config.model_dump() | {"collapse": {"action": "alert", "amendments": []}}
+    for key, value in values.items():
+        content["training"] |= {key.partition(".")[2]: value}
+    try:
+        return Config(**content)
+    except ValidationError as error:
+        raise ValueError(explain(error, f"an amendment to {values}")) from error
 
 
 # From presets and flags ---------------------------------------------------------------------------
@@ -569,6 +649,7 @@ MAY_DIFFER = (
     "tracking.",
     "storage.",
     "checkpoint.",
+    "collapse.",
     "data.index_url",
     "data.readers",
     "data.decoders",

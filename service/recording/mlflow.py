@@ -1,6 +1,7 @@
 """The run in MLflow: found again by its key, so that it is one run across restarts."""
 
 import io
+import itertools
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ class MlflowLog:
         self.description = description
         self._client: Any = None
         self._run_id: str | None = None
+        self._attempts: dict[int, str] = {}
 
     def open(self) -> str:
         """Find the run by its key, or make it, and return its id."""
@@ -52,7 +54,7 @@ class MlflowLog:
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
             self._client = mlflow.MlflowClient(self.description.uri)
-            self._run_id = self._find() or self._create()
+            self._run_id = self._find(self.description.key) or self._create()
             self._client.update_run(self._run_id, status="RUNNING")
         return self._run_id
 
@@ -62,29 +64,56 @@ class MlflowLog:
         Delivering the same records twice leaves the same run: MLflow keeps equal points once, and
         files are named after their clock.
         """
-        run_id = self.open()
-        records = list(records)
-        for batch in _chunks(_points(records), MAX_METRICS):
-            self._client.log_batch(run_id, metrics=batch)
-        for record in records:
-            if record.picture:
-                self._log_picture(run_id, record, fetch(record.picture))
-            if record.checkpoint:
-                text = json.dumps(record.checkpoint, indent=2)
-                self._client.log_text(run_id, text, f"checkpoints/{record.images:012d}.json")
+        main = self.open()
+        ordered = sorted(records, key=lambda record: record.attempt)
+        for attempt, group in itertools.groupby(ordered, key=lambda record: record.attempt):
+            run_id, part = self._attempt(attempt), list(group)
+            for batch in _chunks(_points(part), MAX_METRICS):
+                self._client.log_batch(run_id, metrics=batch)
+            for record in part:
+                if record.picture:
+                    self._log_picture(run_id, record, fetch(record.picture))
+                if record.checkpoint:
+                    text = json.dumps(record.checkpoint, indent=2)
+                    self._client.log_text(run_id, text, f"checkpoints/{record.images:012d}.json")
+                if record.event:
+                    self._log_event(main, record)
 
     def finish(self, status: str, tags: dict[str, str]) -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
+        """Close the run as FINISHED, FAILED or KILLED, and with it its attempts."""
         run_id = self.open()
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
-        self._client.set_terminated(run_id, status)
+        for attempt_id in [*self._attempts.values(), run_id]:
+            self._client.set_terminated(attempt_id, status)
 
-    def _find(self) -> str | None:
+    def _attempt(self, attempt: int) -> str:
+        """The run that an attempt logs to: after a rewind a nested one, since points stay for good."""
+        run_id = self.open()
+        if attempt == 0:
+            return run_id
+        if attempt not in self._attempts:
+            key = f"{self.description.key}-{attempt}"
+            self._attempts[attempt] = self._find(key) or self._client.create_run(
+                self._client.get_run(run_id).info.experiment_id,
+                run_name=f"{self.description.name}, attempt {attempt + 1}",
+                tags={"mlflow.parentRunId": run_id, KEY_TAG: key},
+            ).info.run_id  # fmt: skip
+        return self._attempts[attempt]
+
+    def _log_event(self, run_id: str, record: Record) -> None:
+        """In the run's timeline, and as tags the last of its kind."""
+        event = record.event or {}
+        self._client.set_tag(run_id, f"gan.{event['action']}", f"at {record.images}: {event['reason']}")
+        text = json.dumps({"images": record.images, "attempt": record.attempt, **event}, indent=2)
+        name = f"{record.images:012d}-{record.attempt}-{event['action']}"
+        self._client.log_text(run_id, text, f"timeline/{name}.json")
+
+    def _find(self, key: str) -> str | None:
         experiment = self._client.get_experiment_by_name(self.description.experiment)
         if experiment is None:
             return None
-        query = f"tags.`{KEY_TAG}` = '{self.description.key}'"
+        query = f"tags.`{KEY_TAG}` = '{key}'"
         runs = self._client.search_runs([experiment.experiment_id], query, max_results=1)
         return runs[0].info.run_id if runs else None
 

@@ -4,11 +4,12 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
+from service.collapse.detector import KINDS, LEVELS
 from service.errors import UsageError
+from service.recording.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +42,35 @@ class LiveMetrics:
             "Seconds since the last committed checkpoint, or since the start",
             registry=self._registry,
         )
+        about = "0 healthy, 1 warning, 2 collapsed"
+        self._collapse = Gauge(f"{PREFIX}collapse", about, ["kind"], registry=self._registry)
+        for kind in KINDS:
+            self._collapse.labels(kind).set(0)
+        self._rewinds = Counter(f"{PREFIX}rewinds", "Rewinds after a collapse", registry=self._registry)
         age.set_function(lambda: time.time() - (self._checkpoint_time or self._started))
         self.port = self._serve(host, port)
 
-    def update(self, values: Mapping[str, float]) -> None:
-        """Set a gauge for each value, made when it is first seen."""
-        for name, value in values.items():
-            self._gauge(name).set(value)
+    def update(self, record: Record) -> None:
+        """Show what a record says: a gauge for each value, made when it is first seen.
+
+        Values in folders, such as those of single weights, are for MLflow alone.
+        """
+        for name, value in record.values.items():
+            if "/" not in name:
+                self._gauge(name).set(value)
+        if record.checkpoint:
+            self._checkpoint_time = record.time
+        if record.note and "verdict" in record.note:
+            verdict = record.note["verdict"]
+            for kind in KINDS:
+                level = LEVELS.index(verdict["level"]) if kind == verdict["kind"] else 0
+                self._collapse.labels(kind).set(level)
+        if record.event and record.event["action"] == "rewind":
+            self._rewinds.inc()
 
     def up(self, running: bool) -> None:
         """1 while the run trains, 0 once it has ended."""
         self._gauge("up", "Whether the run is training").set(float(running))
-
-    def checkpoint_committed(self, at: float) -> None:
-        """Note the time of a commit, in seconds since the epoch."""
-        self._checkpoint_time = at
 
     def _gauge(self, name: str, about: str = "Last value that the run reported") -> Gauge:
         name = PREFIX + re.sub(r"\W", "_", name)

@@ -10,7 +10,8 @@ class Record:
     """One message at the clock `images`, made at `time` (seconds since the epoch).
 
     `values` are numbers for the curves; `picture` is the key of a PNG in the run directory;
-    `checkpoint` describes one that was committed; `note` is for the progress display alone.
+    `checkpoint` describes one that was committed; `event` what befell the run: an `action` (alert,
+    protect, rewind, best), a `reason` in words and what belongs to it; `note` is for live displays.
     """
 
     images: int
@@ -19,12 +20,16 @@ class Record:
     values: dict[str, float] = field(default_factory=dict)
     picture: str | None = None
     checkpoint: dict[str, Any] | None = None
+    event: dict[str, Any] | None = None
     note: dict[str, Any] | None = None
 
     @property
     def kind(self) -> str:
         """Records of one kind come in the order of the clock."""
-        return "picture" if self.picture else "checkpoint" if self.checkpoint else "values"
+        for kind in ("picture", "checkpoint", "event"):
+            if getattr(self, kind):
+                return kind
+        return "values"
 
     def to_json(self) -> str:
         """One line."""

@@ -52,10 +52,10 @@ class Recorder:
 
     def write(self, record: Record) -> None:
         """Take a record; it is safe in the spool on return, unless storage fails just now."""
-        self._live.update(record.values)
-        if record.checkpoint:
-            self._live.checkpoint_committed(record.time)
+        self._try(lambda: self._live.update(record))
         self._latest |= {"images": record.images, **record.values, **(record.note or {})}
+        if record.event:
+            self._latest["event"] = {"images": record.images, **record.event}
         if record.kind != "values" or record.values:
             with self._lock:
                 self._fresh.append(record)
@@ -63,7 +63,8 @@ class Recorder:
 
     def draw(self, record: Record, images: NDArray[np.uint8], columns: int, pixels: int) -> None:
         """Make a grid of the images, keep it in the run directory, and take the record of it."""
-        key = f"{PICTURES}/grid-{record.images:012d}.png"
+        attempt = f"-{record.attempt}" if record.attempt else ""
+        key = f"{PICTURES}/grid-{record.images:012d}{attempt}.png"
         with self._lock:
             self._unsaved[key] = grid_png(images, columns, pixels)
         self.write(Record(record.images, record.time, record.attempt, picture=key))

@@ -4,13 +4,16 @@ A checkpoint is a folder `checkpoints/<images>-<token>-<sequence>` in the run di
 later one is that with the higher token (see lock.py) and then the higher sequence number.
 """
 
+import contextlib
+import copy
 import hashlib
 import io
+import itertools
 import json
 import logging
 import pickle
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -101,11 +104,16 @@ def _read_manifest(storage: Storage, key: str) -> dict[str, Any]:
 
 
 def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
-    """Checkpoints that verify, newest first; each that does not is logged and passed over.
+    """Checkpoints that verify, newest first."""
+    return verified(storage, reversed(find(storage)[0]))
+
+
+def verified(storage: Storage, names: Iterable[Name]) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
+    """Those checkpoints that verify; each that does not is logged and passed over.
 
     Storage that cannot be read at all is no reason to go back: its StorageError is raised.
     """
-    for name in reversed(find(storage)[0]):
+    for name in names:
         try:
             yield name, *read(storage, name)
         except (DataError, MissingError) as error:
@@ -135,23 +143,44 @@ def resume(storage: Storage, state: TrainState) -> tuple[Name, dict[str, Any]] |
     return None
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the `newest`, the `best` by score, and always the last healthy one."""
+
+    newest: int
+    best: int = 0
+
+    def choose(
+        self, committed: Sequence[Name], healthy: Collection[Name], ranked: Sequence[Name]
+    ) -> set[Name]:
+        """Of the committed, oldest first, those that stay; `ranked` has the best first."""
+        well = [name for name in committed if name in healthy]
+        return {*committed[-self.newest :], *well[-1:], *ranked[: self.best]}
+
+
 class Checkpointer:
-    """Writes checkpoints behind the training: one at a time, errors raised at the next call."""
+    """Writes checkpoints behind the training: one at a time, errors raised at the next call.
+
+    The state is copied into memory that is kept for the next time; all else happens in a thread.
+    """
 
     def __init__(
         self,
         storage: Storage,
         token: int,
-        keep: int,
+        keep: Keep,
         config: dict[str, Any],
         before_commit: Callable[[], None] = lambda: None,
         after_commit: Callable[[Name, dict[str, Any]], None] = lambda name, manifest: None,
+        rank: Callable[[Sequence[Name]], Sequence[Name]] = lambda names: (),
     ):
         self.storage, self.token, self.keep = storage, token, keep
         self.config = config
-        self.before_commit, self.after_commit = before_commit, after_commit
+        self.before_commit, self.after_commit, self.rank = before_commit, after_commit, rank
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._buffer: Tensors | None = None
+        self._healthy: dict[Name, bool] = {}
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Copy the state, then commit it in the background, once the one before is through.
@@ -159,8 +188,9 @@ class Checkpointer:
         `metrics` are written down beside it, for people.
         """
         self.wait()
-        tensors, plain = copy_to_cpu(state.tensors()), state.plain()
-        self._pending = self._thread.submit(self._commit, tensors, plain, metrics or {})
+        self._buffer = copy_to_cpu(state.tensors(), self._buffer)
+        plain = copy.deepcopy(state.plain())
+        self._pending = self._thread.submit(self._commit, self._buffer, plain, metrics or {})
 
     def wait(self) -> None:
         """Until the last save is committed; raises what went wrong with it."""
@@ -192,26 +222,62 @@ class Checkpointer:
         check_token(self.storage, self.token)
         self.storage.put_if(f"{name.folder}/{MANIFEST}", json.dumps(manifest).encode(), None)
         log.info("event=checkpoint images=%d name=%s", name.images, name.folder)
+        self._healthy[name] = is_healthy(manifest)
         self.after_commit(name, manifest)
-        self._sweep([*present, name], keys)
+        self._sweep([*present, name], keys, plain["monitor"].get("protected", ()))
 
-    def _sweep(self, present: list[Name], keys: dict[Name, list[str]]) -> None:
+    def _sweep(
+        self, committed: list[Name], keys: dict[Name, list[str]], protected: Collection[str]
+    ) -> None:
         """Delete checkpoints beyond those kept, manifests first, and what was never committed."""
-        kept = set(sorted(present)[-self.keep :])
+        healthy = [name for name in committed if self._is_healthy(name)]
+        kept = self.keep.choose(sorted(committed), healthy, self.rank(committed))
         for name, files in keys.items():
-            if name not in kept:
+            if name not in kept and name.folder not in protected:
                 self.storage.delete(sorted(files, key=lambda key: not key.endswith(MANIFEST)))
 
+    def _is_healthy(self, name: Name) -> bool:
+        if name not in self._healthy:
+            try:
+                manifest = _read_manifest(self.storage, f"{name.folder}/{MANIFEST}")
+                self._healthy[name] = is_healthy(manifest)
+            except (DataError, MissingError):
+                self._healthy[name] = False
+        return self._healthy[name]
 
-def copy_to_cpu(value: Any) -> Any:
-    """A nested structure with every tensor copied to the CPU."""
+
+def is_healthy(manifest: dict[str, Any]) -> bool:
+    """Whether nothing was wrong with the training when this was saved."""
+    return manifest["state"]["monitor"].get("verdict", {}).get("level", "healthy") == "healthy"
+
+
+def healthy(storage: Storage, images: int) -> Iterator[Name]:
+    """Healthy checkpoints up to this clock, the latest of the clock first."""
+    early = [name for name in find(storage)[0] if name.images <= images]
+    for name in sorted(early, key=lambda name: (name.images, name), reverse=True):
+        with contextlib.suppress(DataError, MissingError):
+            if is_healthy(_read_manifest(storage, f"{name.folder}/{MANIFEST}")):
+                yield name
+
+
+def copy_to_cpu(value: Any, buffer: Any = None) -> Any:
+    """A nested structure with every tensor copied to the CPU, into those of `buffer` that fit.
+
+    `buffer` is what an earlier call returned. From a GPU it is page-locked memory, which copies faster.
+    """
     match value:
         case torch.Tensor():
-            return value.detach().to("cpu", copy=True)
+            source = value.detach()
+            if not (isinstance(buffer, torch.Tensor) and buffer.shape == source.shape):
+                buffer = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
+            return buffer.copy_(source)
         case dict():
-            return {key: copy_to_cpu(item) for key, item in value.items()}
+            kept = buffer if isinstance(buffer, dict) else {}
+            return {key: copy_to_cpu(item, kept.get(key)) for key, item in value.items()}
         case list() | tuple():
-            return type(value)(copy_to_cpu(item) for item in value)
+            before = buffer if isinstance(buffer, list | tuple) else ()
+            pairs = itertools.zip_longest(value, before[: len(value)])
+            return type(value)(copy_to_cpu(item, old) for item, old in pairs)
     return value
 
 

@@ -1,21 +1,24 @@
 """From the clock to what is trained: stage, batch, rates. Pure functions of configuration and images."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models import Stage
-from service.config import Phase
+from service.config import Config, Phase
 
 
 @dataclass(frozen=True)
 class Span:
-    """A phase's fade or its hold: images [start, end), all of whole cycles of one kind.
+    """A phase's fade or its hold, or a part of it: images [start, end), all of whole cycles of one kind.
 
-    `new_rung` says that the span before, if any, was at another resolution.
+    The fade or hold itself is images [whole_start, whole_end). `new_rung` says that the span before, if
+    any, was at another resolution.
     """
 
     start: int
     end: int
+    whole_start: int
+    whole_end: int
     resolution: int
     fading: bool
     batch: int
@@ -54,33 +57,58 @@ class Cycle:
 
 
 class Curriculum:
-    """The phase table, its fades and holds rounded up to whole cycles."""
+    """The phase table, its fades and holds rounded up to whole cycles.
 
-    def __init__(self, phases: Sequence[Phase], d_steps: int):
+    `changes` are (images, d_steps) in force from that clock on, a boundary of cycles; of two at one
+    clock the later counts. Where they fall inside a fade or hold, they cut it.
+    """
+
+    def __init__(self, phases: Sequence[Phase], d_steps: int, changes: Sequence[tuple[int, int]] = ()):
+        self._steps = [(0, d_steps), *sorted(changes, key=lambda change: change[0])]
         spans: list[Span] = []
         clock = 0
         for phase in phases:
-            cycle = phase.batch * d_steps
             for images, fading in ((phase.fade_images, True), (phase.hold_images, False)):
-                if not images:
-                    continue
-                end = clock + -(-images // cycle) * cycle
-                spans.append(
-                    Span(
-                        clock,
-                        end,
-                        phase.resolution,
-                        fading,
-                        phase.batch,
-                        phase.accumulation,
-                        phase.lr_scale,
-                        cycle,
-                        new_rung=not spans or spans[-1].resolution != phase.resolution,
+                parts = list(self._parts(clock, images, phase.batch))
+                for start, end, cycle in parts:
+                    spans.append(
+                        Span(
+                            start,
+                            end,
+                            clock,
+                            parts[-1][1],
+                            phase.resolution,
+                            fading,
+                            phase.batch,
+                            phase.accumulation,
+                            phase.lr_scale,
+                            cycle,
+                            new_rung=not spans or spans[-1].resolution != phase.resolution,
+                        )
                     )
-                )
-                clock = end
-        self.spans = tuple(spans)
+                clock = parts[-1][1] if parts else clock
         self.end = clock
+        self.spans = tuple(self._held(spans))
+
+    def _parts(self, start: int, images: int, batch: int) -> Iterator[tuple[int, int, int]]:
+        """(start, end, images of a cycle) of what a stretch of `images` is cut into, in whole cycles."""
+        left = images
+        while left > 0:
+            cycle = batch * [steps for at, steps in self._steps if at <= start][-1]
+            end = start + -(-left // cycle) * cycle
+            end = min([end, *(at for at, _ in self._steps if at > start)])
+            yield start, end, cycle
+            left -= end - start
+            start = end
+
+    def _held(self, spans: list[Span]) -> Iterator[Span]:
+        """The spans, and the last phase held on through changes beyond the table."""
+        yield from spans[:-1]
+        last = spans[-1]
+        beyond = max(self._steps[-1][0] + 1, last.end) - last.start
+        for start, end, cycle in self._parts(last.start, beyond, last.batch):
+            rung = last.new_rung and start == last.start
+            yield replace(last, start=start, end=end, cycle_images=cycle, new_rung=rung)
 
     def span_at(self, images: int) -> Span:
         """The span that the clock is in; beyond the table the last one holds."""
@@ -91,7 +119,8 @@ class Curriculum:
         span = self.span_at(images)
         if (images - span.start) % span.cycle_images:
             raise ValueError(f"no cycle begins at {images} images: {span}")
-        alpha = (images - span.start) / (span.end - span.start) if span.fading else 1.0
+        whole = span.whole_end - span.whole_start
+        alpha = (images - span.whole_start) / whole if span.fading else 1.0
         return Cycle(images, span, Stage(span.resolution, alpha))
 
     def containing(self, images: int) -> Cycle:
@@ -119,6 +148,12 @@ class Curriculum:
             cycle = self.at(images)
             yield cycle
             images = cycle.end
+
+
+def curriculum_of(config: Config, amendments: Sequence[tuple[int, dict[str, float]]]) -> Curriculum:
+    """The phase table under the amendments of a run, each (images, values) in force from there on."""
+    changes = [(at, int(v["training.d_steps"])) for at, v in amendments if "training.d_steps" in v]
+    return Curriculum(config.phases, config.training.d_steps, changes)
 
 
 def due(interval: int, before: int, after: int) -> bool:

@@ -10,8 +10,9 @@ from torch import nn
 from torch.optim import Adam
 
 import models
-from models import Growing
+from models import Growing, GrowingDiscriminator
 from models.layers import use_fused
+from service.collapse.signals import Spectra
 from service.config import Config, Training
 
 
@@ -19,11 +20,15 @@ from service.config import Config, Training
 class TrainState:
     """What a checkpoint holds. `images` is the clock; `monitor` and `tracking` hold plain values."""
 
+    PARTS = ("generator", "discriminator", "ema", "optimizer_g", "optimizer_d", "spectra")
+    PLAIN = ("seed", "images", "attempt", "amendments", "monitor", "tracking")
+
     generator: Growing
-    discriminator: Growing
+    discriminator: GrowingDiscriminator
     ema: Growing
     optimizer_g: Adam
     optimizer_d: Adam
+    spectra: Spectra
     seed: int
     images: int = 0
     attempt: int = 0
@@ -31,17 +36,9 @@ class TrainState:
     monitor: dict[str, Any] = field(default_factory=dict)
     tracking: dict[str, str] = field(default_factory=dict)
 
-    PLAIN = ("seed", "images", "attempt", "amendments", "monitor", "tracking")
-
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """The state dictionaries by name: those of three networks and two optimizers."""
-        return {
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer_g": self.optimizer_g.state_dict(),
-            "optimizer_d": self.optimizer_d.state_dict(),
-        }
+        """The state dictionaries by name: those of networks, optimizers and the spectra's vectors."""
+        return {name: getattr(self, name).state_dict() for name in self.PARTS}
 
     def plain(self) -> dict[str, Any]:
         """The rest, fit for JSON."""
@@ -70,6 +67,7 @@ def new_state(config: Config, device: torch.device) -> TrainState:
         copy.deepcopy(generator).requires_grad_(False),
         _adam(generator.parameters(), training.lr_generator, training),
         _adam(discriminator.parameters(), training.lr_discriminator, training),
+        Spectra({"generator": generator, "discriminator": discriminator}),
         seed=config.run.seed,
     )
 

@@ -27,8 +27,11 @@ MEASURES = (
     "logit_real",
     "logit_fake",
     "margin",
+    "accuracy_real",
+    "accuracy_fake",
     "grad_norm_d",
     "grad_norm_g",
+    "nonfinite",
 )
 
 
@@ -68,8 +71,31 @@ class Step:
         loss_g, norm_g = self._generator_step(cycle)
         self._average(cycle)
         self.state.images = cycle.end
-        loss_d, penalty, real, fake, norm_d = d_measures.unbind()
-        return torch.stack([loss_d, loss_g, penalty, real, fake, real - fake, norm_d, norm_g])
+        loss_d, penalty, real, fake, right_real, right_fake, norm_d = d_measures.unbind()
+        finite = (loss_d + loss_g + norm_d + norm_g).isfinite()
+        rest = [right_real, right_fake, norm_d, norm_g, 1 - finite.to(loss_d.dtype)]
+        return torch.stack([loss_d, loss_g, penalty, real, fake, real - fake, *rest])
+
+    @torch.no_grad()
+    def imagine(
+        self, draws: Draws, numbers: NDArray[np.int64], labels: NDArray[np.int64], cycle: Cycle
+    ) -> Tensor:
+        """The raw generator's images of these draws and labels; changes nothing of the training."""
+        with self._autocast():
+            fakes, _ = self._generate(self.state.generator, draws, numbers, cycle, labels)
+        return fakes.to(self.dtype)
+
+    @torch.no_grad()
+    def examine(self, images: Tensor, labels: NDArray[np.int64], cycle: Cycle) -> tuple[Tensor, Tensor]:
+        """The discriminator's features [n, f] and logits [n]; changes nothing of the training."""
+        discriminator = self.state.discriminator
+        with self._autocast():
+            features = discriminator.features(images, cycle.stage)
+            return features, discriminator.judge(features, self._to_device(labels))
+
+    def pixels(self, images: NDArray[np.uint8], cycle: Cycle) -> Tensor:
+        """Real images uint8 [n, h, w, c] as the discriminator is shown them: [n, c, h, w] in [-1, 1]."""
+        return growth.fade_images(self._to_pixels(images), cycle.stage)
 
     def _enter(self, cycle: Cycle) -> None:
         """Freeze what the span does not use and wrap anew what it does; set up its optimizers."""
@@ -96,7 +122,7 @@ class Step:
         for i in range(span.accumulation):
             batch = next(batches)
             numbers = self.workers.share(start + i * span.micro_batch, span.micro_batch)
-            reals = growth.fade_images(self._to_pixels(batch.images), cycle.stage)
+            reals = self.pixels(batch.images, cycle)
             real_labels = self._to_device(batch.labels)
             with torch.no_grad(), self._autocast():
                 fakes, labels = self._generate(state.generator, self.draws_d, numbers, cycle)
@@ -108,7 +134,9 @@ class Step:
                     real, fake = self._judge(reals, real_labels, fakes, labels, cycle)
                 loss = self.loss.discriminator(real, fake)
                 (loss + self.training.drift * drift(real)).div(span.accumulation).backward()
-            measures.append(torch.stack([loss, penalty, real.mean(), fake.mean()]).detach())
+            right = [(real > self.loss.boundary), (fake < self.loss.boundary)]
+            means = [real.mean(), fake.mean(), *(r.to(real.dtype).mean() for r in right)]
+            measures.append(torch.stack([loss, penalty, *means]).detach())
         norm = _gradient_norm(self._active_d)
         state.optimizer_d.step()
         return torch.cat([torch.stack(measures).mean(0), norm[None]])
@@ -197,10 +225,16 @@ class Step:
             torch._foreach_copy_(self._ema_buffers, self._buffers)
 
     def _generate(
-        self, network: nn.Module, draws: Draws, numbers: NDArray[np.int64], cycle: Cycle
+        self,
+        network: nn.Module,
+        draws: Draws,
+        numbers: NDArray[np.int64],
+        cycle: Cycle,
+        wanted: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Images of `network`, the generator as it is or wrapped, and their labels."""
+        """Images of `network`, the generator as it is or wrapped; labels are drawn unless `wanted`."""
         latents, labels = self._draw(draws, numbers)
+        labels = labels if wanted is None else self._to_device(wanted)
         generator = self.state.generator
         if not isinstance(generator, stylegan.Generator):
             return network(latents, labels, cycle.stage), labels

@@ -12,7 +12,7 @@ from service.config import Config
 from service.errors import DataError, UsageError
 from service.storage import open_storage
 from service.training import checkpoint
-from service.training.curriculum import Curriculum
+from service.training.curriculum import curriculum_of
 from service.training.run import read_run
 
 WEIGHTS = ("ema", "generator")
@@ -79,7 +79,7 @@ def load(address: str, weights: str = "ema") -> Trained:
     return Trained(
         generator.requires_grad_(False).eval(),
         config.shape,
-        Curriculum(config.phases, config.training.d_steps).before(name.images).stage,
+        curriculum_of(config, manifest["state"]["amendments"]).before(name.images).stage,
         config,
         name.images,
         storage.url(name.folder),

@@ -19,7 +19,7 @@ from service import export, pretrained
 from service.config import Config
 from service.errors import DataError, ServiceError, UsageError
 from service.storage import open_storage
-from service.training.checkpoint import Checkpointer
+from service.training.checkpoint import Checkpointer, Keep
 from service.training.lock import RunLock
 from service.training.run import RUN_KEY
 from service.training.sampling import Sampler
@@ -65,7 +65,7 @@ def make_run(folder: Path | str, family: str, images: int = 176) -> str:
     run = {"key": "a run", "fingerprint": FINGERPRINT, "config": config.model_dump()}
     storage.put(RUN_KEY, json.dumps(run).encode())
     lock = RunLock(storage)
-    writer = Checkpointer(storage, lock.acquire(), 3, config.model_dump())
+    writer = Checkpointer(storage, lock.acquire(), Keep(3), config.model_dump())
     writer.save(state, {"fid": 12.25})
     writer.wait()
     lock.release()

@@ -15,7 +15,7 @@ from service.config import Config
 from service.errors import DataError, UsageError
 from service.recording.pictures import grid_png
 from service.storage import open_storage
-from service.training.checkpoint import Checkpointer
+from service.training.checkpoint import Checkpointer, Keep
 from service.training.curriculum import Curriculum
 from service.training.lock import RunLock
 from service.training.panel import draw_panel, panel_columns
@@ -56,7 +56,7 @@ def make_run(config: Config) -> None:
         sheet = grid_png(panel, panel_columns(config), config.model.resolution)
         storage.put(f"pictures/grid-{images:012d}.png", sheet)
     lock = RunLock(storage)
-    saver = Checkpointer(storage, lock.acquire(), 3, config.model_dump())
+    saver = Checkpointer(storage, lock.acquire(), Keep(3), config.model_dump())
     saver.save(state)
     saver.wait()
     lock.release()

@@ -141,8 +141,8 @@ class Switch:
 
 def test_live_values_are_served_with_upness_and_the_age_of_the_checkpoint(tmp_path):
     live = LiveMetrics("127.0.0.1", 0)
-    live.update({"loss_d": 1.5, "images": 640.0})
-    live.checkpoint_committed(time.time() - 100)
+    live.update(Record(640, 0.0, values={"loss_d": 1.5, "images": 640.0}))
+    live.update(Record(640, time.time() - 100, checkpoint={"address": "there"}))
     values = scrape(live.port)
     assert (values["gan_loss_d"], values["gan_images"], values["gan_up"]) == (1.5, 640.0, 1.0)
     assert values["gan_checkpoint_age_seconds"] >= 100

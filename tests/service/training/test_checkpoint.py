@@ -10,7 +10,7 @@ from service.config import Config
 from service.errors import DataError, LockError, StorageError
 from service.storage import open_storage
 from service.training import checkpoint
-from service.training.checkpoint import Checkpointer
+from service.training.checkpoint import Checkpointer, Keep
 from service.training.lock import RunLock
 from service.training.state import new_state
 from tests.conftest import tiny_config
@@ -39,7 +39,7 @@ def token(storage):
 
 
 def saver(storage, token, keep=3):
-    return Checkpointer(storage, token, keep, {"made": "here"})
+    return Checkpointer(storage, token, Keep(keep), {"made": "here"})
 
 
 def save(storage, token, state, *clocks, keep=3):

@@ -12,12 +12,12 @@ from service.config import Config
 from service.data.samples import Batch
 from service.storage import open_storage
 from service.training import checkpoint, distributed
-from service.training.checkpoint import Checkpointer
+from service.training.checkpoint import Checkpointer, Keep
 from service.training.curriculum import Curriculum
 from service.training.lock import RunLock
+from service.training.session import Session
 from service.training.state import TrainState, new_state
 from service.training.step import MEASURES, Step
-from service.training.worker import Session
 from tests.conftest import assert_equal, tiny_config, tiny_values
 
 CYCLES = 30
@@ -216,7 +216,7 @@ def test_law_3_a_run_stopped_in_the_middle_of_a_fade_goes_on_bit_for_bit(digits,
     assert 0 < stage.alpha < 1
     storage = open_storage(config.run.dir)
     lock = RunLock(storage)
-    saver = Checkpointer(storage, lock.acquire(), 3, {})
+    saver = Checkpointer(storage, lock.acquire(), Keep(3), {})
     saver.save(stopped)
     saver.wait()
     lock.release()

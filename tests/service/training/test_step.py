@@ -8,9 +8,9 @@ import torch
 
 from service.config import Config
 from service.training import distributed
+from service.training.session import Session
 from service.training.state import TrainState, new_state
 from service.training.step import MEASURES, Step
-from service.training.worker import Session
 from tests.conftest import tiny_values
 
 PHASES = [

@@ -1,0 +1,149 @@
+"""Looks at a training from time to time: a fixed panel of latents beside fixed real images, and weights.
+
+It draws from no stream of the training's and changes no buffer of its networks.
+"""
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.losses import LOSSES
+from service.collapse import signals
+from service.config import Config
+from service.data.order import Order
+from service.data.samples import Batch, Request, Source, read
+from service.training.curriculum import Cycle, Span
+from service.training.distributed import Workers
+from service.training.random import Draws
+from service.training.step import Step
+
+log = logging.getLogger(__name__)
+
+PANEL_CLASSES = 10
+FIRST_ITERATIONS = 8
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Which classes are looked at, and the real images to compare with, held out where any are."""
+
+    classes: NDArray[np.int64]
+    source: Source
+    held_out: bool
+
+
+def panel_of(config: Config, source: Source) -> Panel:
+    """Up to ten classes, spread over all, and their images in an order of their own."""
+    index, count = source.index, config.model.classes or 1
+    classes = np.unique(np.linspace(0, count - 1, min(count, PANEL_CLASSES)).astype(np.int64))
+    held_out = index.rows(held_out=True)
+    rows = held_out if len(held_out) else source.order.rows
+    if config.model.classes:
+        rows = rows[np.isin(index.label[rows], classes)]
+    if not len(rows):  # the classes that are looked at have no held-out images
+        rows = source.order.rows
+    # single samples are read, from all over the shards: a window of one
+    order = Order(index, rows, config.run.seed, lanes=1, window=1)
+    return Panel(classes, replace(source, order=order, cache_dir=None), bool(len(held_out)))
+
+
+class RealImages:
+    """A worker's share of the real images of each rung, read beside the training, once a rung."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="monitor")
+        self._asked: tuple[int, int] | None = None
+        self._batch: Future[Batch] | None = None
+
+    def ask(self, numbers: NDArray[np.int64], resolution: int) -> None:
+        """Begin to read these images, unless they are there already."""
+        wanted = (len(numbers), resolution)
+        if self._asked != wanted:
+            self._asked = wanted
+            self._batch = self._thread.submit(read, self._source, Request(numbers, resolution))
+
+    def take(self) -> Batch | None:
+        """The images, waited for; None, said in the log, where they could not be read."""
+        try:
+            return self._batch.result() if self._batch else None
+        except Exception as error:
+            log.warning("event=monitor_without_real_images error=%s", error)
+            return None
+
+    def close(self) -> None:
+        """End the reading."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class Monitor:
+    """Measures the signals of one attempt; all workers look at the same clock."""
+
+    def __init__(self, config: Config, workers: Workers, panel: Panel, real: RealImages, step: Step):
+        self.config, self.workers, self.step = config, workers, step
+        self.panel, self.real = panel, real
+        self.boundary = LOSSES[config.training.loss].boundary
+        self._draws = Draws(config.run.seed, "monitor", 0)
+        self._iterations = FIRST_ITERATIONS
+        self._span: Span | None = None
+
+    def prepare(self, cycle: Cycle) -> None:
+        """Have the real images that `look` will want read, if they are not yet."""
+        if cycle.span is not self._span:
+            self._span = cycle.span
+            self.real.ask(self._numbers(cycle), cycle.stage.resolution)
+
+    def look(self, cycle: Cycle) -> dict[str, float]:
+        """Signals after the cycle, equal on all workers."""
+        fake, real = self._crowds(cycle)
+        compared = signals.compare(fake, real)
+        spectra = self.step.state.spectra.values(self._iterations)
+        self._iterations = 1
+        held_out = {}
+        if self.panel.held_out:
+            held_out = {"accuracy_held_out": real.above, "logit_held_out": real.logit}
+        spreads = {"spread_fake": fake.logit_spread, "spread_real": real.logit_spread}
+        tops = {f"spectrum/{name}/{i}": v for name, top in spectra.items() for i, v in enumerate(top)}
+        return compared | held_out | spreads | tops
+
+    def _crowds(self, cycle: Cycle) -> tuple[signals.Crowd, signals.Crowd]:
+        numbers, classes = self._numbers(cycle), self.panel.classes
+        groups = numbers % len(classes)
+        labels = classes[groups]
+        total_fake = self._sums(
+            self.step.imagine(self._draws, numbers, labels, cycle), labels, groups, cycle
+        )
+        batch = self.real.take()
+        total_real = torch.zeros_like(total_fake)
+        if batch is not None:
+            images = self.step.pixels(batch.images, cycle)
+            groups = np.searchsorted(classes, batch.labels).clip(0, len(classes) - 1)
+            total_real = self._sums(images, batch.labels.clip(0), groups, cycle)
+        total = self.workers.sum(torch.stack([total_fake, total_real]))
+        size = signals.view_size(cycle.stage.resolution, self.config.model.channels)
+        return signals.crowd(total[0], size), signals.crowd(total[1], size)
+
+    def _sums(
+        self,
+        images: torch.Tensor,
+        labels: NDArray[np.int64],
+        groups: NDArray[np.int64],
+        cycle: Cycle,
+    ) -> torch.Tensor:
+        features, logits = self.step.examine(images, labels, cycle)
+        count = len(self.panel.classes)
+        return signals.sums(images, features, logits, torch.from_numpy(groups), count, self.boundary)
+
+    def _numbers(self, cycle: Cycle) -> NDArray[np.int64]:
+        """This worker's share of a panel as large as a micro-batch, which is known to fit."""
+        return self.workers.share(0, cycle.span.micro_batch)
+
+
+def plain(values: dict[str, Any]) -> dict[str, float]:
+    """Without the single weights' values, of which there are hundreds."""
+    return {name: value for name, value in values.items() if not name.startswith("spectrum/")}
