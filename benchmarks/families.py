@@ -25,7 +25,7 @@ from service.data.index import read_index
 from service.data.order import Order
 from service.data.samples import Request, Source, read
 from service.errors import ServiceError
-from service.metrics.features import NAME, features, load_network
+from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
 from service.recording.pictures import Pixels, grid_png
 from service.storage import open_storage
@@ -45,6 +45,8 @@ PRESETS = {
 }
 SHAPES = {"mnist-pggan": (28, 7)}
 DEFAULT_SHAPE = (32, 4)
+FEATURES = "efficientnet_lite0"
+SCORE = f"fd_{FEATURES}"
 BLOB_PIXELS = 4
 GRID_ROWS, GRID_COLUMNS = 8, 10
 
@@ -102,12 +104,12 @@ def _train_and_score(family: str, options: argparse.Namespace) -> Result:
     trained = load(str(run))
     held_out = _held_out(data, resolution)
     reference, others = held_out[0::2], held_out[1::2]
-    network = load_network()
+    features = open_features(FEATURES)
 
     def distance(images: Pixels) -> float:
-        return frechet_distance(target, moments(features(network, images)))
+        return frechet_distance(target, moments(features(images)))
 
-    target = moments(features(network, reference))
+    target = moments(features(reference))
     samples = _sample(trained, len(others))
     shown = samples[: GRID_ROWS * GRID_COLUMNS]
     (options.docs / "families").mkdir(parents=True, exist_ok=True)
@@ -171,7 +173,7 @@ def _sample(trained: Trained, count: int) -> Pixels:
     return sampler.draw(latents, labels, noise_seeds=draws.seeds(numbers, "noise"))
 
 
-HEAD = f"| family | preset | images | minutes | {NAME} | blobs | real |\n|{' --- |' * 7}"
+HEAD = f"| family | preset | images | minutes | {SCORE} | blobs | real |\n|{' --- |' * 7}"
 
 
 def _row(result: Result) -> str:
@@ -186,7 +188,7 @@ def _write_page(docs: Path, results: list[Result]) -> None:
     grids = "\n".join(
         f"## {result.family}\n\n![{result.family}](families/{result.family}.png)\n" for result in results
     )
-    (docs / "families.md").write_text(PAGE.format(table=table, grids=grids, name=NAME))
+    (docs / "families.md").write_text(PAGE.format(table=table, grids=grids, name=SCORE))
 
 
 PAGE = """# The families on Fashion-MNIST

