@@ -1,0 +1,136 @@
+"""What is measured of the real images, kept beside the run: the same for every checkpoint."""
+
+import functools
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from service import philox
+from service.errors import StorageError
+from service.metrics.feature_set import FeatureSet
+from service.metrics.frechet import Moments, moments
+from service.storage import MissingError, Storage
+
+log = logging.getLogger(__name__)
+
+# Raised with whatever makes the same network see other features in the same images.
+VERSION = 1
+FOLDER = "metrics/"
+
+
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    """Which real images are measured: rows of the index, at a resolution, in 1 or 3 channels."""
+
+    fingerprint: str
+    resolution: int
+    channels: int
+    held_out: NDArray[np.int64]
+    training: NDArray[np.int64]
+
+    def about(self, features: FeatureSet) -> dict[str, str | int]:
+        """All that their features depend on."""
+        return {
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "resolution": self.resolution,
+            "channels": self.channels,
+            "features": features.name,
+            "weights": features.digest,
+            "held_out": len(self.held_out),
+            "training": len(self.training),
+            "rows": hashlib.sha256(self.held_out.tobytes() + self.training.tobytes()).hexdigest(),
+        }
+
+    def key(self, features: FeatureSet) -> str:
+        """Where the statistics of these images in these features are kept."""
+        digest = hashlib.sha256(json.dumps(self.about(features)).encode()).hexdigest()
+        return f"{FOLDER}{features.name}-{self.resolution}-{digest[:16]}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Features float32 [n, d] of real images, and their rows int64 [n] in the index."""
+
+    features: NDArray[np.float32]
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class RealStatistics:
+    """Held-out images, which generated ones are compared with, and a sample of the training images."""
+
+    held_out: Sample
+    training: Sample
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Of the held-out images."""
+        return moments(self.held_out.features)
+
+
+def select_rows(rows: NDArray[np.int64], count: int, seed: int = 0) -> NDArray[np.int64]:
+    """`count` of the rows, or all where there are no more, drawn by `seed`, in ascending order."""
+    order = philox.permutation(philox.key("real images", seed), len(rows))
+    return np.sort(rows[order[:count]])
+
+
+def save_statistics(
+    storage: Storage, images: RealImages, features: FeatureSet, statistics: RealStatistics
+) -> None:
+    """Keep the statistics for later; where they cannot be written that is logged, and no error."""
+    tensors: dict[str, NDArray] = {
+        "held_out.features": statistics.held_out.features,
+        "held_out.rows": statistics.held_out.rows,
+        "training.features": statistics.training.features,
+        "training.rows": statistics.training.rows,
+        "about": np.frombuffer(json.dumps(images.about(features)).encode(), np.uint8),
+    }
+    tensors["sha256"] = _digest(tensors)
+    key = images.key(features)
+    try:
+        storage.put(key, safetensors.numpy.save(tensors))
+    except StorageError as error:
+        log.warning("event=statistics_not_kept key=%s error=%s", key, error)
+
+
+def load_statistics(storage: Storage, images: RealImages, features: FeatureSet) -> RealStatistics | None:
+    """The statistics that were kept of these images in these features.
+
+    None where there are none; also where they cannot be read, are damaged or of others, which is logged:
+    then measure anew and save.
+    """
+    key = images.key(features)
+    try:
+        return _parse(storage.get(key), images, features)
+    except MissingError:
+        return None
+    except (StorageError, SafetensorError, ValueError, KeyError) as error:
+        log.warning("event=statistics_measured_anew file=%s error=%s", storage.url(key), error)
+        return None
+
+
+def _parse(data: bytes, images: RealImages, features: FeatureSet) -> RealStatistics:
+    tensors = safetensors.numpy.load(data)
+    if not np.array_equal(tensors.pop("sha256"), _digest(tensors)):
+        raise ValueError("it is not what was written")
+    if json.loads(tensors["about"].tobytes()) != images.about(features):
+        raise ValueError("it is of other images or features")
+    held_out, training = (
+        Sample(tensors[f"{part}.features"], tensors[f"{part}.rows"]) for part in ("held_out", "training")
+    )
+    return RealStatistics(held_out, training)
+
+
+def _digest(tensors: dict[str, NDArray]) -> NDArray[np.uint8]:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return np.frombuffer(digest.digest(), np.uint8)
