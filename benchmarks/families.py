@@ -27,6 +27,7 @@ from service.data.samples import Request, Source, read
 from service.errors import ServiceError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
+from service.metrics.scores import name
 from service.recording.pictures import Pixels, grid_png
 from service.storage import open_storage
 from service.training.random import Draws
@@ -46,7 +47,7 @@ PRESETS = {
 SHAPES = {"mnist-pggan": (28, 7)}
 DEFAULT_SHAPE = (32, 4)
 FEATURES = "efficientnet_lite0"
-SCORE = f"fd_{FEATURES}"
+SCORE = name("fd", FEATURES)
 BLOB_PIXELS = 4
 GRID_ROWS, GRID_COLUMNS = 8, 10
 

@@ -1,0 +1,238 @@
+"""The door to the scores: names, what each needs, and one answer on any number of workers."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+from service.errors import UsageError
+from service.metrics import inception_score, kid, memorisation, ms_ssim, prdc, swd
+from service.metrics.feature_set import FeatureSet
+from service.metrics.features import open_features
+from service.metrics.frechet import frechet_distance, merge, moments
+from service.metrics.real import RealStatistics, Sample
+from service.metrics.scores import (
+    SCORES,
+    Generated,
+    Setting,
+    check_scores,
+    compute,
+    name,
+    need_features,
+    obstacles,
+)
+from service.metrics.shares import join, share
+
+ENOUGH = Setting(resolution=32, held_out=200, training=300, generated=250)
+
+
+class Thumbnail(torch.nn.Module):
+    """Features that a test can afford: the image at 4 px."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1)
+
+
+def thumbnails(called: str = "thumbnail") -> FeatureSet:
+    weight = np.random.default_rng(0).normal(size=(10, 48)) / 100
+    return FeatureSet(called, "0" * 64, 48, 4, Thumbnail(), weight, np.zeros(10), torch.device("cpu"))
+
+
+def pictures(first: int, count: int) -> NDArray[np.uint8]:
+    """scikit-learn's digits at 16 px, [count, 16, 16, 1]."""
+    images = load_digits().images[first : first + count, :, :, None]
+    return (images.repeat(2, 1).repeat(2, 2) * 15).astype(np.uint8)
+
+
+HELD_OUT, TRAINING, GENERATED = pictures(0, 200), pictures(200, 300), pictures(500, 250)
+LABELS = load_digits().target[500:750].astype(np.int64)
+
+
+def real(features: FeatureSet) -> RealStatistics:
+    return RealStatistics(
+        Sample(features(HELD_OUT), np.arange(200)), Sample(features(TRAINING), np.arange(200, 500))
+    )
+
+
+def measured(features: FeatureSet, scores=SCORES, images=GENERATED, **options) -> dict[str, float]:
+    generated = Generated(images, LABELS[: len(images)], features(images))
+    return compute(scores, generated, features, real(features), HELD_OUT, **options)
+
+
+def test_every_score_is_the_one_of_its_module():
+    features = thumbnails()
+    held_out, training, generated = (features(x) for x in (HELD_OUT, TRAINING, GENERATED))
+    around = prdc.prdc(held_out, generated)
+    copying = memorisation.memorisation(generated, held_out, training)
+    distance = kid.kid(held_out, generated)
+    sureness = inception_score.inception_score(features.probabilities(generated))
+    slices = swd.swd(HELD_OUT, GENERATED[:200])
+    assert measured(features) == {
+        "fd_thumbnail": frechet_distance(moments(held_out), moments(generated)),
+        "kid_thumbnail": distance[0],
+        "kid_std_thumbnail": distance[1],
+        "is_thumbnail": sureness[0],
+        "is_std_thumbnail": sureness[1],
+        "precision_thumbnail": around.precision,
+        "recall_thumbnail": around.recall,
+        "density_thumbnail": around.density,
+        "coverage_thumbnail": around.coverage,
+        "memorisation_z_thumbnail": copying.z,
+        "memorisation_p_value_thumbnail": copying.p_value,
+        "memorisation_nearer_thumbnail": copying.nearer,
+        "memorisation_copies_thumbnail": copying.copies,
+        "swd": slices[16],
+        "swd_16": slices[16],
+        "ms_ssim": ms_ssim.ms_ssim(GENERATED, LABELS),
+    }
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_score_alone_is_what_it_is_among_all(score):
+    features = thumbnails()
+    alone, every = measured(features, [score]), measured(features)
+    assert alone
+    assert alone.items() <= every.items()
+
+
+def test_the_well_known_names_are_for_the_standard_inception_alone():
+    found = measured(thumbnails("inception"), ["fd", "kid", "is", "recall"])
+    expected = {"fid", "kid", "kid_std", "inception_score", "inception_score_std", "recall_inception"}
+    assert set(found) == expected
+    assert name("fd", "efficientnet_lite0") == "fd_efficientnet_lite0"
+    assert name("kid", "efficientnet_lite0") == "kid_efficientnet_lite0"
+    assert name("fd", "inception_1234abcd") == "fd_inception_1234abcd"
+    assert name("swd", "inception") == "swd"
+
+
+def test_scores_of_pixels_need_no_features():
+    assert not need_features(["swd", "ms_ssim"])
+    assert need_features(["swd", "fd"])
+    found = compute(["swd", "ms_ssim"], Generated(GENERATED, LABELS), held_out_images=HELD_OUT)
+    assert set(found) == {"swd", "swd_16", "ms_ssim"}
+
+
+def test_what_an_argument_lacks_is_said():
+    with pytest.raises(ValueError, match="fd: give features, real statistics"):
+        compute(["fd"], Generated(GENERATED, LABELS))
+    with pytest.raises(ValueError, match="swd: give the held-out images"):
+        compute(["swd"], Generated(GENERATED, LABELS))
+
+
+def test_an_unknown_score_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=r"fid, ppl: no such score; there are fd, kid, is, prec.*tion$"):
+        check_scores(["fd", "fid", "ppl"])
+
+
+def test_all_scores_can_be_had_with_enough_images():
+    assert obstacles(ENOUGH) == {}
+    check_scores(SCORES, ENOUGH)
+
+
+@pytest.mark.parametrize(
+    ("change", "impossible"),
+    [
+        ({"resolution": 6}, {"swd", "ms_ssim"}),
+        ({"resolution": 8}, {"ms_ssim"}),
+        ({"training": 0}, {"memorisation"}),
+        ({"held_out": 0}, set(SCORES) - {"is", "ms_ssim"}),
+        ({"held_out": 5}, {"precision", "recall", "density", "coverage", "memorisation"}),
+        ({"generated": 1}, set(SCORES) - {"swd"}),
+        ({"generated": 9}, {"is", "memorisation"}),
+    ],
+    ids=str,
+)
+def test_scores_that_a_setting_cannot_compute_are_told_with_the_reason(change, impossible):
+    setting = dataclasses.replace(ENOUGH, **change)
+    found = obstacles(setting)
+    assert set(found) == impossible
+    assert all("needs" in reason for reason in found.values())
+    with pytest.raises(UsageError, match=r"cannot be computed here: .* needs .*Leave them out, or mea"):
+        check_scores(SCORES, setting)
+
+
+@pytest.mark.parametrize("score", set(SCORES) - {"swd", "ms_ssim"})
+@pytest.mark.parametrize("count", [1, 2, 6, 10, 20])
+def test_a_score_is_refused_for_want_of_images_exactly_where_it_was_foretold(score, count):
+    features = thumbnails()
+    foretold = obstacles(Setting(16, 200, 300, count))
+    if score in foretold:
+        with pytest.raises(UsageError, match=f"{score} needs"):
+            measured(features, [score], GENERATED[:count])
+    else:
+        assert all(np.isfinite(list(measured(features, [score], GENERATED[:count]).values())))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one worker makes, with the real network, of some of the images."""
+
+    features: FeatureSet
+    images: NDArray[np.uint8]
+    generated: NDArray[np.float32]
+    real: RealStatistics
+
+    def scores(self, generated: NDArray[np.float32], images: NDArray[np.uint8]) -> dict[str, float]:
+        known = Generated(images, LABELS[: len(images)], generated)
+        return compute(SCORES, known, self.features, self.real, HELD_OUT)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Measured:
+    lite0 = open_features("efficientnet_lite0")
+    held_out, training = (Sample(lite0(images[:100]), np.arange(100)) for images in (HELD_OUT, TRAINING))
+    images = GENERATED[:150]
+    return Measured(lite0, images, lite0(images), RealStatistics(held_out, training))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_comes_to_the_same_scores_to_the_bit(whole, workers):
+    images = whole.images
+    parts = [whole.features(images[share(len(images), i, workers)]) for i in range(workers)]
+    found = join(parts)
+    assert np.array_equal(found, whole.generated)
+    assert whole.scores(found, images) == whole.scores(whole.generated, images)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_moments_that_workers_merge_are_the_wholes(whole, workers):
+    features = whole.generated
+    parts = [features[share(len(features), i, workers)] for i in range(workers)]
+    found, expected = merge(map(moments, parts)), moments(features)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-9, atol=1e-9)
+
+
+def test_the_seed_alone_decides_and_no_generator_of_the_process_is_drawn_from():
+    features = thumbnails()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = measured(features, seed=1)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    torch.manual_seed(7)
+    np.random.seed(7)
+    assert measured(features, seed=1) == first
+    assert measured(features, seed=2)["swd"] != first["swd"]
+
+
+def test_worse_images_score_worse(whole):
+    """Noise: farther by every distance, less precise, and no copies."""
+    noise = np.random.default_rng(0).normal(0, 60, whole.images.shape)
+    noisy = (whole.images + noise).clip(0, 255).astype(np.uint8)
+    good = whole.scores(whole.generated, whole.images)
+    bad = whole.scores(whole.features(noisy), noisy)
+    suffix = "efficientnet_lite0"
+    for score in (f"fd_{suffix}", f"kid_{suffix}", "swd", f"memorisation_z_{suffix}"):
+        assert bad[score] > good[score], score
+    for score in (f"precision_{suffix}", f"density_{suffix}", f"coverage_{suffix}"):
+        assert bad[score] < good[score], score
+
+
+def test_training_images_given_out_as_generated_are_told(whole):
+    found = whole.scores(whole.real.training.features, TRAINING[:100])
+    assert found["memorisation_z_efficientnet_lite0"] < -10
+    assert found["memorisation_copies_efficientnet_lite0"] > 0.9
