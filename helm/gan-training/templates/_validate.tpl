@@ -1,0 +1,56 @@
+{{/* What no schema can say in words: each refusal names the key and says what to do. */}}
+{{- define "gan-training.validate" -}}
+{{- $values := .Values }}
+{{- if not (regexMatch "^[a-z]" .Release.Name) }}
+{{- fail (printf "the release's name %s: KubeRay wants a letter first; choose another" .Release.Name) }}
+{{- end }}
+{{- if not .Values.image.repository }}
+{{- fail "image.repository: not given; build the service's image, push it, and name it here, such as registry.example.com/gan-training" }}
+{{- end }}
+{{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
+{{- fail "serviceAccount.name: not given, and serviceAccount.create is false; name an account that exists" }}
+{{- end }}
+{{- if not (or .Values.s3.existingSecret (not .Values.serviceAccount.create) (hasKey .Values.serviceAccount.annotations "eks.amazonaws.com/role-arn")) }}
+{{- fail "s3.existingSecret: not given, and serviceAccount.annotations names no eks.amazonaws.com/role-arn; give a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" }}
+{{- end }}
+{{- range $group := list "head" "workers" }}
+{{- $size := get $values $group }}
+{{- if ge (include "gan-training.mebibytes" $size.sharedMemory | int64) (include "gan-training.mebibytes" $size.memory | int64) }}
+{{- fail (printf "%s.sharedMemory: %s is part of %s.memory, %s, and leaves nothing of it; make it smaller" $group $size.sharedMemory $group $size.memory) }}
+{{- end }}
+{{- end }}
+{{- if gt (int .Values.workers.minReplicas) (int .Values.workers.maxReplicas) }}
+{{- fail (printf "workers.minReplicas: %v is above workers.maxReplicas %v" .Values.workers.minReplicas .Values.workers.maxReplicas) }}
+{{- end }}
+{{- if and .Values.kueue.queueName (include "gan-training.autoscaling" .) }}
+{{- fail "kueue.queueName: a queue admits a fixed number of workers; make workers.minReplicas and workers.maxReplicas equal" }}
+{{- end }}
+{{- if eq .Values.mode "job" }}
+{{- include "gan-training.validateJob" . }}
+{{- else }}
+{{- range $key := list "preset" "dataUrl" "runDir" "arguments" }}
+{{- if get $values.job $key }}
+{{- fail (printf "job.%s: given, but mode is cluster; set mode: job for one run, or leave job out and submit runs to the cluster" $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "gan-training.validateJob" -}}
+{{- $values := .Values }}
+{{- range $key := list "preset" "dataUrl" "runDir" }}
+{{- if not (get $values.job $key) }}
+{{- fail (printf "job.%s: not given, and mode is job; see values.yaml" $key) }}
+{{- end }}
+{{- end }}
+{{- if not (include "gan-training.trackingUri" .) }}
+{{- fail "tracking.uri: not given, and mlflow.enabled is false; a run in S3 needs an MLflow server" }}
+{{- end }}
+{{- $owned := dict "--preset" "job.preset" "--data.url" "job.dataUrl" "--run.dir" "job.runDir" "--tracking.uri" "tracking.uri" "--tracking.prometheus_port" "tracking.prometheusPort" "--tracking.prometheus_host" "tracking.prometheusPort" "--scale.workers" "workers.minReplicas and workers.maxReplicas" "--scale.gpu" "workers.gpus" "--scale.cpus" "workers.cpus" }}
+{{- range .Values.job.arguments }}
+{{- $flag := splitList "=" . | first }}
+{{- if hasKey $owned $flag }}
+{{- fail (printf "job.arguments: %s is set by %s; take it out here" $flag (get $owned $flag)) }}
+{{- end }}
+{{- end }}
+{{- end }}
