@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; said aloud, it does not warn about it.
 export RAY_AUTH_MODE := token
 
-.PHONY: help demo ui test lint format bench families clean
+.PHONY: help demo ui test chart lint format bench families clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ ui: $(READY) ## Open MLflow on the demo's run: http://127.0.0.1:5000
 test: $(READY) ## Run all tests on real servers
 	$(BIN)/python -m pytest
 
+chart: $(READY) ## Check the Helm chart with helm 4.3 and 3.17
+	$(BIN)/python helm/binaries.py .cache/helm
+	HELM_REQUIRED=1 $(BIN)/python -m pytest tests/helm
+
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +55,4 @@ families: $(READY) ## Train each family on Fashion-MNIST, an hour in all, and wr
 	$(BIN)/python -m benchmarks.families
 
 clean: ## Remove the environment and what tools left; runs and data stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
