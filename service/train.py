@@ -32,6 +32,8 @@ PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
 CLOSE_LIMIT_S = 60.0
 ASK_LIMIT_S = 10.0
 KNOCK_LIMIT_S = 10.0
+# A folder on this node, in which a Prometheus looks for the runs that it is to scrape.
+TARGETS_VARIABLE = "GAN_PROMETHEUS_TARGETS"
 # On one machine nobody reclaims the node or scrapes Ray: what watches for it only takes from the cores.
 LOCAL_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 
@@ -108,6 +110,11 @@ def _recorder(config: Config, run: RunDir) -> Iterator[Any]:
         prometheus_host=host,
         prometheus_port=port,
         retry_s=config.storage.retry_s,
+        intervals={
+            "tracking_every_images": config.tracking.every_images,
+            "checkpoint_every_images": config.checkpoint.every_images,
+        },
+        targets=os.environ.get(TARGETS_VARIABLE),
     )
     port = ray.get(actor.latest.remote())["metrics_port"]
     print(

@@ -1,9 +1,13 @@
-"""The run's live values at /metrics: one port a run."""
+"""The run's live values at /metrics: one port a run, and a file that leads a Prometheus to it."""
 
+import json
 import logging
+import os
 import re
 import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
@@ -14,6 +18,7 @@ from service.recording.record import Record
 log = logging.getLogger(__name__)
 
 PREFIX = "gan_"
+ANY_ADDRESS = ("", "0.0.0.0", "::")
 
 
 def free_port(host: str) -> int:
@@ -29,37 +34,46 @@ def free_port(host: str) -> int:
 
 
 class LiveMetrics:
-    """Gauges named `gan_<value>`, and `gan_up`, `gan_checkpoint_age_seconds`, served over HTTP."""
+    """Gauges named `gan_<value>`, `gan_up`, and the ages that alerts go by, served over HTTP."""
 
     def __init__(self, host: str, port: int):
         self._registry = CollectorRegistry()
         self._gauges: dict[str, Gauge] = {}
-        self._checkpoint_time: float | None = None
-        self._started = time.time()
+        self._checkpoint_time = self._progress_time = time.time()
+        self._target: Path | None = None
+        self.host = host
         self.up(True)
-        age = Gauge(
-            f"{PREFIX}checkpoint_age_seconds",
+        self.watch(
+            "checkpoint_age_seconds",
             "Seconds since the last committed checkpoint, or since the start",
-            registry=self._registry,
+            lambda: time.time() - self._checkpoint_time,
+        )
+        self.watch(
+            "progress_age_seconds",
+            "Seconds since the workers last told their clock, or since the start",
+            lambda: time.time() - self._progress_time,
         )
         about = "0 healthy, 1 warning, 2 collapsed"
         self._collapse = Gauge(f"{PREFIX}collapse", about, ["kind"], registry=self._registry)
         for kind in KINDS:
             self._collapse.labels(kind).set(0)
         self._rewinds = Counter(f"{PREFIX}rewinds", "Rewinds after a collapse", registry=self._registry)
-        age.set_function(lambda: time.time() - (self._checkpoint_time or self._started))
         self.port = self._serve(host, port)
 
     def update(self, record: Record) -> None:
         """Show what a record says: a gauge for each value, made when it is first seen.
 
-        Values in folders, such as those of single weights, are for MLflow alone.
+        The value `images` is the workers' clock. Values in folders, such as those of single weights, are
+        for MLflow alone.
         """
+        if "images" in record.values:
+            self._progress_time = time.time()
         for name, value in record.values.items():
             if "/" not in name:
                 self._gauge(name).set(value)
         if record.checkpoint:
             self._checkpoint_time = record.time
+            self._gauge("checkpoint_images", "Clock of the last committed checkpoint").set(record.images)
         if record.note and "verdict" in record.note:
             verdict = record.note["verdict"]
             for kind in KINDS:
@@ -68,9 +82,37 @@ class LiveMetrics:
         if record.event and record.event["action"] == "rewind":
             self._rewinds.inc()
 
+    def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
+        """A gauge whose value is asked for at every scrape."""
+        self._gauge(name, about).set_function(value)
+
     def up(self, running: bool) -> None:
         """1 while the run trains, 0 once it has ended."""
         self._gauge("up", "Whether the run is training").set(float(running))
+
+    def announce(self, folder: str, key: str, run: str) -> None:
+        """Write where this is served to `folder`/`key`.json, which Prometheus reads (`file_sd_configs`).
+
+        The label `run` is the run's name. A folder that cannot be written to costs a warning alone.
+        """
+        host = socket.gethostname() if self.host in ANY_ADDRESS else self.host
+        target = {"targets": [f"{host}:{self.port}"], "labels": {"run": run}}
+        self._target = Path(folder) / f"{key}.json"
+        unfinished = self._target.with_suffix(".unfinished")
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps([target]))
+            os.replace(unfinished, self._target)
+        except OSError as error:
+            log.warning("event=target_not_written file=%s error=%s", self._target, error)
+
+    def withdraw(self) -> None:
+        """Take back what was announced: nobody is to miss this run from now on."""
+        if self._target:
+            try:
+                self._target.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("event=target_not_removed file=%s error=%s", self._target, error)
 
     def _gauge(self, name: str, about: str = "Last value that the run reported") -> Gauge:
         name = PREFIX + re.sub(r"\W", "_", name)

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,10 @@ SETTLE_LIMIT_S = 10.0
 
 
 class Recorder:
-    """Spools every record before the next call is answered, and delivers them in the background."""
+    """Spools every record before the next call is answered, and delivers them in the background.
+
+    `intervals` are gauges that stay as they are; `targets` is a folder to announce /metrics in.
+    """
 
     def __init__(
         self,
@@ -36,10 +39,20 @@ class Recorder:
         prometheus_host: str,
         prometheus_port: int,
         retry_s: float,
+        intervals: Mapping[str, float] | None = None,
+        targets: str | None = None,
     ):
         self._storage = open_storage(run_dir, retry_s)
         self._mlflow = MlflowLog(description)
         self._live = LiveMetrics(prometheus_host, prometheus_port)
+        self._live.update(Record(0, 0.0, values=dict(intervals or {})))
+        self._live.watch(
+            "recorder_storage_retries",
+            "Second tries of the recorder at the run directory, since it was started",
+            lambda: self._storage.traffic.retries,
+        )
+        if targets:
+            self._live.announce(targets, description.key, description.name)
         self._fresh: list[Record] = []
         self._unsaved: dict[str, bytes] = {}
         self._lock = threading.Lock()
@@ -79,9 +92,12 @@ class Recorder:
     def close(self, status: str, tags: dict[str, str], limit_s: float) -> str:
         """Deliver what is left and end the MLflow run, within `limit_s`; "" or what stood in the way.
 
-        What could not be delivered stays in the spool, for the next start of this run.
+        What could not be delivered stays in the spool, for the next start of this run. A run that
+        FAILED stays announced to Prometheus, which will miss it: somebody is to look.
         """
         self._live.up(False)
+        if status != "FAILED":
+            self._live.withdraw()
         self._stop.set()
         self._thread.join(limit_s)
         deadline = time.monotonic() + limit_s

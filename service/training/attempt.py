@@ -93,7 +93,8 @@ class Meter:
         workers = self.session.workers
         elapsed = time.perf_counter() - self.started
         waited = (self.batches.waited_s - self.waited_s) / elapsed
-        counts = self.batches.feeders.counts()
+        retries = {"storage_retries": self.session.storage.traffic.retries}
+        counts = self.batches.feeders.counts() | retries
         mine = torch.tensor([waited, *counts.values()], dtype=torch.float64, device=self.total.device)
         means = workers.mean(self.total / self.cycles).tolist()
         waited, *totals = workers.sum(mine).tolist()

@@ -1,10 +1,12 @@
 """The recorder against a real MLflow server that goes away and comes back, and its /metrics."""
 
 import io
+import json
 import re
 import socket
 import time
 import urllib.request
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -139,15 +141,75 @@ class Switch:
         sink.close()
 
 
-def test_live_values_are_served_with_upness_and_the_age_of_the_checkpoint(tmp_path):
+def test_live_values_are_served_with_upness_and_the_age_of_the_checkpoint():
     live = LiveMetrics("127.0.0.1", 0)
     live.update(Record(640, 0.0, values={"loss_d": 1.5, "images": 640.0}))
-    live.update(Record(640, time.time() - 100, checkpoint={"address": "there"}))
+    assert "gan_checkpoint_images" not in scrape(live.port)
+    live.update(Record(320, time.time() - 100, checkpoint={"address": "there"}))
     values = scrape(live.port)
     assert (values["gan_loss_d"], values["gan_images"], values["gan_up"]) == (1.5, 640.0, 1.0)
-    assert values["gan_checkpoint_age_seconds"] >= 100
+    assert (values["gan_checkpoint_images"], values["gan_checkpoint_age_seconds"] >= 100) == (320, True)
     live.up(False)
     assert scrape(live.port)["gan_up"] == 0.0
+
+
+def test_only_word_of_the_clock_is_progress():
+    live = LiveMetrics("127.0.0.1", 0)
+
+    def age() -> float:
+        return scrape(live.port)["gan_progress_age_seconds"]
+
+    wait_for(lambda: age() > 0.3)
+    live.update({"checkpoint_every_images": 160.0})
+    live.checkpoint_committed(160, time.time())
+    assert age() > 0.3
+    before = age()
+    live.update({"images": 16.0})
+    assert age() < before
+
+
+def announced(folder) -> list[dict]:
+    return [target for file in folder.glob("*.json") for target in json.loads(file.read_text())]
+
+
+@pytest.mark.parametrize(("status", "missed"), [("FINISHED", 0), ("KILLED", 0), ("FAILED", 1)])
+def test_a_run_is_announced_to_prometheus_until_it_ends_and_missed_if_it_failed(
+    tmp_path, status, missed
+):
+    targets = tmp_path / "targets"
+    description = replace(
+        describe(f"sqlite:///{tmp_path}/mlflow.db", "key"),
+        name="faces",
+        artifacts=(tmp_path / "artifacts").as_uri(),
+    )
+    recorder = Recorder(
+        str(tmp_path / "run"), description, "127.0.0.1", 0, retry_s=1,
+        intervals={"checkpoint_every_images": 160}, targets=str(targets),
+    )  # fmt: skip
+    (target,) = announced(targets)
+    port = recorder.latest()["metrics_port"]
+    assert target == {"targets": [f"127.0.0.1:{port}"], "labels": {"run": "faces"}}
+    values = scrape(port)
+    assert values["gan_checkpoint_every_images"] == 160
+    assert values["gan_recorder_storage_retries"] == 0
+    assert recorder.close(status, {}, limit_s=60) == ""
+    assert len(announced(targets)) == missed
+    assert [p.name for p in targets.iterdir()] == ["key.json"] * missed
+
+
+def test_a_folder_for_targets_that_cannot_be_written_to_is_no_obstacle(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    live = LiveMetrics("127.0.0.1", 0)
+    live.announce(str(tmp_path / "file"), "key", "faces")
+    live.withdraw()
+    assert "event=target_not_written" in caplog.text
+    assert scrape(live.port)["gan_up"] == 1.0
+
+
+def test_a_run_on_all_addresses_is_announced_by_the_machines_name(tmp_path):
+    live = LiveMetrics("0.0.0.0", 0)
+    live.announce(str(tmp_path), "key", "faces")
+    assert announced(tmp_path)[0]["targets"] == [f"{socket.gethostname()}:{live.port}"]
 
 
 def test_a_port_that_is_taken_is_no_obstacle():
