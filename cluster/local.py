@@ -1,11 +1,13 @@
 """A whole cluster on this machine: `python -m cluster.local up`, then `status`, `env`, `down`.
 
-Real servers on loopback: SeaweedFS for S3, MLflow's server, and a Ray head of its own. Each writes
-its log into the stack's folder, and is ended by its pid and no other way.
+Real servers on loopback: SeaweedFS for S3, MLflow's server, Prometheus with the alert rules, and a Ray
+head of its own, with further nodes where asked for. Each writes its log into the stack's folder, and is
+ended by its pid and no other way.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -24,13 +26,18 @@ from pathlib import Path
 
 import boto3
 import psutil
+import yaml
 
-from service.cli import run_command
+from service.cli import check_bounds, run_command
 from service.errors import ServiceError, UsageError
 
 HOST = "127.0.0.1"
 STATE = "stack.json"
-SERVICES = ("s3", "mlflow", "ray")
+SERVICES = ("s3", "mlflow", "prometheus", "ray")
+NODE = "node-"
+MOST_NODES, MOST_NODE_CPUS = 16, 1024
+RULES = Path(__file__).parent / "prometheus" / "rules.yml"
+SCRAPE = "5s"
 BUCKET = "gan"
 START_LIMIT_S = 180.0
 END_LIMIT_S = 5.0
@@ -107,30 +114,48 @@ class Stack:
         path.touch(mode=0o600)
         path.write_text(json.dumps(content, indent=2))
 
-    def up(self, services: Sequence[str] = SERVICES) -> None:
-        """Start what does not run yet, and wait until all of it answers."""
+    def up(self, services: Sequence[str] = (), nodes: int = 0, node_cpus: int = 1) -> None:
+        """Start what does not run yet, and wait until all of it answers.
+
+        `services` are of SERVICES, and by default all that are installed. `nodes` join the Ray head,
+        each with `node_cpus` CPUs.
+        """
         self._make_environment()
+        services = services or default_services()
         starters: dict[str, Callable[[], None]] = {
             "s3": self._start_s3,
             "mlflow": self._start_mlflow,
+            "prometheus": self._start_prometheus,
             "ray": self._start_ray,
         }
-        for name in services:
-            if name not in self.processes or not self.processes[name].alive:
-                starters[name]()
-                self.save()
+        for name in (name for name in SERVICES if name in services):
+            self._start(name, starters[name])
         for name in services:
             self._await(name)
         if "s3" in services:
             self._make_bucket()
+        for name in (f"{NODE}{i + 1}" for i in range(nodes)):
+            self._start(name, functools.partial(self._start_node, name, node_cpus))
+            self._await(name)
+
+    def _start(self, name: str, starter: Callable[[], None]) -> None:
+        if name not in self.processes or not self.processes[name].alive:
+            starter()
+            self.save()
 
     def down(self) -> None:
         """End every process of the stack, and what those started."""
         end_processes(self.processes.values())
-        for folder in self.temporary:
+        # Runs that the stack took with it are not to be missed by its next Prometheus.
+        for folder in (*self.temporary, str(self._targets)):
             shutil.rmtree(folder, ignore_errors=True)
         self.processes, self.temporary = {}, []
         self.save()
+
+    @property
+    def _targets(self) -> Path:
+        """Where runs announce their /metrics."""
+        return self.folder / "targets"
 
     def _make_environment(self) -> None:
         if not self.environment:
@@ -140,6 +165,7 @@ class Stack:
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                "GAN_PROMETHEUS_TARGETS": str(self._targets),
             }
 
     def _start_s3(self) -> None:
@@ -177,20 +203,62 @@ class Stack:
         self.environment["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{port}"
         self._spawn("mlflow", command, port, "/health")
 
+    def _start_prometheus(self) -> None:
+        prometheus = shutil.which("prometheus")
+        if prometheus is None:
+            raise StackError(
+                "prometheus is not installed; apt-get install --no-install-recommends prometheus,"
+                " or leave it out of --services"
+            )
+        (port,) = free_ports(1)
+        command = [prometheus, f"--config.file={self._write_scraping()}"]
+        command += [f"--storage.tsdb.path={self.folder / 'prometheus'}"]
+        command += [f"--web.listen-address={HOST}:{port}"]
+        self._spawn("prometheus", command, port, "/-/ready")
+
+    def _write_scraping(self) -> Path:
+        """What Prometheus scrapes, which is every run that announces itself, and its rules."""
+        self._targets.mkdir(parents=True, exist_ok=True)
+        runs = {"files": [str(self._targets / "*.json")], "refresh_interval": SCRAPE}
+        content = {
+            "global": {"scrape_interval": SCRAPE, "evaluation_interval": SCRAPE},
+            "rule_files": [str(RULES)],
+            "scrape_configs": [{"job_name": "gan", "file_sd_configs": [runs]}],
+        }
+        path = self.folder / "prometheus.yml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
     def _start_ray(self) -> None:
-        port, dashboard, agent, client = free_ports(4)
+        port, dashboard, client = free_ports(3)
+        options = ["--head", f"--port={port}", f"--ray-client-server-port={client}"]
+        options += [f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"]
+        self.environment["RAY_ADDRESS"] = f"{HOST}:{port}"
+        self.environment["RAY_API_SERVER_ADDRESS"] = f"http://{HOST}:{dashboard}"
+        _, command = self._ray_start(options)
+        self._spawn("ray", command, dashboard, "/api/version")
+
+    def _start_node(self, name: str, cpus: int) -> None:
+        head = self.processes.get("ray")
+        if head is None or not head.alive:
+            raise UsageError(f"{name}: no Ray head runs that it could join; add ray to --services")
+        options = [f"--address={self.environment['RAY_ADDRESS']}", f"--num-cpus={cpus}"]
+        # Their workers' ports are whatever is free: a fixed range would be the head's too.
+        options += ["--min-worker-port=0", "--max-worker-port=0"]
+        agent, command = self._ray_start(options)
+        self._spawn(name, command, agent, "/api/local_raylet_healthz")
+
+    def _ray_start(self, options: Sequence[str]) -> tuple[int, list[str]]:
+        """The command that starts a node of Ray with these options, and its agent's port."""
+        (agent,) = free_ports(1)
         # Ray's sockets lie below this folder, and their paths may not be long.
         temporary = tempfile.mkdtemp(prefix="gan-ray-")
         self.temporary.append(temporary)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-        command += [f"--node-ip-address={HOST}", f"--port={port}", f"--temp-dir={temporary}"]
-        command += [f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
+        command += [f"--node-ip-address={HOST}", f"--temp-dir={temporary}"]
         command += [f"--dashboard-agent-listen-port={agent}"]
-        command += [f"--ray-client-server-port={client}"]
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
-        self.environment["RAY_ADDRESS"] = f"{HOST}:{port}"
-        self.environment["RAY_API_SERVER_ADDRESS"] = f"http://{HOST}:{dashboard}"
-        self._spawn("ray", command, dashboard, "/api/version")
+        return agent, command
 
     def _spawn(self, name: str, command: list[str], port: int, health: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -232,6 +300,11 @@ class Stack:
             client.create_bucket(Bucket=BUCKET)
 
 
+def default_services() -> list[str]:
+    """All services, but for Prometheus where it is not installed."""
+    return [name for name in SERVICES if name != "prometheus" or shutil.which(name)]
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that are free now on loopback, and so are those 10,000 above."""
     found: list[int] = []
@@ -266,19 +339,15 @@ def end_processes(processes: Iterable[Process]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, act, tell."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("action", choices=["up", "status", "env", "down"])
-    parser.add_argument("--dir", default="stack", help="the stack's folder (default %(default)s)")
-    options = parser.parse_args(arguments)
+    options = _parse(arguments)
     stack = Stack.load(Path(options.dir).absolute())
     match options.action:
         case "up":
-            stack.up()
+            services = options.services or default_services()
+            stack.up(services, options.nodes, options.node_cpus)
             _tell(stack)
+            if not options.services and "prometheus" not in services:
+                print("prometheus: not installed, left out; apt-get install prometheus, then up again")
             print('\nnext: eval "$(python -m cluster.local env)"')
         case "status":
             if not stack.processes:
@@ -296,10 +365,43 @@ def main(arguments: Sequence[str]) -> None:
             print("all ended")
 
 
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.local",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=["up", "status", "env", "down"])
+    parser.add_argument("--dir", default="stack", help="the stack's folder (default %(default)s)")
+    parser.add_argument(
+        "--services",
+        type=lambda names: names.split(","),
+        default=[],
+        help=f"what to start, of {','.join(SERVICES)} (default all, prometheus where it is installed)",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=0,
+        help="Ray nodes beside the head; SIGTERM to one is a spot reclaim (default %(default)s)",
+    )
+    parser.add_argument(
+        "--node-cpus", type=int, default=1, help="CPUs of each such node (default %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.services if name not in SERVICES]
+    if unknown:
+        raise UsageError(
+            f"--services {','.join(unknown)}: no such service; take of {', '.join(SERVICES)}"
+        )
+    check_bounds(options, {"nodes": (0, MOST_NODES), "node_cpus": (1, MOST_NODE_CPUS)})
+    return options
+
+
 def _tell(stack: Stack) -> None:
     for name, process in stack.processes.items():
         state = "answers" if process.healthy else "silent" if process.alive else "ended"
-        print(f"{name:8} {state:8} pid {process.pid:<8} port {process.port:<6} log {process.log}")
+        print(f"{name:10} {state:8} pid {process.pid:<8} port {process.port:<6} log {process.log}")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,30 @@
 """The local stack: up, healthy, down, and nothing else of the machine touched."""
 
+import json
 import os
+import re
 import stat
+import time
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 
 from cluster import local
 from cluster.local import Stack, StackError
-from tests.conftest import run_command
+from service.errors import UsageError
+from tests.conftest import need_package, run_command
 
 
 def test_status_and_env_tell_of_a_running_stack(stack):
     code, output = run_command("cluster.local", "status", "--dir", str(stack.folder))
     assert code == 0, output
-    assert output.count("answers") == 3
+    assert output.count("answers") == len(local.default_services())
     code, output = run_command("cluster.local", "env", "--dir", str(stack.folder))
     assert code == 0
     assert "export AWS_ENDPOINT_URL=" in output
     assert "export RAY_API_SERVER_ADDRESS=" in output
+    assert f"export GAN_PROMETHEUS_TARGETS={stack.folder}/targets" in output
     assert stat.S_IMODE(os.stat(stack.folder / "stack.json").st_mode) == 0o600
 
 
@@ -58,3 +64,74 @@ def test_status_without_a_stack_says_how_to_start_one(tmp_path):
     code, output = run_command("cluster.local", "status", "--dir", str(tmp_path))
     assert code == 1
     assert "cluster.local up" in output
+
+
+def test_prometheus_goes_by_the_rules_and_down_forgets_the_runs_that_announced_themselves(tmp_path):
+    need_package("/usr/bin/prometheus", "prometheus")
+    stack = Stack.load(tmp_path)
+    try:
+        stack.up(["prometheus"])
+        with urlopen(f"http://127.0.0.1:{stack.processes['prometheus'].port}/api/v1/rules") as answer:
+            (group,) = json.load(answer)["data"]["groups"]
+        assert "GanNoProgress" in [rule["name"] for rule in group["rules"]]
+        target = tmp_path / "targets" / "key.json"
+        target.write_text("[]")
+    finally:
+        stack.down()
+    assert not target.exists()
+
+
+def test_without_its_binary_prometheus_is_left_out_unless_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(local.shutil, "which", lambda name: None)
+    assert local.default_services() == ["s3", "mlflow", "ray"]
+    with pytest.raises(StackError, match="apt-get install --no-install-recommends prometheus"):
+        Stack.load(tmp_path).up(["prometheus"])
+
+
+def test_nodes_join_the_head_and_sigterm_reclaims_one(tmp_path):
+    stack = Stack.load(tmp_path)
+    try:
+        stack.up(["ray"], nodes=2, node_cpus=77)
+        assert list(alive(stack).values()).count(77) == 2
+        node = stack.processes["node-2"]
+        psutil.Process(node.pid).terminate()
+        deadline = time.monotonic() + local.START_LIMIT_S
+        while len(alive(stack)) > 2:
+            assert time.monotonic() < deadline
+        psutil.wait_procs([psutil.Process(node.pid)] if node.alive else [], local.START_LIMIT_S)
+        pids = [stack.processes[name].pid for name in ("ray", "node-1")]
+        stack.up(["ray"], nodes=2)
+        assert [stack.processes[name].pid for name in ("ray", "node-1")] == pids
+        assert list(alive(stack).values()).count(77) == 1
+        assert len(alive(stack)) == 3
+        every = list(stack.processes.values())
+    finally:
+        stack.down()
+    assert not any(process.alive for process in every)
+
+
+def alive(stack: Stack) -> dict[str, int]:
+    """The CPUs of each living node, by its id, as Ray's head tells."""
+    request = Request(
+        stack.environment["RAY_API_SERVER_ADDRESS"] + "/api/v0/nodes?detail=1",
+        headers={"Authorization": f"Bearer {stack.environment['RAY_AUTH_TOKEN']}"},
+    )
+    with urlopen(request, timeout=30) as answer:
+        nodes = json.load(answer)["data"]["result"]["result"]
+    return {n["node_id"]: int(n["resources_total"]["CPU"]) for n in nodes if n["state"] == "ALIVE"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["up", "--services", "s4"], "s4: no such service; take of s3, mlflow, prometheus, ray"),
+        (["up", "--nodes", "-1"], "--nodes -1: give 0 to 16"),
+        (["up", "--services", "prometheus", "--nodes", "1"], "no Ray head runs"),
+    ],
+)
+def test_what_cannot_be_started_is_refused(tmp_path, arguments, words):
+    try:
+        with pytest.raises(UsageError, match=re.escape(words)):
+            local.main([*arguments, "--dir", str(tmp_path)])
+    finally:
+        Stack.load(tmp_path).down()

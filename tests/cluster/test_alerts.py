@@ -1,0 +1,140 @@
+"""Alerts for real: a run that hangs or dies, a Prometheus that scrapes it, and the rules."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from cluster import local
+from cluster.local import RULES, Stack
+from tests.conftest import need_package, start_command, tiny_values
+
+LIMIT_S = 200
+IMAGES = 3200
+# Told by the collapse monitor alone.
+OF_THE_MONITOR = {"gan_collapse", "gan_nonfinite", "gan_rewinds_total"}
+
+
+@pytest.fixture
+def prometheus(tmp_path, monkeypatch) -> Iterator[Stack]:
+    """The stack's Prometheus with the real rules, but `for` a second, and two scrapes in it."""
+    need_package("/usr/bin/prometheus", "prometheus")
+    content = yaml.safe_load(RULES.read_text())
+    for group in content["groups"]:
+        for rule in group["rules"]:
+            rule["for"] = "1s"
+    hurried = tmp_path / "rules.yml"
+    hurried.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(local, "RULES", hurried)
+    monkeypatch.setattr(local, "SCRAPE", "500ms")
+    stack = Stack.load(tmp_path / "stack")
+    try:
+        stack.up(["prometheus"])
+        yield stack
+    finally:
+        stack.down()
+
+
+def start_run(digits: Path, folder: Path, stack: Stack) -> subprocess.Popen[str]:
+    values = tiny_values(digits, folder / "run", run={"images": IMAGES})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    return start_command(
+        "service.train",
+        *("--config", str(folder / "tiny.yaml")),
+        RAY_ADDRESS="local",
+        RAY_AUTH_MODE="token",
+        GAN_PROMETHEUS_TARGETS=stack.environment["GAN_PROMETHEUS_TARGETS"],
+    )
+
+
+def ask(stack: Stack, path: str, **parameters: str) -> Any:
+    address = f"http://127.0.0.1:{stack.processes['prometheus'].port}/api/v1/{path}"
+    with urllib.request.urlopen(f"{address}?{urllib.parse.urlencode(parameters)}", timeout=10) as answer:
+        return json.load(answer)["data"]
+
+
+def value(stack: Stack, query: str) -> float | None:
+    """The newest value of a query's only series; None while there is none."""
+    result = ask(stack, "query", query=query)["result"]
+    return float(result[0]["value"][1]) if result else None
+
+
+def firing(stack: Stack) -> dict[str, dict]:
+    alerts = ask(stack, "alerts")["alerts"]
+    return {a["labels"]["alertname"]: a for a in alerts if a["state"] == "firing"}
+
+
+def wait_for(condition: Callable[[], Any], driver: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert driver is None or driver.poll() is None, driver.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def end(driver: subprocess.Popen[str]) -> None:
+    """End a run and all that it started, whatever state it is in."""
+    family = [psutil.Process(driver.pid)] if driver.poll() is None else []
+    family += [child for parent in family for child in parent.children(recursive=True)]
+    for process in family:
+        process.kill()
+    driver.communicate()
+
+
+def test_workers_that_hang_fire_no_progress_and_it_resolves_when_they_go_on(
+    digits, prometheus, tmp_path
+):
+    driver = start_run(digits, tmp_path, prometheus)
+    try:
+        wait_for(lambda: value(prometheus, "gan_checkpoint_images"), driver)
+        told = set(ask(prometheus, "label/__name__/values"))
+        asked_for = set(re.findall(r"\bgan_\w+", RULES.read_text()))
+        assert asked_for - told - OF_THE_MONITOR == set()
+
+        family = psutil.Process(driver.pid).children(recursive=True)
+        workers = [p for p in family if "ray::RayTrainWorker" in " ".join(p.cmdline())]
+        assert len(workers) == 1
+        for worker in workers:
+            worker.send_signal(signal.SIGSTOP)
+        try:
+            wait_for(lambda: "GanNoProgress" in firing(prometheus), driver)
+            alert = firing(prometheus)["GanNoProgress"]
+        finally:
+            for worker in workers:
+                worker.send_signal(signal.SIGCONT)
+        assert alert["labels"]["run"] == "run"
+        assert alert["labels"]["severity"] == "critical"
+        assert re.search(r"no word from the workers for [\d.]+", alert["annotations"]["description"])
+
+        wait_for(lambda: "GanNoProgress" not in firing(prometheus))
+        output, _ = driver.communicate(timeout=LIMIT_S)
+        assert driver.returncode == 0, output
+        wait_for(lambda: not ask(prometheus, "targets")["activeTargets"])
+        wait_for(lambda: not firing(prometheus))
+    finally:
+        end(driver)
+
+
+def test_a_driver_that_is_killed_fires_run_gone_until_its_target_is_taken_away(
+    digits, prometheus, tmp_path
+):
+    driver = start_run(digits, tmp_path, prometheus)
+    try:
+        wait_for(lambda: value(prometheus, "gan_up") == 1, driver)
+        assert "GanRunGone" not in firing(prometheus)
+    finally:
+        end(driver)
+    wait_for(lambda: "GanRunGone" in firing(prometheus))
+    (target,) = Path(prometheus.environment["GAN_PROMETHEUS_TARGETS"]).glob("*.json")
+    target.unlink()
+    wait_for(lambda: not firing(prometheus))
