@@ -1,7 +1,10 @@
 """The same command as a submitted job: shards and checkpoints in S3, curves on MLflow's server."""
 
+import json
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -10,7 +13,7 @@ import pytest
 from service import pack
 from service.storage import open_storage
 from service.training import checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need_package
 
 IMAGES = 2560
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN")
@@ -25,7 +28,7 @@ def job(stack, tmp_path_factory):
         pack.main(["digits", "s3://gan/job/data", "--channels", "gray"])
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
         command += ["--", "python", "-m", "service.train", "--preset", "digits"]
-        command += ["--data.url", "s3://gan/job/data", "--run.dir", "s3://gan/job/run"]
+        command += ["--data.url", "s3://gan/job/data", "--run.dir", "s3://gan/job/digits-run"]
         command += ["--tracking.uri", stack.environment["MLFLOW_TRACKING_URI"]]
         command += ["--run.images", str(IMAGES), "--tracking.every_images", "640"]
         done = subprocess.run(
@@ -35,12 +38,14 @@ def job(stack, tmp_path_factory):
         assert done.returncode == 0, output
         client = mlflow.MlflowClient(stack.environment["MLFLOW_TRACKING_URI"])
         experiment = client.get_experiment_by_name("gan-training")
-        (run,) = client.search_runs([experiment.experiment_id], "tags.`run.dir` = 's3://gan/job/run'")
+        (run,) = client.search_runs(
+            [experiment.experiment_id], "tags.`run.dir` = 's3://gan/job/digits-run'"
+        )
         yield output, client, run
 
 
 def test_it_trains_and_checkpoints_into_s3(job, s3):
-    storage = open_storage(f"{s3}/job/run")
+    storage = open_storage(f"{s3}/job/digits-run")
     committed, _ = checkpoint.find(storage)
     assert committed[-1].images == IMAGES
     tensors, manifest = checkpoint.read(storage, committed[-1])
@@ -57,6 +62,15 @@ def test_mlflow_shows_configuration_curves_and_grids(job):
     assert sorted(steps) == list(range(640, IMAGES + 1, 640))
     names = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
     assert any(name.endswith(".png") for name in names)
+
+
+def test_the_stacks_prometheus_scraped_it_without_being_told(job, stack):
+    need_package("/usr/bin/prometheus", "prometheus")
+    query = urllib.parse.urlencode({"query": 'last_over_time(gan_images{run="digits-run"}[1h])'})
+    address = f"http://127.0.0.1:{stack.processes['prometheus'].port}/api/v1/query?{query}"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        (series,) = json.load(answer)["data"]["result"]
+    assert 0 < float(series["value"][1]) <= IMAGES
 
 
 def test_credentials_appear_nowhere(job, stack):
