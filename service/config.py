@@ -253,6 +253,29 @@ class Collapse(Section):
     """What each rewind changes, in this order, the last one again; a value, or "x0.5" for half of it."""
 
 
+class Evaluation(Section):
+    """How checkpoints are scored beside the training, which never waits; the score decides the best."""
+
+    every_images: Images | None = None
+    """Score the first checkpoint after each such interval, and the last; null scores none."""
+    images: int = Field(default=2000, ge=10)
+    """Generated images, and most held-out and training images to compare them with."""
+    features: Literal["efficientnet_lite0", "inception"] = "efficientnet_lite0"
+    """Network whose features are compared; only inception's scores are FID, KID and IS as published."""
+    weights: str | None = None
+    """File or URL of inception's weights; efficientnet_lite0 brings its own."""
+    scores: list[str] = ["fd"]
+    """Of fd, kid, is, precision, recall, density, coverage, swd, ms_ssim, memorisation."""
+    best: str = "fd"
+    """The score that decides which checkpoint is the best."""
+    cpus: float = Field(default=0, ge=0)
+    """CPUs that it reserves; 0 takes what the training leaves of any node."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs that it reserves; 0 scores on a CPU."""
+    wait_s: float = Field(default=600, ge=0)
+    """How long the end of a run waits for the last score."""
+
+
 class Tracking(Section):
     """What people see of the run."""
 
@@ -299,6 +322,7 @@ class Config(BaseSettings):
     scale: Scale = Scale()
     checkpoint: Checkpoint
     collapse: Collapse = Collapse()
+    evaluation: Evaluation = Evaluation()
     tracking: Tracking
     storage: Storage = Storage()
 
@@ -650,6 +674,7 @@ MAY_DIFFER = (
     "storage.",
     "checkpoint.",
     "collapse.",
+    "evaluation.",
     "data.index_url",
     "data.readers",
     "data.decoders",

@@ -5,6 +5,7 @@ The same command on the same run.dir goes on from the last committed checkpoint.
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import shlex
 import signal
@@ -25,10 +26,14 @@ from service.recording.mlflow import Description
 from service.recording.prometheus import free_port
 from service.recording.recorder import start_recorder
 from service.storage import is_s3
+from service.training.evaluator import start_evaluator
 from service.training.run import RunDir, open_run, settle
 from service.training.supervisor import supervise
 
+log = logging.getLogger(__name__)
+
 PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
+LOOPBACK = "127.0.0.1"
 CLOSE_LIMIT_S = 60.0
 ASK_LIMIT_S = 10.0
 KNOCK_LIMIT_S = 10.0
@@ -49,9 +54,10 @@ def main(arguments: Sequence[str]) -> None:
         open_run(config) as run,
         _ray(config),
         _recorder(config, run) as recorder,
+        _evaluator(config, run) as evaluator,
         Progress(lambda: _ask(recorder), run.end),
     ):
-        supervise(config, run.storage, run.token, run.end, recorder)
+        supervise(config, run.storage, run.token, run.end, recorder, evaluator)
     _tell(config)
 
 
@@ -75,9 +81,14 @@ def _ray(config: Config) -> Iterator[None]:
             ) from error
     else:
         os.environ.update(LOCAL_RAY)
+        # Told by name, or Ray's own helpers may ask another Ray of this machine after their run, which
+        # does not know it, and end its workers.
+        port = str(free_port(LOOPBACK))
+        os.environ["RAY_GCS_SERVER_PORT"] = port
+        told: dict[str, Any] = {"env_vars": {"RAY_ADDRESS": f"{LOOPBACK}:{port}"}}
         cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
-        loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-        ray.init(address="local", num_cpus=cpus, **loopback, **quiet)
+        loopback: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
+        ray.init(address="local", num_cpus=cpus, runtime_env=told, **loopback, **quiet)
         if config.scale.gpu and not ray.cluster_resources().get("GPU"):
             ray.shutdown()
             raise UsageError(
@@ -104,7 +115,7 @@ def _recorder(config: Config, run: RunDir) -> Iterator[Any]:
     host = config.tracking.prometheus_host
     port = config.tracking.prometheus_port or free_port(host)  # the same after a restart of the actor
     actor = start_recorder(
-        f"recorder-{run.key}-{run.token}",
+        _recorder_name(run),
         run_dir=config.run.dir,
         description=_description(config, run),
         prometheus_host=host,
@@ -130,6 +141,28 @@ def _recorder(config: Config, run: RunDir) -> Iterator[Any]:
         raise
     finally:
         _close(actor, status)
+
+
+def _recorder_name(run: RunDir) -> str:
+    return f"recorder-{run.key}-{run.token}"
+
+
+@contextlib.contextmanager
+def _evaluator(config: Config, run: RunDir) -> Iterator[Any]:
+    """What scores checkpoints, if any are to be; after a run that ends well its last is waited for."""
+    if not config.evaluation.every_images:
+        yield None
+        return
+    actor = start_evaluator(config, _recorder_name(run))
+    yield actor
+    limit_s = config.evaluation.wait_s
+    try:
+        done = ray.get(actor.close.remote(limit_s), timeout=limit_s + ASK_LIMIT_S)
+    except Exception as error:
+        log.warning("event=evaluator_lost error=%s", error)
+        done = False
+    if not done:
+        print("the last checkpoint was not scored; python -m service.evaluate does it", file=sys.stderr)
 
 
 def _close(actor: Any, status: str) -> None:

@@ -4,7 +4,9 @@ A pure function of the measurements, so that all workers and all restarts judge 
 are ratios to the real images or to the run's own past, and the same for every data set.
 """
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +15,15 @@ KINDS = ("numeric", "mode_collapse", "divergence", "d_overfit", "d_too_strong", 
 
 HISTORY = 64
 """Measurements that a verdict may look back on."""
+
+GRACE = 2
+"""Measurements that do not count at the start and after each change of span."""
+
+LASTING, WARN = 5, 2
+"""A collapse shows in all but one of so many measurements, a warning in so many of them."""
+
+RISING_AFTER, RISING = 3, 1.15
+"""Little variety that has grown by this factor within so many measurements is no trouble."""
 
 
 @dataclass(frozen=True)
@@ -50,5 +61,221 @@ class Verdict:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How one kind of trouble shows: `grade` gives 0, 1 or 2 for one measurement, given those before.
+
+    0 is nothing, 1 worth a warning where it lasts, 2 a collapse where it lasts. `reason` tells the last
+    measurement in words, with what to do.
+    """
+
+    kind: str
+    grade: Callable[[Measurement, Sequence[Measurement]], int]
+    reason: Callable[[Measurement], str]
+    lasting: int = LASTING
+
+
 def judge(history: Sequence[Measurement]) -> Verdict:
-    return Verdict(onset=history[-1].images)
+    """The verdict on the last measurement of a history, oldest first.
+
+    The most severe of all rules' findings counts, the first in their order of equals.
+    """
+    graded = [m for m, settled in zip(history, _settled(history), strict=True) if settled]
+    found = [verdict for rule in RULES if (verdict := _apply(rule, history, graded))]
+    return max(
+        found,
+        key=lambda verdict: LEVELS.index(verdict.level),
+        default=Verdict(onset=history[-1].images if history else 0),
+    )
+
+
+def _apply(rule: Rule, history: Sequence[Measurement], graded: Sequence[Measurement]) -> Verdict | None:
+    """The rule's finding, None where all is well.
+
+    A warning takes WARN of the last `lasting` measurements, a collapse all but one of them, so that a
+    single good or bad one changes nothing.
+    """
+    judged = history if rule.lasting == 1 else graded
+    if not judged or judged[-1] is not history[-1]:
+        return None
+    grades = [rule.grade(m, judged[:i]) for i, m in enumerate(judged)]
+    recent = grades[-rule.lasting :]
+    bad, severe = sum(g >= 1 for g in recent), sum(g >= 2 for g in recent)
+    needed = max(1, rule.lasting - 1)
+    level = "collapsed" if severe >= needed and len(recent) >= needed else "warning"
+    if level == "warning" and bad < min(WARN, rule.lasting):
+        return None
+    first = _begin(grades)
+    at = history.index(judged[first])
+    onset = history[at - 1].images if at else 0
+    return Verdict(level, rule.kind, rule.reason(history[-1]), onset)
+
+
+def _begin(grades: Sequence[int]) -> int:
+    """Where the trouble at the end began: the first bad grade since two good ones in a row."""
+    first = len(grades) - 1
+    for i in range(len(grades) - 1, -1, -1):
+        if grades[i]:
+            first = i
+        elif i and not grades[i - 1]:
+            break
+    return first
+
+
+def _settled(history: Sequence[Measurement]) -> list[bool]:
+    """Which measurements count: not the first few of a run, nor those right after a change of span."""
+    settled, since = [], 0
+    for i, measurement in enumerate(history):
+        changed = i > 0 and measurement.span != history[i - 1].span
+        since = 0 if changed else since + 1
+        settled.append(since > GRACE)
+    return settled
+
+
+# The rules -----------------------------------------------------------------------------------------
+
+
+def _numeric(m: Measurement, _: Sequence[Measurement]) -> int:
+    return 2 if _get(m, "nonfinite", 0.0) > 0 else 0
+
+
+def _variety(m: Measurement) -> float:
+    """The lower of the varieties over all images and within classes; 1 is that of real images."""
+    return min(_get(m, "variety_pixels", 1.0), _get(m, "within_pixels", 1.0))
+
+
+def _mode_collapse(m: Measurement, before: Sequence[Measurement]) -> int:
+    variety = _variety(m)
+    if len(before) >= RISING_AFTER and variety > RISING * _variety(before[-RISING_AFTER]):
+        return 0  # few as they are, they become more: so every training begins
+    return _steps(variety, below=(0.5, 0.4))
+
+
+def _divergence(m: Measurement, before: Sequence[Measurement]) -> int:
+    norms = [_explosion(m, before, name) for name in ("grad_norm_d", "grad_norm_g")]
+    return max(
+        _steps(_get(m, "shift", 0.0), above=(1.5, 2.0)),
+        _steps(_get(m, "variety_pixels", 1.0), above=(1.7, 2.2)),
+        _steps(_get(m, "roughness", 1.0), above=(2.0, 3.0)),
+        _steps(_get(m, "roughness", 1.0), below=(0.4, 0.25)) if len(before) > RISING_AFTER else 0,
+        _steps(_get(m, "saturation", 0.0), above=(0.4, 0.6)),
+        _steps(max(norms), above=(30.0, 300.0)),
+    )
+
+
+def _explosion(m: Measurement, before: Sequence[Measurement], name: str) -> float:
+    """How many times its median over the past a value is; 1 where there is no past to speak of."""
+    past = [_get(b, name, 0.0) for b in before[-HISTORY // 2 :]]
+    median = statistics.median(past) if len(past) >= RISING_AFTER else 0.0
+    return _get(m, name, 0.0) / median if median > 0 else 1.0
+
+
+def _d_overfit(m: Measurement, _: Sequence[Measurement]) -> int:
+    seen, unseen = _get(m, "accuracy_real", 0.0), _get(m, "accuracy_held_out", 1.0)
+    if seen >= 0.95 and unseen <= 0.4:
+        return 2
+    return int(seen >= 0.9 and unseen <= 0.6)
+
+
+def _d_too_strong(m: Measurement, _: Sequence[Measurement]) -> int:
+    right = min(_get(m, "accuracy_real", 0.0), _get(m, "accuracy_fake", 0.0))
+    return _steps(right, above=(0.99, 0.99 if _draws_poorly(m) else math.inf))
+
+
+def _g_too_strong(m: Measurement, _: Sequence[Measurement]) -> int:
+    spread = max(_get(m, "spread_real", 0.0), _get(m, "spread_fake", 0.0))
+    margin = _get(m, "margin", 0.0) / spread if spread > 0 else 0.0
+    return _steps(margin, below=(-0.3, -0.3 if _draws_poorly(m) else -math.inf))
+
+
+def _draws_poorly(m: Measurement) -> bool:
+    """Whether the images themselves look wrong: one network ahead of the other is no collapse alone."""
+    off = _get(m, "shift", 0.0) > 0.8 or not 0.4 < _get(m, "roughness", 1.0) < 2.0
+    return off or _variety(m) < 0.6
+
+
+def _steps(
+    value: float,
+    above: tuple[float, float] = (math.inf, math.inf),
+    below: tuple[float, float] = (-math.inf, -math.inf),
+) -> int:
+    """How many of the thresholds are passed."""
+    return max(sum(value > limit for limit in above), sum(value < limit for limit in below))
+
+
+def _get(m: Measurement, name: str, missing: float) -> float:
+    """A signal, or what stands for one that could not be measured."""
+    value = m.values.get(name, missing)
+    return missing if math.isnan(value) else value
+
+
+def _tell(text: str) -> Callable[[Measurement], str]:
+    """A sentence that is filled in with the signals of a measurement."""
+
+    def reason(m: Measurement) -> str:
+        values = {name: _get(m, name, math.nan) for name in SIGNALS} | {"variety": _variety(m)}
+        return text.format(**values)
+
+    return reason
+
+
+SIGNALS = (
+    "accuracy_fake", "accuracy_held_out", "accuracy_real", "grad_norm_d", "grad_norm_g", "logit_fake",
+    "logit_real", "loss_d", "margin", "nonfinite", "roughness", "saturation", "shift", "variety_pixels",
+    "within_pixels",
+)  # fmt: skip
+"""What reasons may quote."""
+
+RULES = (
+    Rule(
+        "numeric",
+        _numeric,
+        _tell(
+            "losses or gradients are NaN or infinite in {nonfinite:.0%} of the cycles: lower the rates,"
+            " or set training.precision to fp32"
+        ),
+        lasting=1,
+    ),
+    Rule(
+        "mode_collapse",
+        _mode_collapse,
+        _tell(
+            "generated images are {variety:.2f} times as varied as real ones ({variety_pixels:.2f} over"
+            " all, {within_pixels:.2f} within classes): lower the generator's rate, or raise the"
+            " discriminator's"
+        ),
+    ),
+    Rule(
+        "divergence",
+        _divergence,
+        _tell(
+            "generated images leave the real ones: their mean is off by {shift:.2f} of the real spread,"
+            " variety {variety_pixels:.2f}, roughness {roughness:.2f}, saturation {saturation:+.2f};"
+            " gradient norms D {grad_norm_d:.3g}, G {grad_norm_g:.3g}: lower both rates"
+        ),
+    ),
+    Rule(
+        "d_overfit",
+        _d_overfit,
+        _tell(
+            "the discriminator knows its training images by heart: right on {accuracy_real:.0%} of them,"
+            " on {accuracy_held_out:.0%} of held-out ones: add data, flips or training.r1, or stop here"
+        ),
+    ),
+    Rule(
+        "d_too_strong",
+        _d_too_strong,
+        _tell(
+            "the discriminator is right on {accuracy_real:.1%} of real and {accuracy_fake:.1%} of"
+            " generated images, its loss {loss_d:.3g}: lower its rate or steps, or raise training.r1"
+        ),
+    ),
+    Rule(
+        "g_too_strong",
+        _g_too_strong,
+        _tell(
+            "the discriminator takes generated images for more real than real ones (logits"
+            " {logit_fake:.2f} against {logit_real:.2f}): raise its rate or training.d_steps"
+        ),
+    ),
+)

@@ -29,6 +29,10 @@ SCORES = (
     "ms_ssim",
     "memorisation",
 )
+HIGHER_IS_BETTER = ("is", "precision", "recall", "density", "coverage")
+RANKING = ("fd", "kid", "swd", *HIGHER_IS_BETTER)
+"""Scores by which one generator is better than another."""
+
 _OF_PIXELS = ("swd", "ms_ssim")
 _OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 _MEMORISATION = ("z", "p_value", "nearer", "copies")
@@ -66,6 +70,11 @@ class Generated:
 def need_features(scores: Collection[str]) -> bool:
     """Whether one of the scores is of features; SWD and MS-SSIM are of pixels."""
     return not set(scores) <= set(_OF_PIXELS)
+
+
+def need_images(scores: Collection[str]) -> bool:
+    """Whether one of the scores looks at pixels, beside how large the images are."""
+    return bool(set(scores) & set(_OF_PIXELS))
 
 
 def name(score: str, features: str) -> str:

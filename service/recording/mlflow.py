@@ -157,7 +157,7 @@ def _points(records: Iterable[Record]) -> Iterator[Any]:
     from mlflow.entities import Metric
 
     for record in records:
-        for name, value in record.values.items():
+        for name, value in (record.values | record.scores).items():
             yield Metric(name, value, int(record.time * 1000), record.images)
 
 

@@ -57,6 +57,8 @@ class LiveMetrics:
         self._collapse = Gauge(f"{PREFIX}collapse", about, ["kind"], registry=self._registry)
         for kind in KINDS:
             self._collapse.labels(kind).set(0)
+        about = "Scores of the newest evaluation"
+        self._scores = Gauge(f"{PREFIX}score", about, ["name"], registry=self._registry)
         self._rewinds = Counter(f"{PREFIX}rewinds", "Rewinds after a collapse", registry=self._registry)
         self.port = self._serve(host, port)
 
@@ -79,6 +81,8 @@ class LiveMetrics:
             for kind in KINDS:
                 level = LEVELS.index(verdict["level"]) if kind == verdict["kind"] else 0
                 self._collapse.labels(kind).set(level)
+        for name, value in record.scores.items():
+            self._scores.labels(name).set(value)
         if record.event and record.event["action"] == "rewind":
             self._rewinds.inc()
 

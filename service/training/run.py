@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from service.config import Config, differences
+from service.config import Config, Evaluation, differences
 from service.data.index import Index, check_channels, check_labels, check_shards, find_index
 from service.errors import DataError, UsageError
+from service.metrics import scores
+from service.metrics.features import open_features
 from service.storage import MissingError, Storage, is_s3, open_storage
 from service.training.curriculum import Curriculum
 from service.training.feed import check_memory, source_of
@@ -112,7 +114,26 @@ def check_data(config: Config) -> Index:
             f" {config.model.resolution}; pack larger, or train smaller"
         )
     check_memory(config, source_of(config, index), max(config.worker_counts))
+    if config.evaluation.every_images:
+        check_evaluation(config.evaluation, index)
     return index
+
+
+def check_evaluation(settings: Evaluation, index: Index) -> None:
+    """UsageError where the scores that are wanted cannot be had: unknown, or without what they need."""
+    scores.check_scores(settings.scores)
+    if settings.best not in settings.scores or settings.best not in scores.RANKING:
+        raise UsageError(
+            f"evaluation.best: {settings.best}, which is none of evaluation.scores"
+            f" {', '.join(settings.scores)} that ranks checkpoints: {', '.join(scores.RANKING)}"
+        )
+    if not len(index.rows(held_out=True)):
+        raise UsageError(
+            "evaluation: scores compare with held-out images, of which the index has none; make it anew"
+            " with a data.held_out above 0, or set evaluation.every_images to null"
+        )
+    if scores.need_features(settings.scores):
+        open_features(settings.features, settings.weights or "")
 
 
 def _same_run(storage: Storage, config: Config, index: Index) -> str:

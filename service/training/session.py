@@ -1,5 +1,6 @@
 """What a worker's loop needs beside the state: data, curriculum, storage, the recorder."""
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -11,18 +12,25 @@ from service.recording.record import Record
 from service.recording.recorder import RecorderClient
 from service.storage import open_storage
 from service.training import checkpoint, scores
-from service.training.curriculum import Curriculum, Cycle, curriculum_of
+from service.training.curriculum import Curriculum, Cycle, curriculum_of, due
 from service.training.distributed import Workers
 from service.training.feed import check_memory, open_feeders, requests, source_of
 from service.training.monitor import RealImages, panel_of
 from service.training.state import TrainState
 
+log = logging.getLogger(__name__)
+
 
 class Session:
     """Opened once by each worker; use `feeders` and `real` as context managers."""
 
-    def __init__(self, config: Config, workers: Workers, recorder: RecorderClient):
-        self.config, self.workers, self.recorder = config, workers, recorder
+    def __init__(
+        self, config: Config, workers: Workers, recorder: RecorderClient, evaluator: Any = None
+    ):
+        self.config, self.workers = config, workers
+        self.recorder, self._evaluator = recorder, evaluator
+        self._committed: checkpoint.Name | None = None
+        self._scored: checkpoint.Name | None = None
         self.curriculum = Curriculum(config.phases, config.training.d_steps)
         self.storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
         place = open_storage(config.data.index_address, config.storage.retry_s, config.storage.timeout_s)
@@ -70,8 +78,24 @@ class Session:
             self.recorder.write(Record(state.images, time.time(), state.attempt, event=event))
 
     def tell_checkpoint(self, name: checkpoint.Name, manifest: dict[str, Any]) -> None:
-        """Record a committed checkpoint: its address and its files' digests."""
+        """Record a committed checkpoint, its address and its files' digests; score it if that is due."""
         if self.workers.is_first:
             about = {"address": self.storage.url(name.folder), "files": manifest["files"]}
             attempt = manifest["state"]["attempt"]
             self.recorder.write(Record(name.images, time.time(), attempt, checkpoint=about))
+            before, self._committed = self._committed, name
+            every = self.config.evaluation.every_images
+            if every and due(every, before.images if before else 0, name.images):
+                self._score(name)
+
+    def score_last(self) -> None:
+        """Have the last committed checkpoint scored, unless it was."""
+        if self._committed and self._committed != self._scored and self.config.evaluation.every_images:
+            self._score(self._committed)
+
+    def _score(self, name: checkpoint.Name) -> None:
+        self._scored = name
+        try:
+            self._evaluator.evaluate.remote(name)
+        except Exception as error:  # whatever becomes of the evaluator, the training goes on
+            log.warning("event=evaluator_silent error=%s", error)

@@ -78,7 +78,9 @@ def _worker_resources(config: Config) -> dict[str, float]:
     return {"CPU": float(config.scale.cpus)} | ({"GPU": 1.0} if config.scale.gpu else {})
 
 
-def supervise(config: Config, storage: Storage, token: int, end: int, recorder: Any) -> None:
+def supervise(
+    config: Config, storage: Storage, token: int, end: int, recorder: Any, evaluator: Any = None
+) -> None:
     """Train to `end` images, through deaths of workers; TrainingError where it can't be done."""
     failures = 0
     while True:
@@ -87,7 +89,9 @@ def supervise(config: Config, storage: Storage, token: int, end: int, recorder: 
             return
         workers = choose_workers(config, ray.cluster_resources())
         log.info("event=fit workers=%d images=%d failures=%d", workers, before, failures)
-        outcome = _fit(config, Job(config.model_dump(), token, end, recorder), workers, storage)
+        outcome = _fit(
+            config, Job(config.model_dump(), token, end, recorder, evaluator), workers, storage
+        )
         action = decide(outcome, end, before, failures, config.scale.max_failures)
         if action.kind == "stop":
             raise TrainingError(action.reason)

@@ -11,7 +11,7 @@ from models import Growing, Shape, Stage
 from service.config import Config
 from service.errors import DataError, UsageError
 from service.storage import open_storage
-from service.training import checkpoint
+from service.training import checkpoint, scores
 from service.training.curriculum import curriculum_of
 from service.training.run import read_run
 
@@ -34,6 +34,7 @@ class Trained:
     images: int
     address: str
     fingerprint: str
+    attempt: int
     metrics: dict[str, float]
 
     @property
@@ -48,7 +49,9 @@ class Trained:
 
 
 def load(address: str, weights: str = "ema") -> Trained:
-    """The EMA, or the `generator` as it is, of a checkpoint's folder or of a run's newest checkpoint.
+    """The EMA, or the `generator` as it is, of a checkpoint's folder or of a run's best checkpoint.
+
+    That is the one with the best score, and the newest where none was scored.
 
     Raises UsageError where there is none at the address, DataError where it is damaged.
     """
@@ -62,7 +65,7 @@ def load(address: str, weights: str = "ema") -> Trained:
             f"{address}: no committed checkpoint there; give the --run.dir of a training, or one of"
             " the folders in its checkpoints/"
         )
-    name = committed[-1]
+    name = next(iter(scores.rank(storage, committed)), committed[-1])
     tensors, manifest = checkpoint.read(storage, name, [weights])
     try:
         config = Config(**manifest["config"])
@@ -84,5 +87,6 @@ def load(address: str, weights: str = "ema") -> Trained:
         name.images,
         storage.url(name.folder),
         read_run(storage)["fingerprint"],
+        manifest["state"]["attempt"],
         manifest.get("metrics", {}),
     )

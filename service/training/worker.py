@@ -32,6 +32,7 @@ class Job:
     token: int
     end: int
     recorder: Any
+    evaluator: Any = None
 
 
 def train(job: Job) -> int:
@@ -40,7 +41,7 @@ def train(job: Job) -> int:
     workers = distributed.join()
     if workers.device.type == "cpu":
         torch.set_num_threads(config.scale.cpus)
-    session = Session(config, workers, RecorderClient(job.recorder))
+    session = Session(config, workers, RecorderClient(job.recorder), job.evaluator)
     with session.feeders, contextlib.closing(session.real):
         return _train(session, job)
 
@@ -55,7 +56,6 @@ def _train(session: Session, job: Job) -> int:
     saver = session.saver(job.token)
     while not _advance(session, job, state, saver):
         rewind(session, saver, state)
-    saver.wait()
     return state.images
 
 
@@ -86,6 +86,8 @@ def _advance(session: Session, job: Job, state: TrainState, saver: Checkpointer)
         _draw(session, state, cycle)
     if saved < state.images:
         _save(session, saver, state, meter)
+    saver.wait()
+    session.score_last()
     return True
 
 

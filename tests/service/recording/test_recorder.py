@@ -160,11 +160,11 @@ def test_only_word_of_the_clock_is_progress():
         return scrape(live.port)["gan_progress_age_seconds"]
 
     wait_for(lambda: age() > 0.3)
-    live.update({"checkpoint_every_images": 160.0})
+    live.update(Record(0, 0.0, values={"checkpoint_every_images": 160.0}))
     live.checkpoint_committed(160, time.time())
     assert age() > 0.3
     before = age()
-    live.update({"images": 16.0})
+    live.update(Record(16, 0.0, values={"images": 16.0}))
     assert age() < before
 
 

@@ -1,0 +1,147 @@
+"""Scores a run's checkpoints: the real images are measured once, generated ones for each checkpoint."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.config import Config, Evaluation
+from service.data.index import read_index
+from service.data.order import Order
+from service.data.samples import Batch, Request, Source, read
+from service.metrics import scores
+from service.metrics.feature_set import FeatureSet
+from service.metrics.features import open_features
+from service.metrics.real import (
+    RealImages,
+    RealStatistics,
+    Sample,
+    load_statistics,
+    save_statistics,
+    select_rows,
+)
+from service.storage import Storage, open_storage
+from service.training.random import Draws
+from service.training.sampling import Sampler
+from service.training.scores import Score
+from service.training.trained import Trained
+
+_PART = 512  # images in memory at once, where no score wants them all
+_WINDOW = 64  # samples that are read together where they lie near each other
+
+
+@dataclass(frozen=True)
+class _Real:
+    """The real images of one resolution, and what was measured of them."""
+
+    held_out: NDArray[np.uint8] | None
+    statistics: RealStatistics | None
+
+
+class Scorer:
+    """Scores checkpoints against the data that `config` names; `cache` keeps what is measured of it."""
+
+    def __init__(self, config: Config, settings: Evaluation, cache: Storage):
+        self.config, self.settings, self.cache = config, settings, cache
+        self._index = read_index(open_storage(config.data.index_address, config.storage.retry_s))
+        self._features: FeatureSet | None = None
+        if scores.need_features(settings.scores):
+            self._features = open_features(settings.features, settings.weights or "")
+        self._held_out, self._training = (
+            select_rows(self._index.rows(held_out=side), settings.images) for side in (True, False)
+        )
+        self._real: dict[int, _Real] = {}
+
+    def score(self, trained: Trained) -> Score:
+        """All scores of a checkpoint, at the resolution that it was trained at last."""
+        settings, resolution = self.settings, trained.stage.resolution
+        real = self._reality(resolution)
+        values = scores.compute(
+            settings.scores, self._draw(trained), self._features, real.statistics, real.held_out
+        )
+        by = scores.name(settings.best, self._features.name if self._features else settings.features)
+        rank = -values[by] if settings.best in scores.HIGHER_IS_BETTER else values[by]
+        return Score(trained.images, resolution, by, rank, values)
+
+    def _draw(self, trained: Trained) -> scores.Generated:
+        """As many images as are asked for, of labels as frequent as among the training images."""
+        draws, numbers = Draws(0, "evaluation", 0), np.arange(self.settings.images)
+        labels = np.zeros_like(numbers)
+        if trained.shape.classes:
+            rows = self._training[numbers % len(self._training)]
+            labels = self._index.label[rows].astype(np.int64).clip(0)
+        sampler = Sampler(trained.generator, trained.shape, trained.stage, seed=0)
+
+        def parts() -> Iterator[NDArray[np.uint8]]:
+            for part in _parts(numbers):
+                latents = draws.latents(part, trained.shape.latents)
+                yield sampler.draw(latents, labels[part], noise_seeds=draws.seeds(part, "noise"))
+
+        images, features = self._measure(parts(), keep=scores.need_images(self.settings.scores))
+        return scores.Generated(images, labels, features)
+
+    def _reality(self, resolution: int) -> _Real:
+        """Measured when it is first asked for."""
+        if resolution not in self._real:
+            held_out = None
+            if "swd" in self.settings.scores:
+                held_out = np.concatenate([b.images for b in self._read(self._held_out, resolution)])
+            statistics = self._statistics(resolution) if self._features else None
+            self._real[resolution] = _Real(held_out, statistics)
+        return self._real[resolution]
+
+    def _statistics(self, resolution: int) -> RealStatistics:
+        """Kept from an earlier evaluation of the same data, or made now."""
+        assert self._features is not None
+        rows, channels = (self._held_out, self._training), self.config.model.channels
+        about = RealImages(self._index.fingerprint(), resolution, channels, *rows)
+        found = load_statistics(self.cache, about, self._features)
+        if found is None:
+            found = RealStatistics(*(self._sample(side, resolution) for side in rows))
+            save_statistics(self.cache, about, self._features, found)
+        return found
+
+    def _sample(self, rows: NDArray[np.int64], resolution: int) -> Sample:
+        assert self._features is not None
+        batches = self._read(rows, resolution)
+        pairs = [(self._features(batch.images), batch.rows) for batch in batches]
+        features, found = (np.concatenate(column) for column in zip(*pairs, strict=True))
+        return Sample(features, found)
+
+    def _measure(
+        self, parts: Iterable[NDArray[np.uint8]], keep: bool
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """All images, and their features; the images are not kept where no score looks at them."""
+        images, features = [], []
+        for part in parts:
+            if self._features:
+                features.append(self._features(part))
+            # a view of one image, in the place of all, tells their size and takes no memory
+            images.append(part if keep else np.broadcast_to(part[:1], part.shape))
+        whole = np.concatenate(images) if keep else np.broadcast_to(images[0][:1], _shape(images))
+        return whole, np.concatenate(features) if features else None
+
+    def _read(self, rows: NDArray[np.int64], resolution: int) -> Iterator[Batch]:
+        """These images, in an order of their own, some at a time."""
+        data, storage = self.config.data, self.config.storage
+        source = Source(
+            data.url,
+            self._index,
+            Order(self._index, rows, 0, lanes=1, window=_WINDOW),
+            self.config.model.channels,
+            max_bad_samples=data.max_bad_samples,
+            retry_s=storage.retry_s,
+            timeout_s=storage.timeout_s,
+        )
+        for part in _parts(np.arange(len(rows))):
+            yield read(source, Request(part, resolution))
+
+
+def _parts(numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(numbers), _PART):
+        yield numbers[start : start + _PART]
+
+
+def _shape(parts: list[NDArray[np.uint8]]) -> tuple[int, ...]:
+    return sum(len(part) for part in parts), *parts[0].shape[1:]
