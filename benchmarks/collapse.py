@@ -76,17 +76,16 @@ class Case:
 
     @property
     def resolution(self) -> int:
-        """Pixels of a side: the smallest that the family has."""
+        """Pixels of a side."""
         return 16 if self.preset.startswith("dcgan") else 8
 
     def config(self, data: Path, run: Path, action: str) -> dict[str, Any]:
         """The whole configuration, as `--config` takes it."""
         values = load_preset(self.preset)
         values["run"] = {"dir": str(run), "seed": self.seed, "images": IMAGES}
-        values["model"] |= {"resolution": self.resolution}
-        if "attention" in values["model"]:
-            values["model"]["attention"] = None
-        values["phases"] = [{"resolution": self.resolution, "hold_images": IMAGES, "batch": 128}]
+        # the networks are those of 32 px; the rungs above the first are not come to
+        rungs = [r for r in (8, 16, 32) if r >= self.resolution]
+        values["phases"] = [{"resolution": r, "hold_images": IMAGES, "batch": 128} for r in rungs]
         source = data / ("digits" if self.preset == "digits" else "fashion")
         index = data / f"{source.name}-{self.held_out}"
         values["data"] |= {"url": str(source), "index_url": str(index), "held_out": self.held_out}

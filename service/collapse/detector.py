@@ -80,8 +80,8 @@ def judge(history: Sequence[Measurement]) -> Verdict:
 
     The most severe of all rules' findings counts, the first in their order of equals.
     """
-    graded = [m for m, settled in zip(history, _settled(history), strict=True) if settled]
-    found = [verdict for rule in RULES if (verdict := _apply(rule, history, graded))]
+    settled = _settled(history)
+    found = [verdict for rule in RULES if (verdict := _apply(rule, history, settled))]
     return max(
         found,
         key=lambda verdict: LEVELS.index(verdict.level),
@@ -89,24 +89,23 @@ def judge(history: Sequence[Measurement]) -> Verdict:
     )
 
 
-def _apply(rule: Rule, history: Sequence[Measurement], graded: Sequence[Measurement]) -> Verdict | None:
+def _apply(rule: Rule, history: Sequence[Measurement], settled: Sequence[int]) -> Verdict | None:
     """The rule's finding, None where all is well.
 
     A warning takes WARN of the last `lasting` measurements, a collapse all but one of them, so that a
     single good or bad one changes nothing.
     """
-    judged = history if rule.lasting == 1 else graded
-    if not judged or judged[-1] is not history[-1]:
+    judged = range(len(history)) if rule.lasting == 1 else settled
+    if not judged or judged[-1] != len(history) - 1:
         return None
-    grades = [rule.grade(m, judged[:i]) for i, m in enumerate(judged)]
+    grades = [rule.grade(history[i], history[:i]) for i in judged]
     recent = grades[-rule.lasting :]
     bad, severe = sum(g >= 1 for g in recent), sum(g >= 2 for g in recent)
     needed = max(1, rule.lasting - 1)
     level = "collapsed" if severe >= needed and len(recent) >= needed else "warning"
     if level == "warning" and bad < min(WARN, rule.lasting):
         return None
-    first = _begin(grades)
-    at = history.index(judged[first])
+    at = judged[_begin(grades)]
     onset = history[at - 1].images if at else 0
     return Verdict(level, rule.kind, rule.reason(history[-1]), onset)
 
@@ -122,13 +121,14 @@ def _begin(grades: Sequence[int]) -> int:
     return first
 
 
-def _settled(history: Sequence[Measurement]) -> list[bool]:
+def _settled(history: Sequence[Measurement]) -> list[int]:
     """Which measurements count: not the first few of a run, nor those right after a change of span."""
     settled, since = [], 0
     for i, measurement in enumerate(history):
         changed = i > 0 and measurement.span != history[i - 1].span
-        since = 0 if changed else since + 1
-        settled.append(since > GRACE)
+        since = 1 if changed else since + 1
+        if since > GRACE:
+            settled.append(i)
     return settled
 
 
@@ -146,7 +146,7 @@ def _variety(m: Measurement) -> float:
 
 def _mode_collapse(m: Measurement, before: Sequence[Measurement]) -> int:
     variety = _variety(m)
-    if len(before) >= RISING_AFTER and variety > RISING * _variety(before[-RISING_AFTER]):
+    if before and variety > RISING * _variety(before[-RISING_AFTER:][0]):
         return 0  # few as they are, they become more: so every training begins
     return _steps(variety, below=(0.5, 0.4))
 

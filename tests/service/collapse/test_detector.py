@@ -1,0 +1,178 @@
+"""Verdicts on histories: each kind by its signals, steady against single values, silent on health."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.collapse.detector import GRACE, HISTORY, KINDS, LASTING, Measurement, Verdict, judge
+from service.collapse.response import respond
+from service.config import Collapse
+
+HEALTHY = {
+    "loss_d": 1.5,
+    "loss_g": 0.3,
+    "logit_real": 0.5,
+    "logit_fake": -0.4,
+    "margin": 0.9,
+    "spread_real": 0.7,
+    "spread_fake": 0.6,
+    "accuracy_real": 0.7,
+    "accuracy_fake": 0.68,
+    "accuracy_held_out": 0.65,
+    "grad_norm_d": 10.0,
+    "grad_norm_g": 3.0,
+    "nonfinite": 0.0,
+    "variety_pixels": 0.95,
+    "within_pixels": 0.9,
+    "roughness": 1.0,
+    "shift": 0.3,
+    "saturation": 0.0,
+}
+EVERY = 3200
+TROUBLES = {
+    "numeric": {"nonfinite": 0.04},
+    "mode_collapse": {"within_pixels": 0.2},
+    "divergence": {"shift": 2.5, "roughness": 3.5},
+    "d_overfit": {"accuracy_real": 0.98, "accuracy_held_out": 0.3},
+    "d_too_strong": {"accuracy_real": 0.999, "accuracy_fake": 1.0, "roughness": 0.3},
+    "g_too_strong": {"margin": -0.6, "logit_fake": 0.4, "logit_real": -0.2, "shift": 1.0},
+}
+
+
+def history(*changes: dict, span: str = "hold 8 px", start: int = EVERY) -> list[Measurement]:
+    return [Measurement(start + i * EVERY, span, HEALTHY | change) for i, change in enumerate(changes)]
+
+
+def levels(measurements: list[Measurement]) -> list[str]:
+    return [judge(measurements[: i + 1]).level for i in range(len(measurements))]
+
+
+def test_the_kinds_tested_here_are_all_that_there_are():
+    assert set(TROUBLES) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+def test_what_lasts_is_a_warning_first_and_then_a_collapse_of_its_kind(kind):
+    told = history(*[{}] * 10, *[TROUBLES[kind]] * LASTING)
+    last = judge(told)
+    assert (last.level, last.kind) == ("collapsed", kind)
+    assert last.onset == 10 * EVERY  # the last measurement before the trouble
+    if kind != "numeric":
+        assert levels(told)[10:] == ["healthy", "warning", "warning", "collapsed", "collapsed"]
+
+
+def test_a_single_nan_is_a_collapse_at_once_even_in_the_first_measurement():
+    assert judge(history({"nonfinite": 0.01})).level == "collapsed"
+
+
+def test_reasons_give_the_numbers_and_what_to_do():
+    verdict = judge(history(*[{}] * 10, *[TROUBLES["mode_collapse"]] * LASTING))
+    assert "0.20 within classes" in verdict.reason
+    assert "lower the generator's rate" in verdict.reason
+
+
+@pytest.mark.parametrize("kind", [k for k in TROUBLES if k != "numeric"])
+def test_one_bad_measurement_among_good_ones_changes_nothing(kind):
+    told = history(*[{}] * 10, TROUBLES[kind], *[{}] * LASTING, TROUBLES[kind], *[{}] * LASTING)
+    assert set(levels(told)) == {"healthy"}
+
+
+@pytest.mark.parametrize("kind", [k for k in TROUBLES if k != "numeric"])
+def test_one_good_measurement_among_bad_ones_does_not_hide_them(kind):
+    bad = TROUBLES[kind]
+    assert judge(history(*[{}] * 10, bad, bad, bad, {}, bad)).level == "collapsed"
+
+
+def test_a_change_of_span_has_its_grace():
+    before = history(*[{}] * 10)
+    after = history(*[TROUBLES["divergence"]] * 3, span="fade to 16 px", start=11 * EVERY)
+    assert levels(before + after[:GRACE])[-GRACE:] == ["healthy"] * GRACE
+    assert judge(before + after).level == "healthy"
+
+
+def test_little_variety_that_grows_is_how_a_training_begins():
+    growing = history(
+        *[{"variety_pixels": v, "within_pixels": v} for v in (0.1, 0.15, 0.2, 0.27, 0.36, 0.47)]
+    )
+    assert set(levels(growing)) == {"healthy"}
+    stuck = history(*[{"variety_pixels": 0.1, "within_pixels": 0.1}] * 8)
+    assert judge(stuck).level == "collapsed"
+
+
+def test_gradients_that_explode_are_a_divergence():
+    told = history(*[{}] * 12, *[{"grad_norm_g": 3000.0}] * LASTING)
+    assert (judge(told).level, judge(told).kind) == ("collapsed", "divergence")
+
+
+def test_a_strong_network_alone_is_no_collapse():
+    strong_d = {"accuracy_real": 0.999, "accuracy_fake": 1.0}
+    strong_g = {"margin": -0.6}
+    for change in (strong_d, strong_g):
+        assert judge(history(*[{}] * 10, *[change] * 12)).level == "warning"
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "variety_pixels": st.floats(0.6, 1.5),
+                "within_pixels": st.floats(0.6, 1.5),
+                "roughness": st.floats(0.5, 1.9),
+                "shift": st.floats(0, 0.79),
+                "saturation": st.floats(-1, 0.39),
+                "accuracy_real": st.floats(0, 0.89),
+                "accuracy_held_out": st.floats(0, 1),
+                "margin": st.floats(-0.2, 20),
+                "grad_norm_d": st.floats(1, 20),
+            }
+        ),
+        max_size=20,
+    )
+)
+def test_nothing_is_found_while_every_signal_is_where_healthy_runs_have_it(changes):
+    assert set(levels(history(*changes))) <= {"healthy"}
+
+
+def test_signals_that_are_missing_or_no_number_are_no_trouble():
+    bare = [Measurement(m.images, m.span, {"loss_d": 1.0}) for m in history(*[{}] * 12)]
+    unknown = history(*[dict.fromkeys(TROUBLES["divergence"] | {"variety_pixels": 0}, math.nan)] * 12)
+    assert set(levels(bare)) | set(levels(unknown)) == {"healthy"}
+
+
+def test_a_verdict_looks_back_no_further_than_its_history():
+    told = history(*[TROUBLES["mode_collapse"]] * 5, *[{}] * HISTORY)
+    assert judge(told[-HISTORY:]) == judge(told)
+
+
+def test_verdicts_and_measurements_survive_json():
+    measurement = history({})[0]
+    assert Measurement.from_plain(measurement.to_plain()) == measurement
+    verdict = judge(history(*[TROUBLES["numeric"]]))
+    assert Verdict(**verdict.to_plain()) == verdict
+
+
+# Responses ----------------------------------------------------------------------------------------
+
+WARNING = Verdict("warning", "divergence", "words", 0)
+COLLAPSED = Verdict("collapsed", "divergence", "words", 0)
+
+
+@pytest.mark.parametrize(
+    ("action", "rewinds", "expected"),
+    [("alert", 0, "alert"), ("protect", 0, "protect"), ("stop", 0, "stop"), ("rewind", 0, "rewind"),
+     ("rewind", 2, "rewind"), ("rewind", 3, "stop")],
+)  # fmt: skip
+def test_a_collapse_is_answered_as_configured_and_rewound_so_often(action, rewinds, expected):
+    settings = Collapse(action=action, max_rewinds=3)
+    assert respond(COLLAPSED, WARNING, settings, rewinds) == expected
+
+
+@pytest.mark.parametrize("action", ["alert", "protect"])
+def test_what_is_left_alone_is_told_once(action):
+    settings = Collapse(action=action)
+    assert respond(COLLAPSED, COLLAPSED, settings, 0) == "none"
+    assert respond(WARNING, Verdict(), settings, 0) == "alert"
+    assert respond(WARNING, COLLAPSED, settings, 0) == "none"
+    assert respond(Verdict(), COLLAPSED, settings, 0) == "none"

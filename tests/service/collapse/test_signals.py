@@ -1,0 +1,151 @@
+"""What the signals say, against numpy, by definition and over any division among workers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from service.collapse.signals import Spectra, compare, crowd, sums, view_size
+
+CHANNELS, GROUPS = 3, 4
+
+
+def draw(seed: int, count: int, resolution: int = 8):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, CHANNELS, resolution, resolution, generator=generator) * 2 - 1
+    features = torch.randn(count, 5, generator=generator)
+    logits = torch.randn(count, generator=generator)
+    groups = torch.randint(GROUPS, (count,), generator=generator)
+    return images, features, logits, groups
+
+
+def crowd_of(images, features, logits, groups, boundary=0.0):
+    total = sums(images, features, logits, groups, GROUPS, boundary)
+    return crowd(total, view_size(images.shape[2], CHANNELS))
+
+
+def test_a_crowd_is_what_numpy_finds():
+    images, features, logits, groups = draw(0, 40)
+    found = crowd_of(images, features, logits, groups, boundary=0.25)
+    x = images.double().flatten(1).numpy()
+    assert found.count == 40
+    np.testing.assert_allclose(found.pixels, x.mean(0), atol=1e-12)
+    assert found.pixels_spread == pytest.approx(math.sqrt(x.var(0, ddof=1).mean()))
+    inner = sum(((x[groups == g] - x[groups == g].mean(0)) ** 2).sum() for g in range(GROUPS))
+    assert found.pixels_within == pytest.approx(math.sqrt(inner / (40 - GROUPS) / x.shape[1]))
+    wide = features.double().numpy()
+    assert found.features_spread == pytest.approx(math.sqrt(wide.var(0, ddof=1).sum()))
+    assert found.logit == pytest.approx(logits.double().mean().item())
+    assert found.logit_spread == pytest.approx(logits.double().numpy().std())
+    assert found.above == (logits > 0.25).double().mean().item()
+    rows = np.diff(images.double().numpy(), axis=2) ** 2
+    columns = np.diff(images.double().numpy(), axis=3) ** 2
+    assert found.roughness == pytest.approx(math.sqrt((rows.mean() + columns.mean()) / 2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 3), st.integers(12, 30))
+def test_sums_of_shares_are_those_of_the_whole(seed, workers, count):
+    whole = draw(seed, count)
+    total = sums(*whole, GROUPS, 0.0)
+    shares = [sums(*(part[w::workers] for part in whole), GROUPS, 0.0) for w in range(workers)]
+    torch.testing.assert_close(torch.stack(shares).sum(0), total, rtol=1e-12, atol=1e-12)
+
+
+def test_images_like_the_real_ones_give_ratios_of_1_and_differences_of_0():
+    told = compare(crowd_of(*draw(1, 2000)), crowd_of(*draw(2, 2000)))
+    for name in ("variety_pixels", "variety_features", "within_pixels", "within_features", "roughness"):
+        assert told[name] == pytest.approx(1, abs=0.05), name
+    assert told["shift"] < 0.06
+    assert abs(told["saturation"]) < 0.01
+
+
+def test_each_signal_tells_its_own_trouble():
+    real = crowd_of(*draw(1, 400))
+    images, features, logits, groups = draw(2, 400)
+    means = torch.stack([images[groups == g].mean(0) for g in range(GROUPS)])
+    one_a_class = compare(crowd_of(means[groups], features, logits, groups), real)
+    assert one_a_class["within_pixels"] < 1e-6 < one_a_class["variety_pixels"]
+    one_of_all = compare(crowd_of(images[:1].expand_as(images), features, logits, groups), real)
+    assert one_of_all["variety_pixels"] < 1e-6
+    smooth = images.mean((2, 3), keepdim=True).expand_as(images)
+    assert compare(crowd_of(smooth, features, logits, groups), real)["roughness"] == 0
+    black = compare(crowd_of(torch.full_like(images, -1.0), features, logits, groups), real)
+    assert black["saturation"] > 0.97
+    # −1 lies √3 standard deviations below the mean of what is even in [−1, 1]
+    assert black["shift"] == pytest.approx(math.sqrt(3), rel=0.03)
+
+
+def test_without_real_images_there_is_nothing_to_compare_with():
+    fake = draw(3, 8)
+    nothing = crowd(torch.zeros_like(sums(*fake, GROUPS, 0.0)), view_size(8, CHANNELS))
+    told = compare(crowd_of(*fake), nothing)
+    assert all(math.isnan(value) for value in told.values())
+
+
+def test_large_images_are_compared_when_shrunk():
+    images, features, logits, groups = draw(4, 6, resolution=64)
+    assert view_size(64, CHANNELS) == 16 * 16 * CHANNELS
+    shrunk = torch.nn.functional.avg_pool2d(images, 4)
+    found = crowd_of(images, features, logits, groups)
+    torch.testing.assert_close(found.pixels, shrunk.flatten(1).double().mean(0))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(6, 10, 3), nn.Conv2d(10, 4, 1), nn.Linear(12, 2), nn.BatchNorm1d(2))
+
+
+def exact(weight: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.svdvals(weight.detach().flatten(1).double())[:3]
+
+
+def test_kept_warm_the_iteration_follows_singular_values_as_weights_change(network):
+    spectra = Spectra({"g": network})
+    spectra.values(30)
+    for _ in range(20):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+        found = spectra.values()
+    assert set(found) == {"g/0.weight", "g/1.weight", "g/2.weight"}
+    for name, values in found.items():
+        expected = exact(network.get_parameter(name.removeprefix("g/")))
+        torch.testing.assert_close(
+            torch.tensor(values[: len(expected)]).double(), expected, rtol=0.03, atol=0
+        )
+    assert found["g/2.weight"][2] == 0  # a matrix of two rows has two
+
+
+def test_an_explosion_is_seen_at_once(network):
+    spectra = Spectra({"g": network})
+    before = spectra.values(10)["g/0.weight"]
+    with torch.no_grad():
+        network[0].weight *= 50
+    assert spectra.values()["g/0.weight"][0] == pytest.approx(50 * before[0], rel=0.05)
+
+
+def test_weights_that_are_not_finite_leave_vectors_that_recover(network):
+    spectra = Spectra({"g": network})
+    good = network[0].weight.detach().clone()
+    with torch.no_grad():
+        network[0].weight[0, 0, 0, 0] = math.nan
+    spectra.values()
+    with torch.no_grad():
+        network[0].weight.copy_(good)
+    found = spectra.values(20)["g/0.weight"]
+    torch.testing.assert_close(torch.tensor(found).double(), exact(good), rtol=0.02, atol=0)
+
+
+def test_vectors_resume_and_refuse_those_of_other_weights(network):
+    spectra, other = Spectra({"g": network}), Spectra({"g": network})
+    spectra.values(5)
+    other.load_state_dict({k: v.clone() for k, v in spectra.state_dict().items()})
+    assert other.values() == spectra.values()
+    with pytest.raises(RuntimeError, match="other weights"):
+        other.load_state_dict({"g/0.weight": torch.zeros(2, 3)})
