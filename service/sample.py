@@ -4,7 +4,6 @@ import argparse
 import io
 import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,8 @@ from service.cli import check_bounds, run_command
 from service.errors import DataError, UsageError
 from service.recording import pictures
 from service.recording.pictures import Pixels
-from service.recording.recorder import PICTURES
 from service.storage import open_storage
-from service.training.curriculum import Curriculum
+from service.training.curriculum import curriculum_of
 from service.training.random import Draws
 from service.training.sampling import STANDING_BATCHES, Sampler
 from service.training.trained import RETRY_S, WEIGHTS, Trained, load
@@ -37,7 +35,7 @@ EPILOG = """sheets:
                  layers (stylegan)
   noise          the same styles without noise and under several draws of it (stylegan)
 
-CHECKPOINT is a run.dir, for its newest, or one of the folders in its checkpoints/; local or s3://.
+CHECKPOINT is a run.dir, for its best, or one of the folders in its checkpoints/; local or s3://.
 
 examples:
   python -m service.sample runs/digits grid --out digits.png --rows 8
@@ -51,7 +49,6 @@ PSIS = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)
 SHOWN_PIXELS = 64
 NOISE_DRAWS = 4
 LONGEST_FRAME_MS = 60_000
-_GRID = re.compile(rf"{PICTURES}/grid-(\d+)\.png")
 
 
 @dataclass(frozen=True)
@@ -259,13 +256,12 @@ def draw_timelapse(request: Request) -> Frames:
     trained = request.trained
     address = trained.address.rpartition("/checkpoints/")[0]
     storage = open_storage(address, RETRY_S)
-    curriculum = Curriculum(trained.config.phases, trained.config.training.d_steps)
-    found = [(match, key) for key in storage.sizes(f"{PICTURES}/") if (match := _GRID.fullmatch(key))]
+    curriculum = curriculum_of(trained.config, trained.amendments)
+    found = pictures.latest_grids(storage.sizes(f"{pictures.FOLDER}/"))
     if not found:
-        raise DataError(f"{address}/{PICTURES}: no grids there; was the run's folder copied without?")
+        raise DataError(f"{address}/{pictures.FOLDER}: no grids there; was the folder copied without?")
     frames = []
-    for match, key in tqdm(found, disable=None):
-        images = int(match[1])
+    for images, key in tqdm(found, disable=None):
         if images > trained.images:
             break
         try:
@@ -279,7 +275,7 @@ def draw_timelapse(request: Request) -> Frames:
         sheet = _read_png(storage.get(key), storage.url(key))
         frames.append(pictures.labelled(sheet, [caption]))
     if not frames:
-        raise DataError(f"{address}/{PICTURES}: its grids are all later than {trained.address}")
+        raise DataError(f"{address}/{pictures.FOLDER}: its grids are all later than {trained.address}")
     height, width = (max(frame.shape[axis] for frame in frames) for axis in (0, 1))
     return [_pad(frame, height, width) for frame in frames]
 

@@ -23,9 +23,10 @@ from service.config import Config, flatten, parse, to_yaml
 from service.errors import ServiceError, UsageError
 from service.progress import Progress
 from service.recording.mlflow import Description
+from service.recording.pictures import FOLDER, latest_grids
 from service.recording.prometheus import free_port
 from service.recording.recorder import start_recorder
-from service.storage import is_s3
+from service.storage import is_s3, open_storage
 from service.training.evaluator import start_evaluator
 from service.training.run import RunDir, open_run, settle
 from service.training.supervisor import supervise
@@ -224,9 +225,9 @@ def _tell(config: Config) -> None:
     if is_s3(config.run.dir):
         print(f"done: checkpoints and pictures in {config.run.dir}, curves at {config.tracking.uri}")
         return
-    pictures = sorted((Path(config.run.dir) / "pictures").glob("*.png"))
-    if pictures:
-        print(f"final picture: {pictures[-1]}")
+    grids = latest_grids(open_storage(config.run.dir).sizes(f"{FOLDER}/"))
+    if grids:
+        print(f"final picture: {config.run.dir}/{grids[-1][1]}")
     if config.tracking.uri is None:
         database = shlex.quote(f"sqlite:///{config.run.dir}/mlflow.db")
         print(f"MLflow: mlflow ui --backend-store-uri {database}")

@@ -16,8 +16,8 @@ KINDS = ("numeric", "mode_collapse", "divergence", "d_overfit", "d_too_strong", 
 HISTORY = 64
 """Measurements that a verdict may look back on."""
 
-GRACE = 2
-"""Measurements that do not count at the start and after each change of span."""
+GRACE, GRACE_CYCLES = 2, 100
+"""Measurements, and cycles, that do not count at the start and after each change of span."""
 
 LASTING, WARN = 5, 2
 """A collapse shows in all but one of so many measurements, a warning in so many of them."""
@@ -28,10 +28,11 @@ RISING_AFTER, RISING = 3, 1.15
 
 @dataclass(frozen=True)
 class Measurement:
-    """The signals at a clock of `images`, within a span of the curriculum."""
+    """The signals at a clock of `images`, so many `cycles` into a span of the curriculum."""
 
     images: int
     span: str
+    cycles: int
     values: dict[str, float]
 
     def to_plain(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _settled(history: Sequence[Measurement]) -> list[int]:
     for i, measurement in enumerate(history):
         changed = i > 0 and measurement.span != history[i - 1].span
         since = 1 if changed else since + 1
-        if since > GRACE:
+        if since > GRACE and measurement.cycles > GRACE_CYCLES:
             settled.append(i)
     return settled
 

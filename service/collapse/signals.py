@@ -18,8 +18,8 @@ VIEW_PIXELS = 16
 SATURATED = 0.98
 """Of a pixel's absolute value, from which on it counts as black or white."""
 
-TOP = 3
-"""Singular values that are followed of each weight."""
+TOP, START_ITERATIONS = 3, 8
+"""Singular values that are followed of each weight, and steps towards them to begin with."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ class Spectra:
     def __init__(self, networks: dict[str, nn.Module]):
         self._networks = networks
         self._vectors = {name: _start(weight) for name, weight in self._weights()}
+        self.values(START_ITERATIONS)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The vectors [in, at most 3] by weight."""

@@ -1,7 +1,8 @@
 """Pictures for people: grids and labelled sheets as PNG, animations as WebP or GIF."""
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,25 @@ CAPTION_PIXELS = 16
 MARGIN_PIXELS = 64
 ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}
 
+FOLDER = "pictures"
+_GRID = re.compile(rf"{FOLDER}/grid-(\d+)(?:-(\d+))?\.png")
+
 Pixels = NDArray[np.uint8]
+
+
+def grid_key(images: int, attempt: int) -> str:
+    """Where a run keeps the grid of the clock `images`; each attempt after a rewind has its own."""
+    return f"{FOLDER}/grid-{images:012d}{f'-{attempt}' if attempt else ''}.png"
+
+
+def latest_grids(keys: Iterable[str]) -> list[tuple[int, str]]:
+    """(images, key) of a run's grids by the clock, of the last attempt that came to each."""
+    latest: dict[int, tuple[int, str]] = {}
+    for key in keys:
+        if match := _GRID.fullmatch(key):
+            images, attempt = int(match[1]), int(match[2] or 0)
+            latest[images] = max(latest.get(images, (attempt, key)), (attempt, key))
+    return [(images, key) for images, (_, key) in sorted(latest.items())]
 
 
 def grid(images: Pixels, columns: int, pixels: int) -> Pixels:

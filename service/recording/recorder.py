@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from service.recording.mlflow import Description, MlflowLog
-from service.recording.pictures import grid_png
+from service.recording.pictures import grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
 from service.recording.record import Record
 from service.recording.spool import Spool
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 2.0
 LONGEST_PAUSE_S = 30.0
-PICTURES = "pictures"
 SETTLE_LIMIT_S = 10.0
 
 
@@ -76,8 +75,7 @@ class Recorder:
 
     def draw(self, record: Record, images: NDArray[np.uint8], columns: int, pixels: int) -> None:
         """Make a grid of the images, keep it in the run directory, and take the record of it."""
-        attempt = f"-{record.attempt}" if record.attempt else ""
-        key = f"{PICTURES}/grid-{record.images:012d}{attempt}.png"
+        key = grid_key(record.images, record.attempt)
         with self._lock:
             self._unsaved[key] = grid_png(images, columns, pixels)
         self.write(Record(record.images, record.time, record.attempt, picture=key))

@@ -40,7 +40,8 @@ class Attempt:
         workers, state = self.session.workers, self.state
         signals = meter.read(cycle)
         signals |= self.monitor.look(cycle)
-        told = detector.Measurement(cycle.end, cycle.span.name, plain(signals))
+        cycles = (cycle.end - cycle.span.start) // cycle.span.cycle_images
+        told = detector.Measurement(cycle.end, cycle.span.name, cycles, plain(signals))
         before = state.monitor.get("verdict", {})
         history = [*state.monitor.get("history", []), told.to_plain()][-detector.HISTORY :]
         verdict = detector.judge([detector.Measurement.from_plain(item) for item in history])
@@ -66,7 +67,8 @@ class Attempt:
     def _keep_and_tell(self, action: str, verdict: detector.Verdict) -> None:
         details: dict[str, Any] = {"level": verdict.level, "kind": verdict.kind}
         if action == "protect" and self.session.workers.is_first:
-            name = next(checkpoint.healthy(self.session.storage, verdict.onset), None)
+            well = checkpoint.healthy(self.session.storage)
+            name = next((name for name in well if name.images <= verdict.onset), None)
             if name:
                 details["checkpoint"] = name.folder
                 protected = self.state.monitor.setdefault("protected", [])

@@ -153,9 +153,14 @@ class Keep:
     def choose(
         self, committed: Sequence[Name], healthy: Collection[Name], ranked: Sequence[Name]
     ) -> set[Name]:
-        """Of the committed, oldest first, those that stay; `ranked` has the best first."""
-        well = [name for name in committed if name in healthy]
-        return {*committed[-self.newest :], *well[-1:], *ranked[: self.best]}
+        """Of the committed, oldest first, those that stay; `ranked` has the best first.
+
+        Of one clock the last counts: a rewind commits its checkpoint again, which pushes out none.
+        """
+        of_clock = {name.images: name for name in committed}
+        latest = sorted(of_clock.values())
+        well = [name for name in latest if name in healthy]
+        return {*latest[-self.newest :], *well[-1:], *ranked[: self.best]}
 
 
 class Checkpointer:
@@ -251,10 +256,9 @@ def is_healthy(manifest: dict[str, Any]) -> bool:
     return manifest["state"]["monitor"].get("verdict", {}).get("level", "healthy") == "healthy"
 
 
-def healthy(storage: Storage, images: int) -> Iterator[Name]:
-    """Healthy checkpoints up to this clock, the latest of the clock first."""
-    early = [name for name in find(storage)[0] if name.images <= images]
-    for name in sorted(early, key=lambda name: (name.images, name), reverse=True):
+def healthy(storage: Storage) -> Iterator[Name]:
+    """Healthy checkpoints, those of the latest clock first."""
+    for name in sorted(find(storage)[0], key=lambda name: (name.images, name), reverse=True):
         with contextlib.suppress(DataError, MissingError):
             if is_healthy(_read_manifest(storage, f"{name.folder}/{MANIFEST}")):
                 yield name

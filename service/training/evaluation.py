@@ -1,5 +1,6 @@
 """Scores a run's checkpoints: the real images are measured once, generated ones for each checkpoint."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -53,15 +54,28 @@ class Scorer:
         )
         self._real: dict[int, _Real] = {}
 
+    def setting(self, resolution: int) -> scores.Setting:
+        """How large the images are, and how many there are to compare."""
+        counts = len(self._held_out), len(self._training), self.settings.images
+        return scores.Setting(resolution, *counts)
+
     def score(self, trained: Trained) -> Score:
-        """All scores of a checkpoint, at the resolution that it was trained at last."""
+        """The scores of a checkpoint that its resolution allows, that which it was trained at last.
+
+        UsageError where it allows none of those that are wanted.
+        """
         settings, resolution = self.settings, trained.stage.resolution
+        lacks = scores.obstacles(self.setting(resolution))
+        possible = [score for score in settings.scores if score not in lacks]
+        if not possible:
+            scores.check_scores(settings.scores, self.setting(resolution))
         real = self._reality(resolution)
         values = scores.compute(
-            settings.scores, self._draw(trained), self._features, real.statistics, real.held_out
+            possible, self._draw(trained), self._features, real.statistics, real.held_out
         )
         by = scores.name(settings.best, self._features.name if self._features else settings.features)
-        rank = -values[by] if settings.best in scores.HIGHER_IS_BETTER else values[by]
+        value = values.get(by, math.nan)  # some scores rank nothing
+        rank = -value if settings.best in scores.HIGHER_IS_BETTER else value
         return Score(trained.images, resolution, by, rank, values)
 
     def _draw(self, trained: Trained) -> scores.Generated:

@@ -25,7 +25,6 @@ from service.training.step import Step
 log = logging.getLogger(__name__)
 
 PANEL_CLASSES = 10
-FIRST_ITERATIONS = 8
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,6 @@ class Monitor:
         self.panel, self.real = panel, real
         self.boundary = LOSSES[config.training.loss].boundary
         self._draws = Draws(config.run.seed, "monitor", 0)
-        self._iterations = FIRST_ITERATIONS
         self._span: Span | None = None
 
     def prepare(self, cycle: Cycle) -> None:
@@ -102,8 +100,7 @@ class Monitor:
         """Signals after the cycle, equal on all workers."""
         fake, real = self._crowds(cycle)
         compared = signals.compare(fake, real)
-        spectra = self.step.state.spectra.values(self._iterations)
-        self._iterations = 1
+        spectra = self.step.state.spectra.values()
         held_out = {}
         if self.panel.held_out:
             held_out = {"accuracy_held_out": real.above, "logit_held_out": real.logit}

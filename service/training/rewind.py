@@ -15,19 +15,23 @@ log = logging.getLogger(__name__)
 def rewind(session: Session, saver: checkpoint.Checkpointer, state: TrainState) -> None:
     """Make `state` that of the last healthy checkpoint before the trouble, amended, and commit it.
 
-    Without such a checkpoint it is that of image 0. All workers take part; DataError or StorageError
-    where the state cannot be read or written.
+    Where the trouble came back at once after a rewind, it is one before that. Without any it is the
+    state of image 0. All workers take part; DataError or StorageError where it cannot be read or
+    written.
     """
     before, verdict = state.plain(), Verdict(**state.monitor["verdict"])
     config, _ = session.amended(state)
     amendments = session.config.collapse.amendments
     amendment = amendments[min(state.attempt, len(amendments) - 1)]
     values = resolve(config, amendment, "collapse.amendments")
-    name = _go_back(session, state, verdict.onset)
+    last = before["monitor"].get("rewound_to")
+    limit = last - 1 if last is not None and verdict.onset <= last else verdict.onset
+    name = _go_back(session, state, limit)
     state.attempt = before["attempt"] + 1
     earlier = [(min(at, state.images), change) for at, change in before["amendments"]]
     state.amendments = [*earlier, (state.images, values)]
-    state.monitor["protected"] = before["monitor"].get("protected", [])
+    protected = before["monitor"].get("protected", [])
+    state.monitor |= {"protected": protected, "rewound_to": state.images}
     if session.workers.is_first:
         saver.save(state)
         saver.wait()
@@ -38,8 +42,10 @@ def rewind(session: Session, saver: checkpoint.Checkpointer, state: TrainState) 
     )
 
 
-def _go_back(session: Session, state: TrainState, onset: int) -> checkpoint.Name | None:
-    candidates = checkpoint.healthy(session.storage, onset)
+def _go_back(session: Session, state: TrainState, limit: int) -> checkpoint.Name | None:
+    """Load the latest healthy checkpoint up to the clock `limit`, else the earliest that there is."""
+    well = list(checkpoint.healthy(session.storage))
+    candidates = [name for name in well if name.images <= limit] or well[::-1]
     for name, tensors, manifest in checkpoint.verified(session.storage, candidates):
         session.check_same(name)
         state.load(tensors, manifest["state"])
@@ -57,7 +63,7 @@ def collapse_error(session: Session, state: TrainState) -> CollapseError:
     committed = checkpoint.find(session.storage)[0]
     best = next(
         iter(scores.rank(session.storage, committed)),
-        next(checkpoint.healthy(session.storage, verdict.onset), None),
+        next(checkpoint.healthy(session.storage), None),
     )
     kept = (
         f"the best checkpoint is {session.storage.url(best.folder)}"

@@ -116,17 +116,18 @@ def check_data(config: Config) -> Index:
     check_memory(config, source_of(config, index), max(config.worker_counts))
     if config.evaluation.every_images:
         check_evaluation(config.evaluation, index)
+        if config.evaluation.best not in {*config.evaluation.scores} & {*scores.RANKING}:
+            raise UsageError(
+                f"evaluation.best: {config.evaluation.best}, which is none of evaluation.scores"
+                f" {', '.join(config.evaluation.scores)} that ranks checkpoints:"
+                f" {', '.join(scores.RANKING)}"
+            )
     return index
 
 
 def check_evaluation(settings: Evaluation, index: Index) -> None:
     """UsageError where the scores that are wanted cannot be had: unknown, or without what they need."""
     scores.check_scores(settings.scores)
-    if settings.best not in settings.scores or settings.best not in scores.RANKING:
-        raise UsageError(
-            f"evaluation.best: {settings.best}, which is none of evaluation.scores"
-            f" {', '.join(settings.scores)} that ranks checkpoints: {', '.join(scores.RANKING)}"
-        )
     if not len(index.rows(held_out=True)):
         raise UsageError(
             "evaluation: scores compare with held-out images, of which the index has none; make it anew"

@@ -17,7 +17,7 @@ from service.training.run import read_run
 
 WEIGHTS = ("ema", "generator")
 RETRY_S = 20.0
-_CHECKPOINT = re.compile(r"(?P<run>.+)/(?P<folder>checkpoints/(\d+)-(\d+)-(\d+))/?")
+_CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoints/(?P<images>\d+)-(?P<token>\d+)-(?P<sequence>\d+)/?")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Trained:
     address: str
     fingerprint: str
     attempt: int
+    amendments: list[tuple[int, dict[str, float]]]
     metrics: dict[str, float]
 
     @property
@@ -48,6 +49,15 @@ class Trained:
         return self.config.model.family
 
 
+def place_of(address: str) -> tuple[str, checkpoint.Name] | None:
+    """The run directory and the name of a checkpoint's folder; None where it is none."""
+    match = _CHECKPOINT.fullmatch(address)
+    if not match:
+        return None
+    images, token, sequence = (int(match[part]) for part in ("images", "token", "sequence"))
+    return match["run"], checkpoint.Name(token, sequence, images)
+
+
 def load(address: str, weights: str = "ema") -> Trained:
     """The EMA, or the `generator` as it is, of a checkpoint's folder or of a run's best checkpoint.
 
@@ -55,11 +65,11 @@ def load(address: str, weights: str = "ema") -> Trained:
 
     Raises UsageError where there is none at the address, DataError where it is damaged.
     """
-    match = _CHECKPOINT.fullmatch(address)
-    storage = open_storage(match["run"] if match else address, RETRY_S)
+    place = place_of(address)
+    storage = open_storage(place[0] if place else address, RETRY_S)
     committed, _ = checkpoint.find(storage)
-    if match:
-        committed = [name for name in committed if name.folder == match["folder"]]
+    if place:
+        committed = [name for name in committed if name == place[1]]
     if not committed:
         raise UsageError(
             f"{address}: no committed checkpoint there; give the --run.dir of a training, or one of"
@@ -79,14 +89,16 @@ def load(address: str, weights: str = "ema") -> Trained:
         raise DataError(
             f"{storage.url(name.folder)}: made by another version of the service; use that one ({error})"
         ) from error
+    amendments = [(images, values) for images, values in manifest["state"]["amendments"]]
     return Trained(
         generator.requires_grad_(False).eval(),
         config.shape,
-        curriculum_of(config, manifest["state"]["amendments"]).before(name.images).stage,
+        curriculum_of(config, amendments).before(name.images).stage,
         config,
         name.images,
         storage.url(name.folder),
         read_run(storage)["fingerprint"],
         manifest["state"]["attempt"],
+        amendments,
         manifest.get("metrics", {}),
     )

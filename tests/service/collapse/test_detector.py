@@ -1,12 +1,22 @@
 """Verdicts on histories: each kind by its signals, steady against single values, silent on health."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.collapse.detector import GRACE, HISTORY, KINDS, LASTING, Measurement, Verdict, judge
+from service.collapse.detector import (
+    GRACE,
+    GRACE_CYCLES,
+    HISTORY,
+    KINDS,
+    LASTING,
+    Measurement,
+    Verdict,
+    judge,
+)
 from service.collapse.response import respond
 from service.config import Collapse
 
@@ -42,7 +52,10 @@ TROUBLES = {
 
 
 def history(*changes: dict, span: str = "hold 8 px", start: int = EVERY) -> list[Measurement]:
-    return [Measurement(start + i * EVERY, span, HEALTHY | change) for i, change in enumerate(changes)]
+    return [
+        Measurement(start + i * EVERY, span, (i + 2) * GRACE_CYCLES, HEALTHY | change)
+        for i, change in enumerate(changes)
+    ]
 
 
 def levels(measurements: list[Measurement]) -> list[str]:
@@ -92,6 +105,13 @@ def test_a_change_of_span_has_its_grace():
     assert judge(before + after).level == "healthy"
 
 
+def test_the_first_cycles_of_a_run_are_judged_by_nothing_but_numbers():
+    early = [replace(m, cycles=10 + i) for i, m in enumerate(history(*[TROUBLES["mode_collapse"]] * 9))]
+    assert set(levels(early)) == {"healthy"}
+    broken = [*early, replace(history({"nonfinite": 1.0})[0], cycles=20)]
+    assert judge(broken).level == "collapsed"
+
+
 def test_little_variety_that_grows_is_how_a_training_begins():
     growing = history(
         *[{"variety_pixels": v, "within_pixels": v} for v in (0.1, 0.15, 0.2, 0.27, 0.36, 0.47)]
@@ -136,7 +156,7 @@ def test_nothing_is_found_while_every_signal_is_where_healthy_runs_have_it(chang
 
 
 def test_signals_that_are_missing_or_no_number_are_no_trouble():
-    bare = [Measurement(m.images, m.span, {"loss_d": 1.0}) for m in history(*[{}] * 12)]
+    bare = [replace(m, values={"loss_d": 1.0}) for m in history(*[{}] * 12)]
     unknown = history(*[dict.fromkeys(TROUBLES["divergence"] | {"variety_pixels": 0}, math.nan)] * 12)
     assert set(levels(bare)) | set(levels(unknown)) == {"healthy"}
 

@@ -1,0 +1,189 @@
+"""A collapse in the training loop itself: seen, rewound, amended, and reproducible."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.collapse.response import CollapseError
+from service.config import Config
+from service.recording.record import Record
+from service.storage import open_storage
+from service.training import checkpoint, worker
+from service.training.lock import RunLock
+from service.training.state import new_state
+from tests.conftest import assert_equal, tiny_config
+
+END = 480
+DAMAGED_AT = 240
+AMENDMENT = {"training.lr_generator": "x0.5", "training.d_steps": 2}
+
+
+class Recorder:
+    """Takes records as the actor does, in this process."""
+
+    def __init__(self):
+        self.records: list[Record] = []
+        self.write = self.draw = self
+
+    def remote(self, *arguments) -> None:
+        self.records += [a for a in arguments if isinstance(a, Record)]
+
+    def events(self, action: str) -> list[Record]:
+        return [r for r in self.records if r.event and r.event["action"] == action]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def configure(digits: Path, run: Path, **collapse) -> Config:
+    return tiny_config(
+        digits,
+        run,
+        checkpoint={"every_images": 80, "keep": 2},
+        tracking={"every_images": 16, "pictures_every_images": 10**6},
+        collapse={"amendments": [AMENDMENT], **collapse},
+    )
+
+
+def train(config: Config, end: int) -> Recorder:
+    """As the supervisor has a worker do it, alone and in this process."""
+    lock, recorder = RunLock(open_storage(config.run.dir)), Recorder()
+    try:
+        worker.train(worker.Job(config.model_dump(), lock.acquire(), end, recorder))
+    finally:
+        lock.release()
+    return recorder
+
+
+def damage(run: Path, level: str = "healthy") -> None:
+    """A weight of the newest checkpoint becomes NaN, and its digest is right; it was of this level."""
+    storage = open_storage(str(run))
+    name = checkpoint.find(storage)[0][-1]
+    weights = torch.load(run / name.folder / "generator.pt", weights_only=True)
+    weights["dense.weight"].view(-1)[0] = float("nan")
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    (run / name.folder / "generator.pt").write_bytes(buffer.getvalue())
+    file = run / name.folder / checkpoint.MANIFEST
+    manifest = json.loads(file.read_text())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    manifest["files"]["generator.pt"] = {"bytes": buffer.tell(), "sha256": digest}
+    manifest["state"]["monitor"]["verdict"]["level"] = level
+    file.write_text(json.dumps(manifest))
+
+
+def collapsed_run(digits: Path, run: Path, **collapse) -> Config:
+    """A run whose newest checkpoint, of DAMAGED_AT images, holds a NaN."""
+    config = configure(digits, run, **collapse)
+    train(config, DAMAGED_AT)
+    damage(run)
+    return config
+
+
+def final(config: Config) -> tuple[dict, dict]:
+    storage = open_storage(config.run.dir)
+    return checkpoint.read(storage, checkpoint.find(storage)[0][-1])
+
+
+def test_a_collapse_is_rewound_to_the_last_healthy_checkpoint_with_the_amendment(digits, tmp_path):
+    config = collapsed_run(digits, tmp_path / "run")
+    recorder = train(config, END)
+    # The damaged checkpoint was healthy when it was saved. From it the NaN comes back at once, and the
+    # next rewind goes to the one before.
+    first, second = recorder.events("rewind")
+    assert first.event["checkpoint"].startswith(f"checkpoints/{DAMAGED_AT:012d}")
+    assert second.event["checkpoint"].startswith("checkpoints/000000000160")
+    assert "NaN" in second.event["reason"]
+    tensors, manifest = final(config)
+    state = manifest["state"]
+    assert (state["images"], state["attempt"]) == (END, 2)
+    assert state["amendments"] == [
+        [160, {"training.lr_generator": 2.5e-4, "training.d_steps": 2}],
+        [160, {"training.lr_generator": 1.25e-4, "training.d_steps": 2}],
+    ]
+    assert all(t.isfinite().all() for t in tensors["generator"].values())
+    last = [r for r in recorder.records if r.values][-1]
+    assert (last.attempt, last.values["collapse_level"]) == (2, 0.0)
+
+
+def test_a_rewound_run_that_is_stopped_goes_on_bit_for_bit(digits, tmp_path):
+    whole = collapsed_run(digits, tmp_path / "whole")
+    train(whole, END)
+    parts = collapsed_run(digits, tmp_path / "parts")
+    for end in (DAMAGED_AT + 40, 352, END):
+        train(parts, end)
+    mine, theirs = final(parts), final(whole)
+    assert_equal(mine[0], theirs[0])
+    assert mine[1]["state"] == theirs[1]["state"]
+
+
+def test_after_its_rewinds_a_run_ends_and_names_the_best_checkpoint(digits, tmp_path):
+    config = collapsed_run(digits, tmp_path / "run", max_rewinds=0)
+    with pytest.raises(CollapseError, match=r"\(numeric\).*NaN.*best checkpoint is .*checkpoints/0+240"):
+        train(config, END)
+
+
+def test_stop_ends_at_once(digits, tmp_path):
+    config = collapsed_run(digits, tmp_path / "run", action="stop")
+    with pytest.raises(CollapseError, match="best checkpoint"):
+        train(config, END)
+
+
+def test_alert_tells_once_and_goes_on(digits, tmp_path):
+    config = collapsed_run(digits, tmp_path / "run", action="alert")
+    recorder = train(config, 320)
+    (told,) = recorder.events("alert")
+    assert told.event["kind"] == "numeric"
+    assert final(config)[1]["state"]["images"] == 320
+
+
+def test_protect_keeps_the_last_healthy_checkpoint_for_good(digits, tmp_path):
+    config = collapsed_run(digits, tmp_path / "run", action="protect")
+    (told,) = train(config, 960).events("protect")
+    storage = open_storage(config.run.dir)
+    clocks = [name.images for name in checkpoint.find(storage)[0]]
+    assert clocks == [240, 880, 960]
+    assert told.event["checkpoint"].startswith("checkpoints/000000000240")
+
+
+def test_without_a_healthy_checkpoint_a_run_begins_anew(digits, tmp_path):
+    config = configure(digits, tmp_path / "run")
+    train(config, 80)
+    damage(tmp_path / "run", level="collapsed")
+    (told,) = train(config, 240).events("rewind")
+    assert told.event["checkpoint"] == "the start"
+    state = final(config)[1]["state"]
+    assert (state["attempt"], state["images"]) == (1, 256)  # in cycles of 32, from 0
+    assert state["amendments"][0][0] == 0
+
+
+def test_looking_changes_nothing_of_the_training(digits, tmp_path):
+    """Law 3's second half: signals at every cycle, or never, and the same weights."""
+    often = configure(digits, tmp_path / "often")
+    seldom = tiny_config(
+        digits,
+        tmp_path / "seldom",
+        checkpoint={"every_images": 80},
+        tracking={"every_images": 10**6, "pictures_every_images": 10**6},
+    )
+    for config in (often, seldom):
+        train(config, 240)
+    mine, theirs = final(often)[0], final(seldom)[0]
+    for part in ("generator", "discriminator", "ema", "optimizer_g", "optimizer_d"):
+        assert_equal(mine[part], theirs[part], part)
+
+
+def test_vectors_of_the_spectra_resume(digits, tmp_path):
+    config = configure(digits, tmp_path / "run")
+    train(config, 160)
+    state = new_state(config, torch.device("cpu"))
+    before = {name: v.clone() for name, v in state.spectra.state_dict().items()}
+    checkpoint.resume(open_storage(config.run.dir), state)
+    after = state.spectra.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
