@@ -222,10 +222,10 @@ def _tell(text: str) -> Callable[[Measurement], str]:
 
 SIGNALS = (
     "accuracy_fake", "accuracy_held_out", "accuracy_real", "grad_norm_d", "grad_norm_g", "logit_fake",
-    "logit_real", "loss_d", "margin", "nonfinite", "roughness", "saturation", "shift", "variety_pixels",
-    "within_pixels",
+    "logit_real", "loss_d", "margin", "nonfinite", "roughness", "saturation", "shift", "spread_fake",
+    "spread_real", "variety_pixels", "within_pixels",
 )  # fmt: skip
-"""What reasons may quote."""
+"""All that the rules look at and reasons quote."""
 
 RULES = (
     Rule(

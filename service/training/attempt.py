@@ -13,7 +13,7 @@ from service.data.samples import check_bad_samples
 from service.recording.record import Record
 from service.training import checkpoint
 from service.training.curriculum import Cycle
-from service.training.monitor import Monitor, plain
+from service.training.monitor import Monitor
 from service.training.session import Session
 from service.training.state import TrainState
 from service.training.step import MEASURES, Step
@@ -41,7 +41,9 @@ class Attempt:
         signals = meter.read(cycle)
         signals |= self.monitor.look(cycle)
         cycles = (cycle.end - cycle.span.start) // cycle.span.cycle_images
-        told = detector.Measurement(cycle.end, cycle.span.name, cycles, plain(signals))
+        # of what resumes, times and rates of this machine are no part
+        judged = {name: signals[name] for name in detector.SIGNALS if name in signals}
+        told = detector.Measurement(cycle.end, cycle.span.name, cycles, judged)
         before = state.monitor.get("verdict", {})
         history = [*state.monitor.get("history", []), told.to_plain()][-detector.HISTORY :]
         verdict = detector.judge([detector.Measurement.from_plain(item) for item in history])

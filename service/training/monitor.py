@@ -6,7 +6,6 @@ It draws from no stream of the training's and changes no buffer of its networks.
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -139,8 +138,3 @@ class Monitor:
     def _numbers(self, cycle: Cycle) -> NDArray[np.int64]:
         """This worker's share of a panel as large as a micro-batch, which is known to fit."""
         return self.workers.share(0, cycle.span.micro_batch)
-
-
-def plain(values: dict[str, Any]) -> dict[str, float]:
-    """Without the single weights' values, of which there are hundreds."""
-    return {name: value for name, value in values.items() if not name.startswith("spectrum/")}
