@@ -69,8 +69,8 @@ class Attempt:
     def _keep_and_tell(self, action: str, verdict: detector.Verdict) -> None:
         details: dict[str, Any] = {"level": verdict.level, "kind": verdict.kind}
         if action == "protect" and self.session.workers.is_first:
-            well = checkpoint.healthy(self.session.storage)
-            name = next((name for name in well if name.images <= verdict.onset), None)
+            found = checkpoint.healthy(self.session.storage, verdict.onset)
+            name = next((name for name, *_ in found), None)
             if name:
                 details["checkpoint"] = name.folder
                 protected = self.state.monitor.setdefault("protected", [])

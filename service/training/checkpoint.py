@@ -4,13 +4,13 @@ A checkpoint is a folder `checkpoints/<images>-<token>-<sequence>` in the run di
 later one is that with the higher token (see lock.py) and then the higher sequence number.
 """
 
-import contextlib
 import copy
 import hashlib
 import io
 import itertools
 import json
 import logging
+import math
 import pickle
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -243,11 +243,7 @@ class Checkpointer:
 
     def _is_healthy(self, name: Name) -> bool:
         if name not in self._healthy:
-            try:
-                manifest = _read_manifest(self.storage, f"{name.folder}/{MANIFEST}")
-                self._healthy[name] = is_healthy(manifest)
-            except (DataError, MissingError):
-                self._healthy[name] = False
+            self._healthy[name] = _was_healthy(self.storage, name)
         return self._healthy[name]
 
 
@@ -256,12 +252,42 @@ def is_healthy(manifest: dict[str, Any]) -> bool:
     return manifest["state"]["monitor"].get("verdict", {}).get("level", "healthy") == "healthy"
 
 
-def healthy(storage: Storage) -> Iterator[Name]:
-    """Healthy checkpoints, those of the latest clock first."""
-    for name in sorted(find(storage)[0], key=lambda name: (name.images, name), reverse=True):
-        with contextlib.suppress(DataError, MissingError):
-            if is_healthy(_read_manifest(storage, f"{name.folder}/{MANIFEST}")):
-                yield name
+def healthy(storage: Storage, images: int) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
+    """Checkpoints that verify and that one can go back to from `images`: the latest up to it first.
+
+    Those beyond it come last, the earliest first. They were healthy when they were saved, and all their numbers are finite: a NaN may be there before
+    it is seen, or come by a flipped bit.
+    """
+    committed = sorted(find(storage)[0], key=lambda name: (name.images, name))
+    early = [name for name in reversed(committed) if name.images <= images]
+    late = [name for name in committed if name.images > images]
+    well = (name for name in [*early, *late] if _was_healthy(storage, name))
+    for name, tensors, manifest in verified(storage, well):
+        if is_finite(tensors):
+            yield name, tensors, manifest
+        else:
+            log.warning("event=checkpoint_refused name=%s error=holds NaN or infinity", name.folder)
+
+
+def _was_healthy(storage: Storage, name: Name) -> bool:
+    try:
+        return is_healthy(_read_manifest(storage, f"{name.folder}/{MANIFEST}"))
+    except (DataError, MissingError):
+        return False
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number of a nested structure is NaN or infinite."""
+    match value:
+        case torch.Tensor():
+            return bool(value.isfinite().all())
+        case dict():
+            return all(is_finite(item) for item in value.values())
+        case list() | tuple():
+            return all(is_finite(item) for item in value)
+        case float():
+            return math.isfinite(value)
+    return True
 
 
 def copy_to_cpu(value: Any, buffer: Any = None) -> Any:

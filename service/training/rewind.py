@@ -44,9 +44,7 @@ def rewind(session: Session, saver: checkpoint.Checkpointer, state: TrainState) 
 
 def _go_back(session: Session, state: TrainState, limit: int) -> checkpoint.Name | None:
     """Load the latest healthy checkpoint up to the clock `limit`, else the earliest that there is."""
-    well = list(checkpoint.healthy(session.storage))
-    candidates = [name for name in well if name.images <= limit] or well[::-1]
-    for name, tensors, manifest in checkpoint.verified(session.storage, candidates):
+    for name, tensors, manifest in checkpoint.healthy(session.storage, limit):
         session.check_same(name)
         state.load(tensors, manifest["state"])
         return name
@@ -63,7 +61,7 @@ def collapse_error(session: Session, state: TrainState) -> CollapseError:
     committed = checkpoint.find(session.storage)[0]
     best = next(
         iter(scores.rank(session.storage, committed)),
-        next(checkpoint.healthy(session.storage), None),
+        next((name for name, *_ in checkpoint.healthy(session.storage, verdict.onset)), None),
     )
     kept = (
         f"the best checkpoint is {session.storage.url(best.folder)}"

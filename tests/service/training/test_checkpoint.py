@@ -197,3 +197,19 @@ def test_a_full_disk_is_an_error_and_what_was_committed_stays(state, tmp_path):
 def free_bytes(path) -> int:
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
+
+
+def test_one_goes_back_to_the_latest_healthy_checkpoint_without_nan(storage, state, token):
+    writer = saver(storage, token)
+    weight = state.generator.dense.weight.data
+    for images, level, value in (
+        (16, "healthy", 1.0),
+        (32, "healthy", float("nan")),
+        (48, "warning", 1.0),
+    ):
+        state.images, state.monitor = images, {"verdict": {"level": level}}
+        weight.view(-1)[0] = value
+        writer.save(state)
+    writer.wait()
+    assert [name.images for name, *_ in checkpoint.healthy(storage, 48)] == [16]
+    assert [name.images for name, *_ in checkpoint.healthy(storage, 15)] == [16]
