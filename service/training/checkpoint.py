@@ -255,8 +255,8 @@ def is_healthy(manifest: dict[str, Any]) -> bool:
 def healthy(storage: Storage, images: int) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
     """Checkpoints that verify and that one can go back to from `images`: the latest up to it first.
 
-    Those beyond it come last, the earliest first. They were healthy when they were saved, and all their numbers are finite: a NaN may be there before
-    it is seen, or come by a flipped bit.
+    Those beyond it come last, the earliest first. They were healthy when they were saved, and all their
+    numbers are finite: a NaN may be there before it is seen, or come by a flipped bit.
     """
     committed = sorted(find(storage)[0], key=lambda name: (name.images, name))
     early = [name for name in reversed(committed) if name.images <= images]

@@ -32,14 +32,15 @@ def rewind(session: Session, saver: checkpoint.Checkpointer, state: TrainState) 
     state.amendments = [*earlier, (state.images, values)]
     protected = before["monitor"].get("protected", [])
     state.monitor |= {"protected": protected, "rewound_to": state.images}
-    if session.workers.is_first:
-        saver.save(state)
-        saver.wait()
     place = name.folder if name else "the start"
     log.warning("event=rewind from=%d to=%s amendment=%s", before["images"], place, values)
+    # Told first, which a commit waits for: a crash between the two tells it again, in the same place.
     session.tell(
         state, "rewind", verdict.reason, at=before["images"], checkpoint=place, amendment=values
     )
+    if session.workers.is_first:
+        saver.save(state)
+        saver.wait()
 
 
 def _go_back(session: Session, state: TrainState, limit: int) -> checkpoint.Name | None:
