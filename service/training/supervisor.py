@@ -2,13 +2,17 @@
 
 import logging
 import os
+import socket
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from service.config import Config
 from service.errors import ServiceError
@@ -20,6 +24,9 @@ from service.training.worker import Job, train
 
 log = logging.getLogger(__name__)
 
+KNOCK_LIMIT_S = 5.0
+KNOCKS_AT_ONCE = 32
+
 
 class TrainingError(ServiceError):
     """A run that was given up, with the reason."""
@@ -29,12 +36,14 @@ class TrainingError(ServiceError):
 class Outcome:
     """How a group of workers ended: the clock of the newest checkpoint, and what went wrong.
 
-    `lasting` marks errors that another try would meet again, such as a missing bucket.
+    `lasting` marks errors that another try would meet again, such as a missing bucket; `waiting` a
+    group that never began, since its nodes were not there.
     """
 
     images: int
     error: str | None = None
     lasting: bool = False
+    waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ def decide(outcome: Outcome, end: int, images_before: int, failures: int, max_fa
     reason = outcome.error or f"the workers stopped at {outcome.images} of {end} images"
     if outcome.lasting:
         return Action("stop", reason=reason)
+    if outcome.waiting:
+        return Action("fit", failures, reason)
     failures = 1 if outcome.images > images_before else failures + 1
     if failures > max_failures:
         return Action("stop", failures, f"failed {failures} times in a row: {reason}")
@@ -60,7 +71,7 @@ def decide(outcome: Outcome, end: int, images_before: int, failures: int, max_fa
 
 
 def choose_workers(config: Config, resources: dict[str, float]) -> int:
-    """The largest allowed count that the cluster holds now, or else the smallest allowed.
+    """The largest allowed count that these resources hold, or else the smallest allowed.
 
     The smallest is asked for even where it does not fit yet: an autoscaler may bring the nodes.
     """
@@ -71,6 +82,29 @@ def choose_workers(config: Config, resources: dict[str, float]) -> int:
         has = {kind: resources.get(kind, 0) for kind in need}
         log.warning("event=waiting_for_nodes workers=%d each=%s cluster=%s", smallest, need, has)
     return max((n for n in config.worker_counts if n <= room), default=smallest)
+
+
+def living_resources() -> dict[str, float]:
+    """What the nodes that answer hold; of one that was killed Ray itself learns within a minute."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(KNOCKS_AT_ONCE) as threads:
+        answers = list(threads.map(_answers, nodes))
+    total: Counter[str] = Counter()
+    for node, answered in zip(nodes, answers, strict=True):
+        if answered:
+            total.update(node["Resources"])
+        else:
+            log.warning("event=node_silent node=%s", node["NodeID"])
+    return dict(total)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        place = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        socket.create_connection(place, KNOCK_LIMIT_S).close()
+        return True
+    except OSError:
+        return False
 
 
 def _worker_resources(config: Config) -> dict[str, float]:
@@ -87,7 +121,7 @@ def supervise(
         before = _clock(storage)
         if before >= end:
             return
-        workers = choose_workers(config, ray.cluster_resources())
+        workers = choose_workers(config, living_resources())
         log.info("event=fit workers=%d images=%d failures=%d", workers, before, failures)
         outcome = _fit(
             config, Job(config.model_dump(), token, end, recorder, evaluator), workers, storage
@@ -121,8 +155,9 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
         ),
         run_config=RunConfig(
             name=f"{job.token:06d}",
-            # Which failure deserves another try is for `decide` to say.
-            failure_config=FailureConfig(max_failures=0),
+            # Which failure deserves another try, and with how many workers, is for us to say: Ray
+            # would ask for the same number for ever.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             worker_runtime_env={} if config.scale.gpu else {"env_vars": KEEP_FREED_MEMORY},
             **_ray_storage(config.run.dir),
         ),
@@ -134,7 +169,9 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
         raise KeyboardInterrupt from error
     except TrainingFailedError as error:
         message, lasting = _explain(error)
-        return Outcome(_clock(storage), message, lasting)
+        failure = error.controller_failure if isinstance(error, ControllerError) else None
+        waiting = isinstance(failure, WorkerGroupStartupTimeoutError)
+        return Outcome(_clock(storage), message, lasting, waiting)
 
 
 def _explain(error: TrainingFailedError) -> tuple[str, bool]:

@@ -28,6 +28,12 @@ def test_a_lasting_error_is_not_tried_again():
     assert (action.kind, action.reason) == ("stop", "no such bucket")
 
 
+def test_waiting_for_nodes_is_no_failure_and_goes_on_for_as_long_as_it_takes():
+    outcome = Outcome(50, "timed out waiting for 4 workers", waiting=True)
+    action = decide(outcome, 100, images_before=50, failures=3, max_failures=3)
+    assert (action.kind, action.failures) == ("fit", 3)
+
+
 @pytest.mark.parametrize(
     ("workers", "resources", "expected"),
     [
