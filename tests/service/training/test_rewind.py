@@ -94,22 +94,27 @@ def final(config: Config) -> tuple[dict, dict]:
 def test_a_collapse_is_rewound_to_the_last_healthy_checkpoint_with_the_amendment(digits, tmp_path):
     config = collapsed_run(digits, tmp_path / "run")
     recorder = train(config, END)
-    # The damaged checkpoint was healthy when it was saved. From it the NaN comes back at once, and the
-    # next rewind goes to the one before.
-    first, second = recorder.events("rewind")
-    assert first.event["checkpoint"].startswith(f"checkpoints/{DAMAGED_AT:012d}")
-    assert second.event["checkpoint"].startswith("checkpoints/000000000160")
-    assert "NaN" in second.event["reason"]
+    (told,) = recorder.events("rewind")  # past the damaged one, which was healthy when it was saved
+    assert told.event["checkpoint"].startswith("checkpoints/000000000160")
+    assert "NaN" in told.event["reason"]
     tensors, manifest = final(config)
     state = manifest["state"]
-    assert (state["images"], state["attempt"]) == (END, 2)
-    assert state["amendments"] == [
-        [160, {"training.lr_generator": 2.5e-4, "training.d_steps": 2}],
-        [160, {"training.lr_generator": 1.25e-4, "training.d_steps": 2}],
-    ]
+    assert (state["images"], state["attempt"]) == (END, 1)
+    assert state["amendments"] == [[160, {"training.lr_generator": 2.5e-4, "training.d_steps": 2}]]
     assert all(t.isfinite().all() for t in tensors["generator"].values())
     last = [r for r in recorder.records if r.values][-1]
-    assert (last.attempt, last.values["collapse_level"]) == (2, 0.0)
+    assert (last.attempt, last.values["collapse_level"]) == (1, 0.0)
+
+
+def test_a_collapse_that_comes_back_at_once_is_rewound_further(digits, tmp_path):
+    """Huge rates, which no amendment here undoes, break every attempt within cycles."""
+    config = configure(
+        digits, tmp_path / "run", max_rewinds=2, amendments=[{"training.lr_generator": 1.0}]
+    )
+    train(config, DAMAGED_AT)
+    damage(tmp_path / "run")
+    with pytest.raises(CollapseError, match="after 2 rewinds"):
+        train(config, END * 100)
 
 
 def test_a_rewound_run_that_is_stopped_goes_on_bit_for_bit(digits, tmp_path):
@@ -125,7 +130,7 @@ def test_a_rewound_run_that_is_stopped_goes_on_bit_for_bit(digits, tmp_path):
 
 def test_after_its_rewinds_a_run_ends_and_names_the_best_checkpoint(digits, tmp_path):
     config = collapsed_run(digits, tmp_path / "run", max_rewinds=0)
-    with pytest.raises(CollapseError, match=r"\(numeric\).*NaN.*best checkpoint is .*checkpoints/0+240"):
+    with pytest.raises(CollapseError, match=r"\(numeric\).*NaN.*best checkpoint is .*checkpoints/0+160"):
         train(config, END)
 
 
@@ -148,8 +153,8 @@ def test_protect_keeps_the_last_healthy_checkpoint_for_good(digits, tmp_path):
     (told,) = train(config, 960).events("protect")
     storage = open_storage(config.run.dir)
     clocks = [name.images for name in checkpoint.find(storage)[0]]
-    assert clocks == [240, 880, 960]
-    assert told.event["checkpoint"].startswith("checkpoints/000000000240")
+    assert clocks == [160, 240, 880, 960]
+    assert told.event["checkpoint"].startswith("checkpoints/000000000160")
 
 
 def test_without_a_healthy_checkpoint_a_run_begins_anew(digits, tmp_path):
