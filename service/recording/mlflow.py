@@ -23,7 +23,10 @@ HTTP_TRIES, HTTP_TIMEOUT_S = 1, 20
 
 @dataclass(frozen=True)
 class Description:
-    """What MLflow is told of a run once: its key and name, parameters, tags, and files of text."""
+    """What MLflow is told of a run once: its key and name, parameters, tags, and files of text.
+
+    `parent` is the key of the run that it is nested below, which somebody else makes.
+    """
 
     uri: str
     experiment: str
@@ -33,6 +36,7 @@ class Description:
     parameters: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None
 
 
 class MlflowLog:
@@ -119,6 +123,7 @@ class MlflowLog:
 
     def _create(self) -> str:
         told = self.description
+        tags = told.tags | self._nesting()
         experiment = self._client.get_experiment_by_name(told.experiment)
         experiment_id = (
             experiment.experiment_id
@@ -128,7 +133,7 @@ class MlflowLog:
         from mlflow.entities import Param
 
         # The key is set last: a run that a crash left half described is not found, but made again.
-        run_id = self._client.create_run(experiment_id, run_name=told.name, tags=told.tags).info.run_id
+        run_id = self._client.create_run(experiment_id, run_name=told.name, tags=tags).info.run_id
         parameters = [Param(key, value) for key, value in told.parameters.items()]
         for batch in _chunks(parameters, MAX_PARAMS):
             self._client.log_batch(run_id, params=batch)
@@ -136,6 +141,15 @@ class MlflowLog:
             self._client.log_text(run_id, text, file)
         self._client.set_tag(run_id, KEY_TAG, told.key)
         return run_id
+
+    def _nesting(self) -> dict[str, str]:
+        """The tag that nests the run; LookupError, to be tried again, while its parent is not there."""
+        if self.description.parent is None:
+            return {}
+        parent = self._find(self.description.parent)
+        if parent is None:
+            raise LookupError(f"the parent run {self.description.parent} is not in MLflow yet")
+        return {"mlflow.parentRunId": parent}
 
     def _log_picture(self, run_id: str, record: Record, png: bytes) -> None:
         """As MLflow's image series do it, unless this clock's picture is there."""

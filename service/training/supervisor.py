@@ -29,20 +29,20 @@ KNOCKS_AT_ONCE = 32
 
 
 class TrainingError(ServiceError):
-    """A run that was given up, with the reason."""
+    """A run that was given up, with the reason; caused by the workers' own error where it was one."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a group of workers ended: the clock of the newest checkpoint, and what went wrong.
 
-    `lasting` marks errors that another try would meet again, such as a missing bucket; `waiting` a
-    group that never began, since its nodes were not there.
+    `cause` is an error that another try would meet again, such as a missing bucket or a collapse;
+    `waiting` tells of a group that never began, since its nodes were not there.
     """
 
     images: int
     error: str | None = None
-    lasting: bool = False
+    cause: ServiceError | None = None
     waiting: bool = False
 
 
@@ -60,7 +60,7 @@ def decide(outcome: Outcome, end: int, images_before: int, failures: int, max_fa
     if outcome.error is None and outcome.images >= end:
         return Action("done")
     reason = outcome.error or f"the workers stopped at {outcome.images} of {end} images"
-    if outcome.lasting:
+    if outcome.cause:
         return Action("stop", reason=reason)
     if outcome.waiting:
         return Action("fit", failures, reason)
@@ -128,7 +128,7 @@ def supervise(
         )
         action = decide(outcome, end, before, failures, config.scale.max_failures)
         if action.kind == "stop":
-            raise TrainingError(action.reason)
+            raise TrainingError(action.reason) from outcome.cause
         if action.kind == "done":
             return
         failures = action.failures
@@ -168,24 +168,23 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
     except SystemExit as error:  # Ray's own answer to Ctrl-C while it fits
         raise KeyboardInterrupt from error
     except TrainingFailedError as error:
-        message, lasting = _explain(error)
         failure = error.controller_failure if isinstance(error, ControllerError) else None
         waiting = isinstance(failure, WorkerGroupStartupTimeoutError)
-        return Outcome(_clock(storage), message, lasting, waiting)
+        return Outcome(_clock(storage), *_explain(error), waiting)
 
 
-def _explain(error: TrainingFailedError) -> tuple[str, bool]:
-    """The reason in words, and whether it is one of ours, which another try would meet again."""
+def _explain(error: TrainingFailedError) -> tuple[str, ServiceError | None]:
+    """The reason in words, and the error itself if it is one of ours, which lasts."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for index, failure in sorted(failures.items()):
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, ServiceError):
-            return str(cause), True
+            return str(cause), cause
         log.warning("event=worker_failed worker=%d error=%s", index, failure)
     causes = [getattr(f, "_base_exc", f) for f in failures.values()] or [error]
     first = causes[0]
     notes = " ".join(getattr(first, "__notes__", ()))
-    return f"{type(first).__name__}: {first} {notes}".strip(), False
+    return f"{type(first).__name__}: {first} {notes}".strip(), None
 
 
 def _ray_storage(run_dir: str) -> dict[str, Any]:

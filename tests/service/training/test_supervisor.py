@@ -2,6 +2,7 @@
 
 import pytest
 
+from service.errors import DataError
 from service.training.supervisor import Outcome, choose_workers, decide
 from tests.conftest import tiny_config
 
@@ -24,7 +25,7 @@ def test_failures_in_a_row_without_progress_end_it_with_the_reason():
 
 
 def test_a_lasting_error_is_not_tried_again():
-    action = decide(Outcome(50, "no such bucket", lasting=True), 100, 0, 0, 3)
+    action = decide(Outcome(50, "no such bucket", DataError("no such bucket")), 100, 0, 0, 3)
     assert (action.kind, action.reason) == ("stop", "no such bucket")
 
 
