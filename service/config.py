@@ -272,6 +272,8 @@ class Evaluation(Section):
     """CPUs that it reserves; 0 takes what the training leaves of any node."""
     gpus: float = Field(default=0, ge=0)
     """GPUs that it reserves; 0 scores on a CPU."""
+    niceness: int = Field(default=19, ge=0, le=19)
+    """Of its threads: 19 computes after all else on its node, 0 as urgently as the training."""
     wait_s: float = Field(default=600, ge=0)
     """How long the end of a run waits for the last score."""
 
@@ -456,7 +458,7 @@ def resolve(config: Config, amendment: Amendment, where: str) -> dict[str, float
     values = {}
     for key, change in amendment.items():
         if key not in AMENDABLE:
-            known = f"{_suggest(key, AMENDABLE)}; an amendment may change {', '.join(AMENDABLE)}"
+            known = f"{suggest(key, AMENDABLE)}; an amendment may change {', '.join(AMENDABLE)}"
             raise ValueError(f"{where}: {key} cannot be amended; {known}")
         before = getattr(config.training, key.partition(".")[2])
         try:
@@ -615,12 +617,13 @@ def _check_flags(arguments: Sequence[str]) -> None:
     for argument in arguments:
         flag = argument.partition("=")[0]
         if flag.startswith("--") and flag[2:] not in (*known, *Config.model_fields):
-            raise UsageError(f"{flag}: no such setting; {_suggest(flag[2:], known, '--')}")
+            raise UsageError(f"{flag}: no such setting; {suggest(flag[2:], known, '--')}")
         if not flag.startswith("-") and argument is arguments[0]:
             raise UsageError(f"{argument}: a setting is written --section.key VALUE")
 
 
-def _suggest(key: str, known: Sequence[str], prefix: str = "") -> str:
+def suggest(key: str, known: Sequence[str], prefix: str = "") -> str:
+    """The known name that is closest, as advice."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {prefix}{close[0]}?"
@@ -637,7 +640,7 @@ def explain(error: ValidationError, origin: str) -> str:
         match finding["type"]:
             case "extra_forbidden":
                 plain = [k.split(".")[-1] for k in known] + [*Phase.model_fields]
-                hint = _suggest(key, known) if key in known else _suggest(key.split(".")[-1], plain)
+                hint = suggest(key, known) if key in known else suggest(key.split(".")[-1], plain)
                 lines.append(f"{key}: {value!r}: no such setting; {hint}")
             case "missing":
                 remedy = f"set --{key} or add it to {origin}" if key in known else f"add it to {origin}"

@@ -19,8 +19,6 @@ from service.training.trained import load
 
 log = logging.getLogger(__name__)
 
-NICENESS = 19
-
 
 class Evaluator:
     """Scores the newest checkpoint that it was told of; one that comes meanwhile waits, and but one.
@@ -56,7 +54,8 @@ class Evaluator:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)  # after the training
+        niceness = self._config.evaluation.niceness
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._waiting or self._closing)
