@@ -11,6 +11,7 @@ Needs torch and safetensors alone. The settings that built the network stand in 
 import dataclasses
 import json
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import safetensors
@@ -25,11 +26,27 @@ HEADER = "gan-training-service"
 _FIELDS = {"family": str, "settings": dict, "resolution": int, "alpha": int | float}
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A generator on the CPU, ready to draw, the stage that it was exported at, and what it is."""
+
+    generator: Growing
+    stage: Stage
+    family: str
+    shape: Shape
+
+
 def load(path: str | os.PathLike[str]) -> tuple[Growing, Stage]:
     """A generator on the CPU, ready to draw, and the stage that it was exported at.
 
     Raises DataError where the file is none that `python -m service.export` wrote.
     """
+    exported = load_exported(path)
+    return exported.generator, exported.stage
+
+
+def load_exported(path: str | os.PathLike[str]) -> Exported:
+    """As `load`, with all that the file's header says."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = _read_header(path, file.metadata())
@@ -42,6 +59,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Growing, Stage]:
     try:
         with torch.device("meta"):  # nothing is drawn that the file would only replace
             generator, _ = models.build(header["family"], **header["settings"])
+        shape = models.configure(header["family"], **header["settings"])
         generator.load_state_dict(tensors, assign=True)
         stage = Stage(header["resolution"], header["alpha"])
         generator.check_stage(stage)
@@ -50,7 +68,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Growing, Stage]:
             f"{path}: its weights do not fit its settings ({error}); use the version of the service"
             " that exported it, or export it anew"
         ) from error
-    return generator.requires_grad_(False).eval(), stage
+    ready = generator.requires_grad_(False).eval()
+    return Exported(ready, stage, header["family"], shape)
 
 
 def to_bytes(generator: Growing, family: str, shape: Shape, stage: Stage) -> bytes:

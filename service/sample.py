@@ -22,7 +22,7 @@ from service.recording.pictures import Pixels
 from service.storage import open_storage
 from service.training.curriculum import curriculum_of
 from service.training.random import Draws
-from service.training.sampling import STANDING_BATCHES, Sampler
+from service.training.sampling import NORMALISES_LATENTS, STANDING_BATCHES, Sampler
 from service.training.trained import RETRY_S, WEIGHTS, Trained, load
 
 DESCRIPTION = "Draw pictures from a checkpoint. The same command gives the same file."
@@ -303,7 +303,6 @@ SHEETS: dict[str, Callable[[Request], Frames]] = {
 }
 ANIMATED = {"interpolation", "timelapse"}
 NEEDS_STYLES = {"mixing", "noise"}
-NORMALISES_LATENTS = {"progan", "mnist-pggan"}
 
 
 def main(arguments: Sequence[str]) -> None:

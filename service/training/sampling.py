@@ -21,6 +21,8 @@ from service.training.random import Draws
 SPECTRAL_ITERATIONS = 5
 STANDING_BATCHES = 16
 BATCH = 64
+# Families that no truncation of z does anything to.
+NORMALISES_LATENTS = {"progan", "mnist-pggan"}
 
 
 class Sampler:

@@ -1,0 +1,120 @@
+"""The generator as an MLflow model: a table of class, seed and truncation in, images out.
+
+MLflow runs this file to load a registered model (models from code); it needs models/, the few modules
+of service/ that are imported here, torch and safetensors.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from numpy.typing import NDArray
+
+from models import stylegan
+from service import pretrained
+from service.training.random import Draws
+from service.training.sampling import NORMALISES_LATENTS, Sampler
+
+ARTIFACT = "generator"
+COLUMNS = ("class", "seed", "truncation")
+STANDING_SEED = 0  # as `service.sample` has it by default
+MAX_SEED = 2**31 - 1
+KEPT_SAMPLERS = 4
+
+
+class GeneratorModel(PythonModel):
+    """Draws one image for each row: the one that `service.sample --rows 1 --columns 1` draws.
+
+    But for batch norm, whose statistics are measured once, with seed 0 and not with each row's own.
+    A row's `seed` is of its latents and noise. `class` may be left out, and is drawn by the seed then;
+    models without classes take none. `truncation` resamples latents beyond it, for StyleGAN it is ψ;
+    left out, nothing is truncated. A row gives the same image in any table.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the generator."""
+        self._exported = pretrained.load_exported(context.artifacts[ARTIFACT])
+        # made once for each truncation, which batch norm is measured within
+        self._sampler = functools.lru_cache(KEPT_SAMPLERS)(self._make_sampler)
+
+    # MLflow would take annotations for the table's schema.
+    def predict(self, context, model_input, params=None):
+        """uint8 [n, h, w, c] of a DataFrame or a list of dicts; ValueError names the row."""
+        table = pd.DataFrame(model_input)
+        if table.empty:
+            raise ValueError("no rows: give one for each image, such as {'class': 3, 'seed': 0}")
+        unknown = sorted({*table.columns} - {*COLUMNS})
+        if unknown:
+            raise ValueError(f"columns {unknown}: unknown; there are {', '.join(COLUMNS)}")
+        asked = [self._ask(number, values) for number, values in enumerate(table.to_dict("records"))]
+        # one by one: in a batch, the last bit of a sum may depend on the other rows
+        return np.concatenate([self._draw(row) for row in asked])
+
+    def _ask(self, number: int, values: dict[Any, Any]) -> "Row":
+        given = {column: value for column, value in values.items() if not pd.isna(value)}
+        try:
+            return _row(given, self._exported)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from error
+
+    def _draw(self, row: "Row") -> NDArray[np.uint8]:
+        exported, first = self._exported, np.zeros(1, np.int64)
+        draws = Draws(row.seed, "sample", 0)
+        label = draws.labels(first, exported.shape.classes)
+        if row.label is not None:
+            label = np.array([row.label])
+        styled = isinstance(exported.generator, stylegan.Generator)
+        threshold = None if styled else row.truncation
+        psi = row.truncation if styled and row.truncation is not None else 1.0
+        latents = draws.truncated(first, exported.shape.latents, threshold)
+        return self._sampler(threshold).draw(
+            latents, label, psi, noise_seeds=draws.seeds(first, "noise")
+        )
+
+    def _make_sampler(self, truncation: float | None) -> Sampler:
+        exported = self._exported
+        return Sampler(exported.generator, exported.shape, exported.stage, STANDING_SEED, truncation)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an image is drawn of."""
+
+    seed: int
+    label: int | None
+    truncation: float | None
+
+
+def _row(given: dict[str, Any], exported: pretrained.Exported) -> Row:
+    """The row of the values that are given; ValueError says what does not fit the model."""
+    if "seed" not in given:
+        raise ValueError("seed: not given; any whole number from 0 up draws an image of its own")
+    seed, label = _whole("seed", given["seed"], MAX_SEED), None
+    classes, family = exported.shape.classes, exported.family
+    if "class" in given:
+        if classes is None:
+            raise ValueError(f"class {given['class']}: this model has no classes; leave it out")
+        label = _whole("class", given["class"], classes - 1)
+    truncation = given.get("truncation")
+    if truncation is not None:
+        truncation = float(truncation)
+        if family in NORMALISES_LATENTS:
+            raise ValueError(f"truncation: {family} normalises its latents, so that none lie far out")
+        styled = isinstance(exported.generator, stylegan.Generator)
+        if not math.isfinite(truncation) or (truncation <= 0 and not styled):
+            raise ValueError(f"truncation {truncation}: give a threshold above 0, such as 0.5")
+    return Row(seed, label, truncation)
+
+
+def _whole(column: str, value: Any, highest: int) -> int:
+    if isinstance(value, str) or value != int(value) or not 0 <= value <= highest:
+        raise ValueError(f"{column} {value}: give a whole number from 0 to {highest}")
+    return int(value)
+
+
+mlflow.models.set_model(GeneratorModel())
