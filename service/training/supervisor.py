@@ -75,7 +75,7 @@ def choose_workers(config: Config, resources: dict[str, float]) -> int:
 
     The smallest is asked for even where it does not fit yet: an autoscaler may bring the nodes.
     """
-    need = _worker_resources(config)
+    need = worker_resources(config)
     room = min(int(resources.get(kind, 0) // amount) for kind, amount in need.items())
     smallest = config.worker_counts[0]
     if room < smallest:
@@ -107,7 +107,7 @@ def _answers(node: dict[str, Any]) -> bool:
         return False
 
 
-def _worker_resources(config: Config) -> dict[str, float]:
+def worker_resources(config: Config) -> dict[str, float]:
     """What Ray reserves for one worker."""
     return {"CPU": float(config.scale.cpus)} | ({"GPU": 1.0} if config.scale.gpu else {})
 
@@ -148,7 +148,7 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=config.scale.gpu,
-            resources_per_worker=_worker_resources(config),
+            resources_per_worker=worker_resources(config),
         ),
         torch_config=TorchConfig(
             backend="nccl" if config.scale.gpu else "gloo", timeout_s=config.scale.group_timeout_s
@@ -159,7 +159,7 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
             # would ask for the same number for ever.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             worker_runtime_env={} if config.scale.gpu else {"env_vars": KEEP_FREED_MEMORY},
-            **_ray_storage(config.run.dir),
+            **ray_storage(config.run.dir),
         ),
     )
     try:
@@ -187,7 +187,7 @@ def _explain(error: TrainingFailedError) -> tuple[str, ServiceError | None]:
     return f"{type(first).__name__}: {first} {notes}".strip(), None
 
 
-def _ray_storage(run_dir: str) -> dict[str, Any]:
+def ray_storage(run_dir: str) -> dict[str, Any]:
     """Where Ray Train keeps its own small files of the run."""
     if not is_s3(run_dir):
         return {"storage_path": os.path.join(run_dir, "ray")}

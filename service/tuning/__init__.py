@@ -1,0 +1,1 @@
+"""Sweeps: many runs that differ in some settings, tried out by Ray Tune."""

@@ -1,0 +1,139 @@
+"""The driver of one trial: `service.train` for a trial's configuration, and under its trial's eye.
+
+A process and a Ray job of its own: whatever ends it, Ray takes back the workers that it held. It reads
+its job from the first line of stdin, and stops in order when stdin ends: asked to, or because its trial
+is no more.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from service.cli import run_command
+from service.collapse.response import CollapseError
+from service.config import Config
+from service.errors import LockError
+from service.storage import open_storage
+from service.training import checkpoint, scores
+from service.training.evaluation import Scorer
+from service.training.launch import launch
+from service.training.lock import LEASE_S
+from service.training.supervisor import TrainingError
+from service.training.trained import load
+
+COLLAPSED = 3
+"""Exit code of a training that fell apart; the others are those of all commands."""
+STOP_LIMIT_S = 90.0
+LOCK_LIMIT_S = LEASE_S + STOP_LIMIT_S
+TOLD_CHARACTERS = 2000
+_ROOT = Path(__file__).parents[2]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, build, run, close."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_stop_with_stdin, name="stdin", daemon=True).start()
+    try:
+        config = Config(**job["config"])
+        _launch(config, job["parent"])
+        _score_last(config)
+    except TrainingError as error:
+        if not isinstance(error.__cause__, CollapseError):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(COLLAPSED)
+
+
+def _launch(config: Config, parent: str) -> None:
+    """`launch`, once an earlier driver of this trial, which may be stopping just now, let go."""
+    deadline = time.monotonic() + LOCK_LIMIT_S
+    while True:
+        try:
+            return launch(config, parent)
+        except LockError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
+def _score_last(config: Config) -> None:
+    """Score the last checkpoint, if it was committed by a driver that died before its score came."""
+    storage = open_storage(config.run.dir, config.storage.retry_s)
+    last = checkpoint.find(storage)[0][-1]
+    if not scores.read(storage, [last]):
+        scorer = Scorer(config, config.evaluation, storage)
+        scores.write(storage, last, scorer.score(load(storage.url(last.folder))))
+
+
+def _stop_with_stdin() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_LIMIT_S)  # while Ray is away a close may take for ever
+    os._exit(1)
+
+
+class Driver:
+    """A trial's driver as its trial sees it."""
+
+    def __init__(self, config: Config, parent: str):
+        # as long as the driver lives
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "service.tuning.driver"],
+            cwd=_ROOT,
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its exit code will tell
+            print(json.dumps({"config": config.model_dump(), "parent": parent}),
+                  file=self._process.stdin, flush=True)  # fmt: skip
+
+    def wait(self, limit_s: float) -> int | None:
+        """The exit code, waited for so long; None while it runs."""
+        try:
+            return self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self) -> None:
+        """Ask it to stop, and wait until it has let go of all that it held."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self.wait(2 * STOP_LIMIT_S) is None:
+            self._process.kill()
+            self._process.wait()
+
+    def told(self) -> str:
+        """The end of what it printed."""
+        self._log.seek(0)
+        return self._log.read()[-TOLD_CHARACTERS:].strip()
+
+
+def _environment() -> dict[str, str]:
+    """That of this node, the address of this cluster, and the files that this job was submitted with."""
+    context = ray.get_runtime_context()
+    job: dict[str, Any] = {"runtime_env": dict(context.runtime_env)}
+    return os.environ | {
+        "RAY_ADDRESS": context.gcs_address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

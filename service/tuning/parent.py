@@ -1,0 +1,94 @@
+"""The sweep's own run in MLflow, which those of its trials are nested below."""
+
+import logging
+import tempfile
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from service.config import flatten, to_yaml
+from service.recording.mlflow import Description, MlflowLog
+from service.training.launch import git_commit
+from service.tuning.plan import PLAN_KEY, Plan
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+
+
+class Parent:
+    """Made as soon as MLflow answers, and closed with the sweep; use as a context manager."""
+
+    def __init__(self, plan: Plan, key: str):
+        self._log = MlflowLog(_description(plan, key))
+        self._open = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._make, name="mlflow-parent", daemon=True)
+
+    def __enter__(self) -> "Parent":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        status = "KILLED" if interrupted else "FAILED" if kind else "FINISHED"
+        try:
+            with self._open:
+                self._log.finish(status, {})
+        except Exception as failure:
+            log.warning("event=sweep_not_closed status=%s error=%s", status, failure)
+
+    def run_id(self) -> str:
+        """The run's id; raises whatever keeps MLflow from answering."""
+        with self._open:
+            return self._log.open()
+
+    def publish(self, files: dict[str, bytes], metrics: dict[str, float], tags: dict[str, str]) -> None:
+        """Log the sweep's results, over earlier ones; raises while MLflow is away."""
+        import mlflow
+
+        client, run_id = mlflow.MlflowClient(self._log.description.uri), self.run_id()
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in files.items():
+                (Path(folder) / name).write_bytes(data)
+            client.log_artifacts(run_id, folder)
+        for name, value in metrics.items():
+            client.log_metric(run_id, name, value)
+        for name, text in tags.items():
+            client.set_tag(run_id, name, text)
+
+    def _make(self) -> None:
+        """Trials wait with theirs, in their spools, until their parent is there."""
+        told = ""
+        while not self._stop.is_set():
+            try:
+                self.run_id()
+                return
+            except Exception as error:
+                if str(error) != told:
+                    log.warning("event=tracking_failed kept_in_spool=true error=%s", error)
+                told = str(error)
+            self._stop.wait(RETRY_S)
+
+
+def _description(plan: Plan, key: str) -> Description:
+    swept = {f"space.{name}": str(told) for name, told in plan.space.to_plain().items()}
+    searched = {f"search.{name}": str(value) for name, value in asdict(plan.search).items()}
+    settings: dict[str, Any] = flatten(plan.config.model_dump())
+    fixed = {name: str(value) for name, value in settings.items() if name not in plan.space.keys}
+    local = plan.config.tracking.uri is None
+    return Description(
+        uri=plan.tracking_uri,
+        experiment=plan.config.tracking.experiment,
+        artifacts=(Path(plan.dir) / "artifacts").as_uri() if local else None,
+        key=key,
+        name=plan.dir.rstrip("/").rpartition("/")[2],
+        parameters=swept | searched | fixed,
+        tags={"sweep.dir": plan.dir, "mlflow.source.git.commit": git_commit()},
+        texts={"config.yaml": to_yaml(plan.config), PLAN_KEY: plan.storage.get(PLAN_KEY).decode()},
+    )

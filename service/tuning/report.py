@@ -1,0 +1,181 @@
+"""What came of a sweep: the best of each trial, as a table and a picture, in its folder and MLflow."""
+
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from service.errors import ServiceError
+from service.recording import pictures
+from service.recording.pictures import Pixels
+from service.recording.recorder import PICTURES
+from service.registry import RegistryError, register
+from service.storage import Storage, open_storage
+from service.training import checkpoint, scores
+from service.tuning.parent import Parent
+from service.tuning.plan import RETRY_S, Plan
+from service.tuning.space import decode
+
+CSV_KEY, MARKDOWN_KEY, PICTURE_KEY = "trials.csv", "trials.md", "best.png"
+SHOWN = 4
+_GAP_PIXELS = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial: the settings that it was given, how it ended, and its best checkpoint.
+
+    `state` is finished, stopped (by the scheduler), collapsed, refused or failed; `reason` says why. The
+    `score` is None where there is none that counts.
+    """
+
+    trial: str
+    state: str
+    images: int
+    values: dict[str, Any]
+    score: float | None = None
+    resolution: int = 0
+    checkpoint: str = ""
+    reason: str = ""
+
+
+def gather(plan: Plan, results: Any) -> list[Row]:
+    """The rows of Ray Tune's result grid, the best first."""
+    rows = [_row(plan, result) for result in results]
+    return sorted(rows, key=lambda row: (row.score is None, -row.resolution, row.score or 0, row.trial))
+
+
+def best_over_median(rows: Sequence[Row]) -> float:
+    """The best score over the median of those that count, of which there must be some."""
+    found = [row.score for row in rows if row.score is not None]
+    return min(found) / median(found)
+
+
+def conclude(plan: Plan, rows: Sequence[Row], parent: Parent, model: str, alias: str) -> None:
+    """Print the table, keep it and the picture, publish them and register the best checkpoint.
+
+    Where MLflow is away that is said, with what to do later. ServiceError where no trial has a score.
+    """
+    files = {CSV_KEY: _csv(rows).encode(), MARKDOWN_KEY: _markdown(rows).encode()}
+    if picture := _picture(plan, rows):
+        files[PICTURE_KEY] = picture
+    for key, data in files.items():
+        plan.storage.put(key, data)
+    print(_markdown(rows))
+    print(f"table and picture: {', '.join(plan.storage.url(key) for key in files)}")
+    best = rows[0]
+    if best.score is None:
+        reasons = "\n  ".join(f"{row.trial}: {row.state}: {row.reason}" for row in rows)
+        raise ServiceError(f"{plan.dir}: no trial has a score that counts:\n  {reasons}")
+    print(f"best: trial {best.trial}, {best.checkpoint}", flush=True)
+    tags = {"sweep.best_trial": best.trial, "sweep.best_checkpoint": best.checkpoint}
+    metrics = {"best_score": best.score, "best_over_median": best_over_median(rows)}
+    try:
+        parent.publish(files, metrics, tags)
+    except Exception as error:  # MLflow's own, and those of whatever its artifacts are kept with
+        print(f"MLflow did not get the results ({error}); the same command delivers them",
+              file=sys.stderr)  # fmt: skip
+    try:
+        version = register(
+            best.checkpoint, plan.tracking_uri, plan.config.tracking.experiment, model, alias
+        )
+        print(f"registered: {version}")
+    except RegistryError as error:
+        later = ["python", "-m", "service.register", best.checkpoint, "--name", model, "--alias", alias,
+                 "--tracking-uri", plan.tracking_uri]  # fmt: skip
+        print(f"not registered: {error}; nothing is lost: give the same command again, or\n  "
+              + shlex.join(later), file=sys.stderr)  # fmt: skip
+
+
+def _row(plan: Plan, result: Any) -> Row:
+    trial, last = PurePath(result.path).name, result.metrics or {}
+    state = "failed" if result.error else last.get("state", "failed")
+    row = Row(
+        trial,
+        "stopped" if state == "training" else state,
+        last.get("images", 0),
+        decode(plan.space, result.config),
+        reason=_last_line(str(result.error or last.get("reason", ""))),
+    )
+    if row.state not in ("finished", "stopped"):
+        return row
+    storage = open_storage(plan.run_dir(trial), RETRY_S)
+    names = checkpoint.find(storage)[0]
+    ranked = scores.rank(storage, names)
+    if not ranked:
+        return row
+    score = scores.read(storage, ranked[:1])[ranked[0]]
+    about = {"score": score.rank, "resolution": score.resolution}
+    return Row(**vars(row) | about | {"checkpoint": storage.url(ranked[0].folder)})
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    keys = list(rows[0].values) if rows else []
+    table = [["trial", "state", "images", "score", *keys]]
+    for row in rows:
+        score = "" if row.score is None else f"{row.score:.4g}"
+        values = [_short(row.values[key]) for key in keys]
+        table.append([row.trial, row.state, str(row.images), score, *values])
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    cells = _cells(rows)
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = [f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    keys = list(rows[0].values) if rows else []
+    writer.writerow(["trial", "state", "images", "score", "checkpoint", "reason", *keys])
+    for row in rows:
+        score = "" if row.score is None else row.score
+        about = [row.trial, row.state, row.images, score, row.checkpoint, row.reason]
+        writer.writerow(about + [row.values[key] for key in keys])
+    return out.getvalue()
+
+
+def _picture(plan: Plan, rows: Sequence[Row]) -> bytes | None:
+    """The last grids of the best trials below each other, each under its score and settings."""
+    sheets = []
+    for row in [row for row in rows if row.score is not None][:SHOWN]:
+        if grid := _last_grid(open_storage(plan.run_dir(row.trial), RETRY_S)):
+            values = ", ".join(f"{key} {_short(value)}" for key, value in row.values.items())
+            sheets.append(pictures.labelled(_pixels(grid), [f"{row.score:.4g}: {values}"]))
+    return pictures.png(_stack(sheets)) if sheets else None
+
+
+def _last_grid(storage: Storage) -> bytes | None:
+    keys = [key for key in storage.sizes(f"{PICTURES}/") if key.endswith(".png")]
+    return storage.get(max(keys)) if keys else None
+
+
+def _pixels(png: bytes) -> Pixels:
+    pixels = np.asarray(Image.open(io.BytesIO(png)))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _stack(sheets: Sequence[Pixels]) -> Pixels:
+    width = max(sheet.shape[1] for sheet in sheets)
+    padded = [np.pad(sheet, ((0, _GAP_PIXELS), (0, width - sheet.shape[1]), (0, 0))) for sheet in sheets]
+    return np.concatenate(padded)

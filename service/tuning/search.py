@@ -1,0 +1,143 @@
+"""A sweep by Ray Tune: the search, successive halving, as many trials at a time as fit, and resuming."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
+
+from service.config import Config
+from service.errors import ServiceError, UsageError
+from service.training.supervisor import ray_storage, worker_resources
+from service.tuning.plan import Plan
+from service.tuning.space import Dimension, encode
+from service.tuning.trial import METRIC, TIME, WORST_SCORE, Trial
+
+log = logging.getLogger(__name__)
+
+NAME = "tune"
+# Something must be held, but no CPU: a trial would keep it from its own workers.
+TRIAL_RESOURCES = {"memory": 1 << 20}
+_ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which would go on as if the sweep had come to its end
+    "TUNE_GLOBAL_CHECKPOINT_S": "10",  # what is lost of the search, if not of the trials, by a crash
+    "RAY_AIR_NEW_OUTPUT": "0",  # Teller tells instead
+}
+
+
+def search(plan: Plan, key: str, concurrent: int | None, max_failures: int) -> tune.ResultGrid:
+    """Run the trials that are not over yet, or go on with them; Ray is joined already.
+
+    `concurrent` trials at a time, by default as many as the cluster holds; one that dies is started
+    again up to `max_failures` times. ServiceError where the kept state of the search cannot be read.
+    """
+    os.environ.update(_ENVIRONMENT)
+    trainable = tune.with_resources(tune.with_parameters(Trial, plan=plan, key=key), TRIAL_RESOURCES)
+    place = ray_storage(plan.dir)
+    path, files = f"{place['storage_path']}/{NAME}", place.get("storage_filesystem")
+    if tune.Tuner.can_restore(path, storage_filesystem=files):
+        try:
+            tuner = tune.Tuner.restore(path, trainable, storage_filesystem=files, restart_errored=True)
+        except (OSError, ValueError, RuntimeError, EOFError) as error:
+            raise ServiceError(
+                f"{path}: the state of the search cannot be read ({error}); restore it from a copy, or"
+                " choose another --dir"
+            ) from error
+        return tuner.fit()
+    count = concurrent or concurrency(plan.config, ray.cluster_resources())
+    log.info("event=search trials=%d concurrent=%d", plan.search.trials, count)
+    return tune.Tuner(
+        trainable,
+        param_space={dimension.key: _domain(plan, dimension) for dimension in plan.space.dimensions},
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="min",
+            num_samples=1 if plan.search.method == "grid" else plan.search.trials,
+            search_alg=_algorithm(plan, count),
+            scheduler=_scheduler(plan),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=NAME,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[Teller()],
+            **place,
+        ),
+    ).fit()
+
+
+def concurrency(config: Config, resources: Mapping[str, float]) -> int:
+    """How many trials the cluster holds at a time, with workers and evaluators; at least 1."""
+    workers, evaluation = config.worker_counts[0], config.evaluation
+    need = {kind: amount * workers for kind, amount in worker_resources(config).items()}
+    need["CPU"] += evaluation.cpus
+    if evaluation.gpus:
+        need["GPU"] = need.get("GPU", 0.0) + evaluation.gpus
+    return max(1, min(int(resources.get(kind, 0.0) // amount) for kind, amount in need.items()))
+
+
+class Teller(tune.Callback):
+    """A line for each score and each end."""
+
+    def __init__(self) -> None:
+        self.best = WORST_SCORE
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Tell of a score."""
+        self.best = min(self.best, result[METRIC])
+        over = sum(each.is_finished() for each in trials)
+        what = result["state"] if result[METRIC] == WORST_SCORE else f"score {result[METRIC]:.4g}"
+        told = f"{result[TIME]} images, {what}; best {self.best:.4g}, {over} of the trials over"
+        print(f"trial {trial.trial_id}: {told}", flush=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of a trial that died."""
+        print(f"trial {trial.trial_id}: died, after {trial.num_failures} failures", flush=True)
+
+
+def _domain(plan: Plan, dimension: Dimension) -> Any:
+    """As Tune has it; both bounds of an integer are possible."""
+    match dimension.kind:
+        case "uniform" | "loguniform":
+            return getattr(tune, dimension.kind)(*dimension.values)
+        case "integer":
+            low, high = dimension.values
+            return tune.randint(low, high + 1)
+    values = [encode(value) for value in dimension.values]
+    return tune.grid_search(values) if plan.search.method == "grid" else tune.choice(values)
+
+
+def _algorithm(plan: Plan, concurrent: int) -> Any:
+    seed = plan.search.seed
+    if plan.search.method != "optuna":
+        return BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)
+    try:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError as error:
+        raise UsageError(
+            "--search optuna: needs optuna, not installed here; pip install"
+            " 'gan-training-service[sweep]', or take --search random"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=seed)
+    return ConcurrencyLimiter(OptunaSearch(metric=METRIC, mode="min", sampler=sampler), concurrent)
+
+
+def _scheduler(plan: Plan) -> Any:
+    if plan.search.scheduler == "none":
+        return None
+    return ASHAScheduler(
+        time_attr=TIME,
+        max_t=plan.end,
+        grace_period=plan.search.grace_images,
+        reduction_factor=plan.search.reduction,
+    )

@@ -1,0 +1,298 @@
+"""The command, end to end on a real Ray: killed, resumed, reported, registered; and what it refuses."""
+
+import csv
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from service import sweep
+from service.errors import UsageError
+from service.storage import open_storage
+from service.training import checkpoint, scores
+from service.training.lock import read_holder
+from service.tuning.parent import Parent
+from service.tuning.plan import Plan, Search, settle_plan
+from service.tuning.report import Row, conclude
+from service.tuning.search import concurrency
+from service.tuning.space import parse_space
+from tests.conftest import run_command, start_command, tiny_config, tiny_values
+from tests.service.test_export import make_run
+
+LIMIT_S = 600
+IMAGES = 400
+WEIGHTS = [0.0, 1.0e-3, 1.0e39]  # the last is beyond fp32: losses are infinite
+SPACE = {"training.drift": {"grid": WEIGHTS}}
+
+
+def write(folder: Path, digits: Path | str, space: Any = SPACE, **sections: dict[str, Any]) -> list[str]:
+    """The arguments of a sweep of small runs, too short to collapse but for numbers that overflow."""
+    values = tiny_values(
+        digits,
+        folder / "run",
+        run={"images": IMAGES},
+        checkpoint={"every_images": 80},
+        tracking={"every_images": 80, "pictures_every_images": 240},
+        evaluation={"images": 64, "scores": ["swd"], "best": "swd"},
+        **sections,
+    )
+    values["phases"] = [{"resolution": 32, "hold_images": IMAGES, "batch": 16}]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    (folder / "space.yaml").write_text(yaml.safe_dump(space))
+    return ["--config", str(folder / "tiny.yaml"), "--space", str(folder / "space.yaml"),
+            "--dir", str(folder / "sweep")]  # fmt: skip
+
+
+# One sweep, which is treated badly ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swept(digits, tmp_path_factory) -> tuple[Path, str]:
+    """A grid of three trials; a trial's driver and then the sweep's own were killed, and it resumed."""
+    folder = tmp_path_factory.mktemp("swept")
+    command = [*write(folder, digits), "--search", "grid", "--scheduler", "none"]
+    local = {"RAY_ADDRESS": "local"}
+    process = start_command("service.sweep", *command, **local)
+    try:
+        wait_for(lambda: scored(folder) >= 1, process)
+        drivers(process)[0].kill()
+        wait_for(lambda: scored(folder) >= 4, process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, output = run_command("service.sweep", *command, **local)
+    assert code == 0, output
+    return folder, output
+
+
+def scored(folder: Path) -> int:
+    return len(list((folder / "sweep" / "trials").glob("*/scores/*.json")))
+
+
+def drivers(process) -> list[psutil.Process]:
+    """The trials' drivers below the sweep's Ray, which are its grandchildren."""
+    found = []
+    for each in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "service.tuning.driver" in each.cmdline():
+                found.append(each)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(condition, process) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep" / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def client(folder: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{folder}/sweep/mlflow.db")
+
+
+def runs(folder: Path) -> dict[str, Any]:
+    """MLflow's runs by name."""
+    experiment = client(folder).get_experiment_by_name("gan-training")
+    return {run.info.run_name: run for run in client(folder).search_runs([experiment.experiment_id])}
+
+
+def test_a_killed_sweep_and_a_killed_trial_end_with_every_point_of_the_grid_once(swept):
+    folder, _ = swept
+    rows = table(folder)
+    assert sorted(float(row["training.drift"]) for row in rows) == WEIGHTS
+    assert len(list((folder / "sweep" / "trials").iterdir())) == len(WEIGHTS)
+    assert [row["state"] for row in rows] == ["finished", "finished", "collapsed"]
+
+
+def test_a_trial_trains_to_the_end_whatever_befell_it_and_is_in_order(swept):
+    folder, _ = swept
+    for row in table(folder)[:2]:
+        storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
+        assert checkpoint.find(storage)[0][-1].images == IMAGES
+        holder, _ = read_holder(storage)
+        assert holder is not None
+        assert holder.pid == 0
+        assert runs(folder)[row["trial"]].info.status == "FINISHED"
+
+
+def test_a_collapsed_trial_ends_at_once_and_counts_as_the_worst(swept):
+    folder, _ = swept
+    row = table(folder)[-1]
+    assert float(row["training.drift"]) == WEIGHTS[-1]
+    assert row["score"] == ""
+    assert int(row["images"]) < IMAGES
+    assert "collapsed at" in row["reason"]
+
+
+def test_the_best_trial_comes_first_with_its_best_checkpoint(swept):
+    folder, output = swept
+    found = {}
+    for row in table(folder)[:2]:
+        storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
+        names = checkpoint.find(storage)[0]
+        best = min(scores.read(storage, names).items(), key=lambda item: item[1].rank)
+        assert float(row["score"]) == best[1].rank
+        assert row["checkpoint"] == storage.url(best[0].folder)
+        found[row["trial"]] = best[1].rank
+    assert [*found] == sorted(found, key=found.__getitem__)
+    assert f"best: trial {table(folder)[0]['trial']}" in output
+
+
+def test_trials_are_nested_below_the_sweep_which_has_the_table_and_the_picture(swept):
+    folder, _ = swept
+    found = runs(folder)
+    parent = found.pop("sweep")
+    assert sorted(found) == sorted(row["trial"] for row in table(folder))
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["sweep.best_trial"] == table(folder)[0]["trial"]
+    logged = {file.path for file in client(folder).list_artifacts(parent.info.run_id)}
+    assert {"trials.csv", "trials.md", "best.png", "config.yaml", "sweep.json"} <= logged
+    grid_side = 10 * 34 - 2
+    assert Image.open(folder / "sweep" / "best.png").size[0] >= grid_side
+
+
+def test_the_best_checkpoint_is_registered_and_draws(swept):
+    folder, output = swept
+    assert "models:/sweep@best" in output
+    version = client(folder).get_model_version_by_alias("sweep", "best")
+    assert version.tags["gan.checkpoint"] == table(folder)[0]["checkpoint"]
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/sweep/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/sweep@best")
+    images = model.predict([{"class": 3, "seed": 1, "truncation": 0.5}, {"class": 4, "seed": 2}])
+    assert (images.shape, images.dtype) == ((2, 32, 32, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"space": SPACE | {"training.r1": {"grid": [0.0, 1.0]}}}, r"space training\.r1: .*None"),
+        ({"training": {"loss": "wgan"}}, r"training\.loss: .*'hinge'.*'wgan'"),
+        ({"run": {"images": 960}}, "search images: .*400.*960"),
+    ],
+)
+def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
+    swept, digits, tmp_path, change, words
+):
+    folder, _ = swept
+    values = yaml.safe_load((folder / "tiny.yaml").read_text())
+    for section in ("training", "run"):
+        values[section] |= change.get(section, {})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(change.get("space", SPACE)))
+    files = ["--config", str(tmp_path / "tiny.yaml"), "--space", str(tmp_path / "space.yaml")]
+    same = ["--dir", str(folder / "sweep"), "--search", "grid", "--scheduler", "none"]
+    with pytest.raises(UsageError, match=words):
+        sweep.main([*files, *same])
+
+
+# What is wrong is said before Ray starts ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "words"),
+    [
+        ({"training.lr_discriminater": {"choice": [0.1]}}, [], r"did you mean training\.lr_discr"),
+        ({}, [], "names no setting to sweep"),
+        (SPACE, ["--search", "random"], "grid is tried out in full"),
+        (SPACE, ["--search", "optuna"], "grid is tried out in full"),
+        ({"training.r1": {"uniform": [0, 1]}}, ["--search", "grid"], "uniform has no end"),
+        (SPACE, ["--search", "grid", "--trials", "7"], "the grid has 3 points"),
+        (SPACE, ["--search", "best"], "--search best: give random or grid or optuna"),
+        (
+            {"training.r1": {"uniform": [0, 1]}},
+            ["--trials", "0"],
+            "--trials 0: give a whole number from 1",
+        ),
+        ({"training.r1": {"uniform": [0, 1]}}, ["--grace-images", "401"], "beyond the 400 images"),
+        ({"training.r1": {"uniform": [0, 1]}}, ["--model", "a/b"], "--model 'a/b'"),
+        ({"training.r1": {"uniform": [0, 1]}}, ["--trails", "3"], "--trails: no such setting"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(digits, tmp_path, space, options, words):
+    with pytest.raises(UsageError, match=words):
+        sweep.main([*write(tmp_path, digits, space), *options])
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_bad_usage_exits_with_2_and_no_traceback(digits, tmp_path):
+    code, output = run_command("service.sweep", *write(tmp_path, digits)[:2])
+    assert (code, "--space: not given" in output) == (2, True), output
+    assert "Traceback" not in output
+
+
+# Pieces -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "evaluation", "resources", "expected"),
+    [
+        ({"workers": 1}, {}, {"CPU": 2.0}, 2),
+        ({"workers": 2}, {}, {"CPU": 2.0}, 1),
+        ({"workers": 2, "cpus": 3}, {}, {"CPU": 20.0}, 3),
+        ({"workers": 1}, {"cpus": 1}, {"CPU": 5.0}, 2),
+        ({"workers": 4}, {}, {"CPU": 2.0}, 1),  # asked for all the same: an autoscaler may bring it
+        ({"workers": "2:8", "gpu": True}, {}, {"CPU": 64.0, "GPU": 6.0}, 3),
+        ({"workers": 1, "gpu": True}, {"gpus": 1}, {"CPU": 64.0, "GPU": 6.0}, 3),
+    ],
+)  # fmt: skip
+def test_as_many_trials_run_at_a_time_as_the_cluster_holds(scale, evaluation, resources, expected):
+    config = tiny_config("unused", "unused", scale=scale, evaluation=evaluation)
+    assert concurrency(config, resources) == expected
+
+
+def test_while_mlflow_is_away_results_are_kept_and_the_remedy_is_told(tmp_path, capsys):
+    away = "http://127.0.0.1:9"
+    config = tiny_config("unused", tmp_path / "sweep", tracking={"uri": away})
+    space = parse_space(SPACE, config, "space.yaml")
+    plan = Plan(config, space, Search("grid", 3, 0, "none", 1, 3))
+    key = settle_plan(plan)
+    trained = make_run(tmp_path / "sweep" / "trials" / "a", "dcgan")
+    best = open_storage(trained).url(checkpoint.find(open_storage(trained))[0][-1].folder)
+    rows = [
+        Row("a", "finished", 176, {"training.drift": 0.0}, 7.5, 16, best),
+        Row("b", "collapsed", 96, {"training.drift": 1e39}, reason="collapsed at 96"),
+    ]
+    with Parent(plan, key) as parent:
+        conclude(plan, rows, parent, "digits", "best")
+    told = capsys.readouterr()
+    assert "not registered" in told.err
+    assert (
+        f"python -m service.register {best} --name digits --alias best --tracking-uri {away}" in told.err
+    )
+    assert [row["score"] for row in table(tmp_path)] == ["7.5", ""]
+
+
+def test_halving_leaves_what_it_stops_in_order_and_optuna_searches(digits, tmp_path):
+    space = {
+        "training.lr_generator": {"loguniform": [1e-5, 1e-3]},
+        "training.d_steps": {"choice": [1, 2]},
+    }
+    command = write(tmp_path, digits, space)
+    halving = ["--grace-images", "80", "--reduction", "2", "--concurrent", "1"]
+    optuna = ["--search", "optuna", "--trials", "2"]
+    code, output = run_command("service.sweep", *command, *optuna, *halving, RAY_ADDRESS="local")
+    assert code == 0, output
+    ends = {"finished": "FINISHED", "stopped": "KILLED"}
+    for row in table(tmp_path):
+        holder, _ = read_holder(open_storage(str(tmp_path / "sweep" / "trials" / row["trial"])))
+        assert holder is not None
+        assert holder.pid == 0
+        assert runs(tmp_path)[row["trial"]].info.status == ends[row["state"]]
+        assert (int(row["images"]) == IMAGES) == (row["state"] == "finished")
+    assert len(table(tmp_path)) == 2
