@@ -16,7 +16,6 @@ from PIL import Image
 from service.errors import ServiceError
 from service.recording import pictures
 from service.recording.pictures import Pixels
-from service.recording.recorder import PICTURES
 from service.registry import RegistryError, register
 from service.storage import Storage, open_storage
 from service.training import checkpoint, scores
@@ -166,8 +165,8 @@ def _picture(plan: Plan, rows: Sequence[Row]) -> bytes | None:
 
 
 def _last_grid(storage: Storage) -> bytes | None:
-    keys = [key for key in storage.sizes(f"{PICTURES}/") if key.endswith(".png")]
-    return storage.get(max(keys)) if keys else None
+    grids = pictures.latest_grids(storage.sizes(f"{pictures.FOLDER}/"))
+    return storage.get(grids[-1][1]) if grids else None
 
 
 def _pixels(png: bytes) -> Pixels:
