@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError("--space: not given; name a YAML file of settings to sweep, see --help")
     space = read_space(flags["--space"], config)
     options = _options(Plan(config, space, _search(flags, space, end_of(config))), flags)
-    check_data(config)
+    check_data(options.plan.trial("", {}))
     _run(options)
 
 

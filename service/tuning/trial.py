@@ -5,6 +5,7 @@ checkpoint with Tune: a trial that is started again goes on from its own run dir
 """
 
 import logging
+import math
 from typing import Any
 
 from ray import tune
@@ -71,9 +72,10 @@ class Trial(tune.Trainable):
         return dict(self._last)
 
     def _fresh_scores(self) -> dict[Name, Score]:
-        """Those that were not reported yet, of checkpoints that are still there."""
+        """Those that rank and were not reported yet, of checkpoints that are still there."""
         found = scores.read(self._run_dir, checkpoint.find(self._run_dir)[0])
-        return {name: score for name, score in found.items() if name not in self._reported}
+        ranking = {name: score for name, score in found.items() if math.isfinite(score.rank)}
+        return {name: score for name, score in ranking.items() if name not in self._reported}
 
     def _ended(self, code: int, told: str) -> dict[str, Any]:
         if code == COLLAPSED:
