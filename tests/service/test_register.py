@@ -134,8 +134,8 @@ def test_a_checkpoint_is_registered_once_and_aliases_move(registry, folder):
     assert client.get_model_version_by_alias("biggan", "candidate").version == version.version
     later = make_run(folder / "later", "biggan", images=192)
     register.main([later, *again])
-    assert client.get_model_version_by_alias("biggan", "best").version == "2"
-    assert client.get_model_version_by_alias("biggan", "candidate").version == "1"
+    assert client.get_model_version_by_alias("biggan", "best").version == 2
+    assert client.get_model_version_by_alias("biggan", "candidate").version == 1
     client.set_registered_model_alias("biggan", "best", "1")
 
 

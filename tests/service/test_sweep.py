@@ -1,7 +1,6 @@
 """The command, end to end on a real Ray: killed, resumed, reported, registered; and what it refuses."""
 
 import csv
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,8 @@ def swept(digits, tmp_path_factory) -> tuple[Path, str]:
         drivers(process)[0].kill()
         wait_for(lambda: scored(folder) >= 4, process)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.wait()
     code, output = run_command("service.sweep", *command, **local)
     assert code == 0, output
     return folder, output
@@ -294,5 +293,5 @@ def test_halving_leaves_what_it_stops_in_order_and_optuna_searches(digits, tmp_p
         assert holder is not None
         assert holder.pid == 0
         assert runs(tmp_path)[row["trial"]].info.status == ends[row["state"]]
-        assert (int(row["images"]) == IMAGES) == (row["state"] == "finished")
+        assert (int(row["images"]) >= IMAGES) == (row["state"] == "finished")
     assert len(table(tmp_path)) == 2
