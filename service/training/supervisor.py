@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -167,13 +168,13 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
         return Outcome(_clock(storage))
     except SystemExit as error:  # Ray's own answer to Ctrl-C while it fits
         raise KeyboardInterrupt from error
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:  # the latter where Ray's controller itself died
         failure = error.controller_failure if isinstance(error, ControllerError) else None
         waiting = isinstance(failure, WorkerGroupStartupTimeoutError)
         return Outcome(_clock(storage), *_explain(error), waiting)
 
 
-def _explain(error: TrainingFailedError) -> tuple[str, ServiceError | None]:
+def _explain(error: TrainingFailedError | RayError) -> tuple[str, ServiceError | None]:
     """The reason in words, and the error itself if it is one of ours, which lasts."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for index, failure in sorted(failures.items()):
