@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 KEY_TAG = "gan.run_key"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 HTTP_TRIES, HTTP_TIMEOUT_S = 1, 20
+# Its folder is a section of the run's page, before that of the curves.
+PICTURE_KEY = "pictures/grid"
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class MlflowLog:
         self._client.log_image(
             run_id,
             image,
-            key="grid",
+            key=PICTURE_KEY,
             step=record.images,
             timestamp=int(record.time * 1000),
             synchronous=True,

@@ -65,13 +65,13 @@ class LiveMetrics:
     def update(self, record: Record) -> None:
         """Show what a record says: a gauge for each value, made when it is first seen.
 
-        The value `images` is the workers' clock. Values in folders, such as those of single weights, are
-        for MLflow alone.
+        The value `images` is the workers' clock. Names with a dot, those of single weights, are for
+        MLflow alone.
         """
         if "images" in record.values:
             self._progress_time = time.time()
         for name, value in record.values.items():
-            if "/" not in name:
+            if "." not in name:
                 self._gauge(name).set(value)
         if record.checkpoint:
             self._checkpoint_time = record.time

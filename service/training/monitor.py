@@ -104,7 +104,11 @@ class Monitor:
         if self.panel.held_out:
             held_out = {"accuracy_held_out": real.above, "logit_held_out": real.logit}
         spreads = {"spread_fake": fake.logit_spread, "spread_real": real.logit_spread}
-        tops = {f"spectrum/{name}/{i}": v for name, top in spectra.items() for i, v in enumerate(top)}
+        tops = {
+            f"spectrum.{name.replace('/', '.')}.{i}": value
+            for name, top in spectra.items()
+            for i, value in enumerate(top)
+        }
         return compared | held_out | spreads | tops
 
     def _crowds(self, cycle: Cycle) -> tuple[signals.Crowd, signals.Crowd]:
