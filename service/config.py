@@ -36,7 +36,8 @@ from service.errors import UsageError
 PRESETS = Path(__file__).parent / "presets"
 
 Count = Annotated[int, Field(ge=1)]
-Images = Annotated[int, Field(ge=1, description="in real images shown to the discriminator")]
+Images = Annotated[int, Field(ge=1)]
+"""Real images shown to the discriminator, over all workers."""
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -229,7 +230,7 @@ class Checkpoint(Section):
     """What is kept to go on from."""
 
     every_images: Images
-    """Interval; also saved at the end."""
+    """Interval of checkpoints; one more is made at the end."""
     keep: Count = 3
     """Newest checkpoints that stay."""
     keep_best: int = Field(default=1, ge=0)

@@ -1,0 +1,86 @@
+"""The configuration as a page for people: `python -m service.reference > docs/configuration.md`.
+
+What it says of sections, keys and presets is read from their classes, docstrings and files.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from service.cli import run_command
+from service.config import AMENDABLE, MAY_DIFFER, PRESETS, Config, Phase, describe
+from service.errors import UsageError
+
+HEAD = """# Configuration
+
+Written by `make docs` from `service/config.py` and `service/presets/`; a test holds it to them.
+
+A run is a preset (`--preset NAME`) or a file with the same sections (`--config FILE`), and flags over it:
+`--section.key VALUE`. `null` unsets a value, lists and `phases` are given as JSON, `--print-config` shows what
+it all comes to. Nothing is read from the environment, and an unknown key is an error. What ends in `_images`
+counts real images shown to the discriminator, over all workers, `_s` seconds, `_bytes` bytes.
+
+*Change*: **resume**, the same run may be started again with another value; **amend**, a rewind may change it
+(`collapse.amendments`). Another value of any other key makes another run, with a `run.dir` of its own.
+"""
+
+_PRESET = re.compile(r"^(?P<name>[\w.-]+):[^#\n]*(?:# ?(?P<about>.*))?$", re.MULTILINE)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the page."""
+    if arguments:
+        raise UsageError(f"{' '.join(arguments)}: python -m service.reference takes no arguments")
+    sys.stdout.write(page())
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    return "\n".join([HEAD, *_sections(), *_presets()])
+
+
+def _sections() -> Iterator[str]:
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from _table(name, section, f"{name}.", section.__doc__ or "")
+        else:
+            yield from _table(name, Phase, "", f"{Phase.__doc__} {field.description}")
+
+
+def _table(name: str, section: type[BaseModel], prefix: str, about: str) -> Iterator[str]:
+    yield f"## {name}\n\n{about}\n"
+    yield "| key | type | default | meaning | change |\n| --- | --- | --- | --- | --- |"
+    for key, (kind, default, meaning) in describe(section, prefix).items():
+        default = default.removeprefix("default ")
+        cells = [f"`{key}`", kind, default if default == "required" else f"`{default}`", meaning, _change(key)]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield ""
+
+
+def _change(key: str) -> str:
+    resume, amend = key.startswith(MAY_DIFFER), key in AMENDABLE
+    return ", ".join(word for word, holds in (("resume", resume), ("amend", amend)) if holds)
+
+
+def _presets() -> Iterator[str]:
+    yield "## Presets\n"
+    for file in sorted(PRESETS.glob("*.yaml")):
+        text = file.read_text()
+        head = " ".join(line.removeprefix("# ") for line in text.partition("\n\n")[0].splitlines())
+        yield f"{_link(file)}: {head}\n\n| preset | for |\n| --- | --- |"
+        for preset in _PRESET.finditer(text):
+            about = (preset["about"] or "").replace("|", "\\|")
+            yield f"| `{preset['name']}` | {about} |"
+        yield ""
+
+
+def _link(file: Path) -> str:
+    return f"[`{file.name}`](../service/presets/{file.name})"
+
+
+if __name__ == "__main__":
+    run_command(main)
