@@ -274,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("checkpoint", help="a run.dir, for its newest checkpoint, or the folder of one; local or s3://")
+    add("checkpoint", help="a run.dir, for its best checkpoint, or the folder of one; local or s3://")
     add("destination", help="folder or s3://bucket/prefix, empty so far")
     add(
         "--weights", choices=WEIGHTS, default="ema", help="running average or last (default %(default)s)"

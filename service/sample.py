@@ -346,7 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a run.dir or a checkpoint's folder; local or s3://")
     add("sheet", nargs="?", default="grid", choices=SHEETS, metavar="SHEET",
-        help=f"{', '.join(SHEETS)} (default %(default)s)")  # fmt: skip
+        help=f"{', '.join(SHEETS)} (default grid)")  # fmt: skip
     add(
         "--out",
         required=True,
