@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The CPU build of torch where the index has one; a plain range may bring gigabytes of CUDA.
 TORCH ?= torch==2.13.0
+CHROMIUM := chromium chromium-driver fonts-dejavu-core
 
 export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; said aloud, it does not warn about it.
 export RAY_AUTH_MODE := token
 
-.PHONY: help demo ui test chart lint format bench families clean
+.PHONY: help demo ui test chart browser docs lint format bench families clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +38,16 @@ test: $(READY) ## Run all tests on real servers
 chart: $(READY) ## Check the Helm chart with helm 4.3 and 3.17
 	$(BIN)/python helm/binaries.py .cache/helm
 	HELM_REQUIRED=1 $(BIN)/python -m pytest tests/helm
+
+browser: $(READY) ## See in Chromium that MLflow shows a run, its curves and grids; SCREENSHOTS=docs keeps them
+	@if [ ! -x /usr/bin/chromium ] || [ ! -x /usr/bin/chromedriver ]; then \
+		if [ "$$(id -u)" != 0 ]; then echo "missing: apt-get install $(CHROMIUM)" >&2; exit 1; fi; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CHROMIUM); \
+	fi
+	$(BIN)/python -m pytest tests/browser
+
+docs: $(READY) ## Write docs/configuration.md anew from the configuration's classes and presets
+	$(BIN)/python -m service.reference > docs/configuration.md
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ What it says of sections, keys and presets is read from their classes, docstring
 
 import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,19 +13,20 @@ from pydantic import BaseModel
 
 from service.cli import run_command
 from service.config import AMENDABLE, MAY_DIFFER, PRESETS, Config, Phase, describe
-from service.errors import UsageError
 
 HEAD = """# Configuration
 
 Written by `make docs` from `service/config.py` and `service/presets/`; a test holds it to them.
 
-A run is a preset (`--preset NAME`) or a file with the same sections (`--config FILE`), and flags over it:
-`--section.key VALUE`. `null` unsets a value, lists and `phases` are given as JSON, `--print-config` shows what
-it all comes to. Nothing is read from the environment, and an unknown key is an error. What ends in `_images`
-counts real images shown to the discriminator, over all workers, `_s` seconds, `_bytes` bytes.
+A run is a preset (`--preset NAME`) or a file with the same sections (`--config FILE`), and flags over
+it: `--section.key VALUE`. `null` unsets a value, lists and `phases` are given as JSON, `--print-config`
+shows what it all comes to. Nothing is read from the environment, and an unknown key is an error. What
+ends in `_images` counts real images shown to the discriminator, over all workers, `_s` seconds,
+`_bytes` bytes.
 
-*Change*: **resume**, the same run may be started again with another value; **amend**, a rewind may change it
-(`collapse.amendments`). Another value of any other key makes another run, with a `run.dir` of its own.
+*Change*: **resume**, the same run may be started again with another value; **amend**, a rewind may
+change it (`collapse.amendments`). Another value of any other key makes another run, with a `run.dir` of
+its own.
 """
 
 _PRESET = re.compile(r"^(?P<name>[\w.-]+):[^#\n]*(?:# ?(?P<about>.*))?$", re.MULTILINE)
@@ -32,8 +34,7 @@ _PRESET = re.compile(r"^(?P<name>[\w.-]+):[^#\n]*(?:# ?(?P<about>.*))?$", re.MUL
 
 def main(arguments: Sequence[str]) -> None:
     """Print the page."""
-    if arguments:
-        raise UsageError(f"{' '.join(arguments)}: python -m service.reference takes no arguments")
+    ArgumentParser(prog="python -m service.reference", description=__doc__).parse_args(arguments)
     sys.stdout.write(page())
 
 
@@ -56,7 +57,13 @@ def _table(name: str, section: type[BaseModel], prefix: str, about: str) -> Iter
     yield "| key | type | default | meaning | change |\n| --- | --- | --- | --- | --- |"
     for key, (kind, default, meaning) in describe(section, prefix).items():
         default = default.removeprefix("default ")
-        cells = [f"`{key}`", kind, default if default == "required" else f"`{default}`", meaning, _change(key)]
+        cells = [
+            f"`{key}`",
+            kind,
+            default if default == "required" else f"`{default}`",
+            meaning,
+            _change(key),
+        ]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 
