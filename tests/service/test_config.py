@@ -4,11 +4,13 @@ import pytest
 
 from service.config import (
     Config,
+    amend,
     differences,
     flatten,
     load_preset,
     parse,
     preset_names,
+    resolve,
     to_yaml,
 )
 from service.errors import UsageError
@@ -199,3 +201,29 @@ def test_a_resumed_run_may_change_where_it_runs_and_nothing_of_what_it_is():
     (line,) = differences(before, parsed("--training.lr_generator", "0.001"))
     assert "0.0005" in line
     assert "0.001" in line
+
+
+@pytest.mark.parametrize(
+    ("amendments", "words"),
+    [
+        ("[]", "collapse.amendments: names nothing that a rewind could change"),
+        ("[{}]", r"collapse.amendments\[0\]: names nothing; give a setting, of training.lr_generator"),
+        ('[{"training.lr_generater": 1e-4}]', "did you mean training.lr_generator"),
+        ('[{"model.width": 8}]', "model.width cannot be amended"),
+        ('[{"training.r1": "half"}]', "'half' is neither a value nor a factor such as x0.5"),
+        ('[{"training.lr_generator": "x0.5"}, {"training.lr_generator": 7}]', "lr_generator: 7.0"),
+    ],
+)
+def test_amendments_that_change_nothing_or_cannot_hold_are_refused(amendments, words):
+    with pytest.raises(UsageError, match=words):
+        parsed("--collapse.amendments", amendments)
+
+
+def test_amendments_are_values_or_factors_of_what_was_in_force():
+    config = parsed("--training.d_steps", "2")
+    once = resolve(config, {"training.lr_generator": "x0.5", "training.d_steps": "x2"}, "here")
+    assert once == {"training.lr_generator": 2.5e-4, "training.d_steps": 4}
+    amended = amend(config, once)
+    assert (amended.training.lr_generator, amended.training.d_steps) == (2.5e-4, 4)
+    again = resolve(amended, {"training.lr_generator": "x0.5", "training.r1": 1}, "here")
+    assert again == {"training.lr_generator": 1.25e-4, "training.r1": 1.0}

@@ -10,7 +10,7 @@ from service.config import Config
 from service.errors import DataError, LockError, StorageError
 from service.storage import open_storage
 from service.training import checkpoint
-from service.training.checkpoint import Checkpointer, Keep
+from service.training.checkpoint import Checkpointer, Keep, Name
 from service.training.lock import RunLock
 from service.training.state import new_state
 from tests.conftest import tiny_config
@@ -213,3 +213,27 @@ def test_one_goes_back_to_the_latest_healthy_checkpoint_without_nan(storage, sta
     writer.wait()
     assert [name.images for name, *_ in checkpoint.healthy(storage, 48)] == [16]
     assert [name.images for name, *_ in checkpoint.healthy(storage, 15)] == [16]
+
+
+def test_the_newest_the_best_and_the_last_healthy_stay_together():
+    names = [Name(1, i, 16 * i) for i in range(1, 7)]
+    keep = Keep(newest=2, best=1)
+    assert keep.choose(names, healthy=names[:3], ranked=[names[0], names[1]]) == {
+        names[0], names[2], *names[4:]
+    }  # fmt: skip
+    assert Keep(1).choose(names, healthy=names, ranked=names) == {names[5]}
+
+
+def test_what_a_rewind_commits_again_pushes_out_nothing():
+    names = [Name(1, 1, 16), Name(1, 2, 32), Name(1, 3, 48)]
+    again = Name(1, 4, 32)
+    assert Keep(2).choose([*names, again], healthy=[], ranked=[]) == {names[2], again}
+    assert Keep(3).choose([*names, again], healthy=[], ranked=[]) == {names[0], names[2], again}
+
+
+def test_the_copy_is_made_into_memory_that_is_kept(state):
+    first = checkpoint.copy_to_cpu(state.tensors())
+    state.generator.dense.weight.data.add_(1)
+    second = checkpoint.copy_to_cpu(state.tensors(), first)
+    assert second["generator"]["dense.weight"] is first["generator"]["dense.weight"]
+    assert torch.equal(second["generator"]["dense.weight"], state.generator.dense.weight)

@@ -79,3 +79,33 @@ def test_a_new_rung_is_told_from_a_phase_at_the_same_one():
     again = Phase(resolution=16, hold_images=16, batch=16)
     curriculum = Curriculum([*PHASES, again], d_steps=1)
     assert [span.new_rung for span in curriculum.spans] == [True, True, False, False]
+
+
+def test_an_amendment_of_the_steps_cuts_a_fade_which_goes_on_to_its_end():
+    plain, amended = Curriculum(PHASES, 1), Curriculum(PHASES, 1, [(128, 2)])
+    assert amended.at(128).span.cycle_images == 2 * plain.at(128).span.cycle_images
+    # the fade of 50 images, from 112 on, is 64 with the rounding of its larger cycles
+    stages = [amended.at(images).stage for images in (112, 128, 144, 160, 176)]
+    assert stages == [Stage(16, alpha) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert [span.new_rung for span in amended.spans] == [True, True, False, False]
+    assert Curriculum(PHASES, 1, [(128, 3), (128, 1)]).end == plain.end  # of two the later counts
+
+
+@given(st.integers(1, 3), st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3)), max_size=4))
+def test_however_amended_cycles_follow_each_other_from_0_on(d_steps, wanted):
+    """Changes come where a run was rewound to: at a boundary of the cycles so far."""
+    changes: list[tuple[int, int]] = []
+    for cycles_on, steps in wanted:
+        curriculum = Curriculum(PHASES, d_steps, changes)
+        images = changes[-1][0] if changes else 0
+        for _ in range(cycles_on):
+            images = curriculum.at(images).end
+        changes.append((images, steps))
+    amended = Curriculum(PHASES, d_steps, changes)
+    cycles = list(amended.cycles(0, amended.end + 100))
+    assert [c.start for c in cycles[1:]] == [c.end for c in cycles[:-1]]
+    for cycle in cycles:
+        steps = [d_steps, *(s for at, s in changes if at <= cycle.start)][-1]
+        assert cycle.end - cycle.start == steps * cycle.span.batch
+        assert amended.before(cycle.end) == cycle
+    assert {c.stage.resolution for c in cycles} == {8, 16}
