@@ -49,7 +49,9 @@ def test_it_trains_and_checkpoints_into_s3(job, s3):
     committed, _ = checkpoint.find(storage)
     assert committed[-1].images == IMAGES
     tensors, manifest = checkpoint.read(storage, committed[-1])
-    assert set(tensors) == {"generator", "discriminator", "ema", "optimizer_g", "optimizer_d"}
+    assert set(tensors) == {
+        "generator", "discriminator", "ema", "optimizer_g", "optimizer_d", "spectra"
+    }  # fmt: skip
     assert manifest["config"]["data"]["url"] == "s3://gan/job/data"
     assert storage.sizes("pictures/")
 
