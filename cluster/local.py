@@ -43,6 +43,8 @@ START_LIMIT_S = 180.0
 END_LIMIT_S = 5.0
 POLL_S = 0.2
 GRPC_OFFSET = 10000  # SeaweedFS serves gRPC on each port plus this
+# Above those that Ray gives its workers; with the offset, below those that the kernel gives to clients.
+PORTS = range(20000, 22768)
 OBJECT_STORE_BYTES = 256 << 20
 
 
@@ -309,7 +311,7 @@ def free_ports(count: int) -> list[int]:
     """Ports that are free now on loopback, and so are those 10,000 above."""
     found: list[int] = []
     while len(found) < count:
-        port = 20000 + secrets.randbelow(20000)
+        port = secrets.choice(PORTS)
         if port not in found and all(_is_free(p) for p in (port, port + GRPC_OFFSET)):
             found.append(port)
     return found
