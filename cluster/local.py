@@ -119,11 +119,17 @@ class Stack:
         path.touch(mode=0o600)
         path.write_text(json.dumps(content, indent=2))
 
-    def up(self, services: Sequence[str] = (), nodes: int = 0, node_cpus: int = 1) -> None:
+    def up(
+        self,
+        services: Sequence[str] = (),
+        nodes: int = 0,
+        node_cpus: int = 1,
+        head_cpus: int | None = None,
+    ) -> None:
         """Start what does not run yet, and wait until all of it answers.
 
         `services` are of SERVICES, and by default all that are installed. `nodes` join the Ray head,
-        each with `node_cpus` CPUs.
+        each with `node_cpus` CPUs; the head has `head_cpus`, and by default the machine's.
         """
         self._make_environment()
         services = services or default_services()
@@ -131,7 +137,7 @@ class Stack:
             "s3": self._start_s3,
             "mlflow": self._start_mlflow,
             "prometheus": self._start_prometheus,
-            "ray": self._start_ray,
+            "ray": functools.partial(self._start_ray, head_cpus),
         }
         for name in (name for name in SERVICES if name in services):
             self._start(name, starters[name])
@@ -241,10 +247,11 @@ class Stack:
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
 
-    def _start_ray(self) -> None:
+    def _start_ray(self, cpus: int | None) -> None:
         port, dashboard, client = self._ports("ray", 3)
         options = ["--head", f"--port={port}", f"--ray-client-server-port={client}"]
         options += [f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"]
+        options += [] if cpus is None else [f"--num-cpus={cpus}"]
         self.environment["RAY_ADDRESS"] = f"{HOST}:{port}"
         self.environment["RAY_API_SERVER_ADDRESS"] = f"http://{HOST}:{dashboard}"
         _, command = self._ray_start(options)
@@ -358,7 +365,7 @@ def main(arguments: Sequence[str]) -> None:
     match options.action:
         case "up":
             services = options.services or default_services()
-            stack.up(services, options.nodes, options.node_cpus)
+            stack.up(services, options.nodes, options.node_cpus, options.head_cpus)
             _tell(stack)
             if not options.services and "prometheus" not in services:
                 print("prometheus: not installed, left out; apt-get install prometheus, then up again")
@@ -402,13 +409,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--node-cpus", type=int, default=1, help="CPUs of each such node (default %(default)s)"
     )
+    parser.add_argument(
+        "--head-cpus", type=int, help="CPUs of the head; 0 leaves the training to nodes (default all)"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.services if name not in SERVICES]
     if unknown:
         raise UsageError(
             f"--services {','.join(unknown)}: no such service; take of {', '.join(SERVICES)}"
         )
-    check_bounds(options, {"nodes": (0, MOST_NODES), "node_cpus": (1, MOST_NODE_CPUS)})
+    bounds = {"nodes": (0, MOST_NODES), "node_cpus": (1, MOST_NODE_CPUS)}
+    if options.head_cpus is not None:
+        bounds["head_cpus"] = (0, MOST_NODE_CPUS)
+    check_bounds(options, bounds)
     return options
 
 

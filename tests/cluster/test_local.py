@@ -106,8 +106,8 @@ def test_without_its_binary_prometheus_is_left_out_unless_it_is_asked_for(tmp_pa
 def test_nodes_join_the_head_and_sigterm_reclaims_one(tmp_path):
     stack = Stack.load(tmp_path)
     try:
-        stack.up(["ray"], nodes=2, node_cpus=77)
-        assert list(alive(stack).values()).count(77) == 2
+        stack.up(["ray"], nodes=2, node_cpus=77, head_cpus=0)
+        assert sorted(alive(stack).values()) == [0, 77, 77]
         node = stack.processes["node-2"]
         psutil.Process(node.pid).terminate()
         deadline = time.monotonic() + local.START_LIMIT_S
@@ -133,7 +133,9 @@ def alive(stack: Stack) -> dict[str, int]:
     )
     with urlopen(request, timeout=30) as answer:
         nodes = json.load(answer)["data"]["result"]["result"]
-    return {n["node_id"]: int(n["resources_total"]["CPU"]) for n in nodes if n["state"] == "ALIVE"}
+    return {
+        n["node_id"]: int(n["resources_total"].get("CPU", 0)) for n in nodes if n["state"] == "ALIVE"
+    }
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,7 @@ def alive(stack: Stack) -> dict[str, int]:
     [
         (["up", "--services", "s4"], "s4: no such service; take of s3, mlflow, prometheus, ray"),
         (["up", "--nodes", "-1"], "--nodes -1: give 0 to 16"),
+        (["up", "--head-cpus", "-1"], "--head-cpus -1: give 0 to 1024"),
         (["up", "--services", "prometheus", "--nodes", "1"], "no Ray head runs"),
     ],
 )
