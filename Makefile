@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; said aloud, it does not warn about it.
 export RAY_AUTH_MODE := token
 
-.PHONY: help demo ui test chart browser docs lint format bench families clean
+.PHONY: help demo ui test chaos chart browser docs lint format bench families clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ ui: $(READY) ## Open MLflow on the demo's run: http://127.0.0.1:5000
 
 test: $(READY) ## Run all tests on real servers
 	$(BIN)/python -m pytest
+
+chaos: $(READY) ## Kill workers, nodes, drivers and S3 under real runs, and see that they go on
+	$(BIN)/python -m pytest -s tests/chaos
 
 chart: $(READY) ## Check the Helm chart with helm 4.3 and 3.17
 	$(BIN)/python helm/binaries.py .cache/helm

@@ -1,0 +1,224 @@
+"""A cluster to break: a head without CPUs, two nodes of one, S3 and MLflow; and runs to break it under.
+
+What is measured is printed (`make chaos` shows it), never asserted.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+import yaml
+from mlflow.entities import Run as MlflowRun
+
+from cluster.local import BUCKET, Stack
+from service import pack
+from service.storage import open_storage
+from service.training import checkpoint
+from tests.conftest import ROOT, tiny_values
+
+IMAGES = 2560
+SAVE_EVERY, LOOK_EVERY = 160, 80
+LIMIT_S = 400
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """All of it real, its addresses and keys in the environment."""
+    stack = Stack.load(tmp_path_factory.mktemp("chaos"))
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            bring_nodes(stack)
+            for name, value in stack.environment.items():
+                patch.setenv(name, value)
+            yield stack
+        finally:
+            stack.down()
+
+
+def bring_nodes(stack: Stack) -> None:
+    """Start what is not there of the cluster: a node that was killed comes back as another."""
+    stack.up(["s3", "mlflow", "ray"], nodes=2, head_cpus=0)
+
+
+@pytest.fixture(scope="session")
+def data(cluster: Stack) -> str:
+    """The digits, packed into S3."""
+    address = f"s3://{BUCKET}/digits"
+    pack.main(["digits", address, "--channels", "gray"])
+    return address
+
+
+class ChaosRun:
+    """A run in S3, its command and what became of it. As a context manager it ends what is left."""
+
+    def __init__(self, name: str, folder: Path, data: str, **sections: dict[str, Any]):
+        self.address = f"s3://{BUCKET}/runs/{name}"
+        self.storage = open_storage(self.address, retry_s=60)
+        self.log = folder / "log"
+        self._config = folder / "config.yaml"
+        self._driver: subprocess.Popen[bytes] | None = None
+        values = tiny_values(
+            data,
+            self.address,
+            run={"images": IMAGES},
+            checkpoint={"every_images": SAVE_EVERY, "keep": 1000},
+            tracking={"every_images": LOOK_EVERY, "uri": os.environ["MLFLOW_TRACKING_URI"]},
+            **sections,
+        )
+        values["phases"] = [phase | {"accumulation": 1} for phase in values["phases"]]
+        self._config.write_text(yaml.safe_dump(values))
+
+    def __enter__(self) -> "ChaosRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._driver and self._driver.poll() is None:
+            self.kill()
+
+    def submit(self, *flags: str) -> None:
+        """The same command, again and again."""
+        command = [sys.executable, "-m", "service.train", "--config", str(self._config), *flags]
+        with open(self.log, "ab") as out:
+            self._driver = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"LOG_LEVEL": "INFO"},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL to the driver."""
+        assert self._driver is not None
+        self._driver.send_signal(signal.SIGKILL)
+        self._driver.wait()
+
+    def end(self) -> int:
+        """The exit code, once it has ended."""
+        assert self._driver is not None
+        return self._driver.wait(LIMIT_S)
+
+    def output(self) -> str:
+        """All that the driver has written, of every submission."""
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        """Until it holds, while the driver lives; prints how long that took."""
+        assert self._driver is not None
+        start = time.monotonic()
+        while not condition():
+            assert self._driver.poll() is None, self.output()
+            assert time.monotonic() < start + LIMIT_S, f"{what}\n{self.output()}"
+            time.sleep(0.05)
+        tell(f"{what}: {time.monotonic() - start:.1f} s")
+
+    def commits(self) -> list[checkpoint.Name]:
+        """Every commit there ever was, in its order."""
+        return checkpoint.find(self.storage)[0]
+
+    def clock(self) -> int:
+        """That of the last commit."""
+        committed = self.commits()
+        return committed[-1].images if committed else 0
+
+    def groups(self) -> list[tuple[int, int]]:
+        """Of each group of workers that was asked for: how many, and from which clock."""
+        found = re.findall(r"event=fit workers=(\d+) images=(\d+)", self.output())
+        return [(int(workers), int(images)) for workers, images in found]
+
+    def live(self, name: str) -> float:
+        """A value at the run's /metrics."""
+        address = re.findall(r"live values at (\S+)", self.output())[-1]
+        with urllib.request.urlopen(address, timeout=LIMIT_S) as answer:
+            (value,) = re.findall(rf"(?m)^gan_{name} (\S+)$", answer.read().decode())
+        return float(value)
+
+    def final(self) -> tuple[checkpoint.Tensors, dict[str, Any]]:
+        """The last checkpoint's tensors and manifest, verified."""
+        return checkpoint.read(self.storage, self.commits()[-1])
+
+    def mlflow_runs(self) -> tuple[MlflowRun, list[MlflowRun]]:
+        """The run in MLflow, and those nested in it."""
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name("gan-training")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id])
+        (parent,) = (run for run in found if run.data.tags.get("run.dir") == self.address)
+        tag = "mlflow.parentRunId"
+        return parent, [run for run in found if run.data.tags.get(tag) == parent.info.run_id]
+
+
+@pytest.fixture
+def run(request, tmp_path, data) -> Iterator[ChaosRun]:
+    """A run of as many workers as there are nodes, named after the test's file."""
+    with ChaosRun(request.path.stem, tmp_path, data, **CONFIG) as run:
+        yield run
+
+
+# In float64 another number of workers rounds differently by too little to grow into something.
+CONFIG = {"scale": {"workers": "1:2"}, "training": {"precision": "fp64"}}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data, tmp_path_factory) -> ChaosRun:
+    """The same run on two nodes, left alone."""
+    with ChaosRun("undisturbed", tmp_path_factory.mktemp("undisturbed"), data, **CONFIG) as run:
+        run.submit()
+        assert run.end() == 0, run.output()
+    assert run.groups() == [(2, 0)]
+    return run
+
+
+def curve(run: MlflowRun, name: str) -> dict[int, float]:
+    """A curve's values by the clock, each of which has one."""
+    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, name)
+    doubled = [clock for clock, times in Counter(p.step for p in points).items() if times > 1]
+    assert not doubled
+    return dict(sorted((p.step, p.value) for p in points))
+
+
+def family(stack: Stack, name: str) -> list[psutil.Process]:
+    """A service's or node's process, and all that it started."""
+    process = psutil.Process(stack.processes[name].pid)
+    return [process, *process.children(recursive=True)]
+
+
+def actors(stack: Stack, node: str, kind: str) -> list[psutil.Process]:
+    """Ray's processes for actors of a class on a node."""
+    found = []
+    for process in family(stack, node):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if f"ray::{kind}" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def workers(stack: Stack, node: str) -> list[psutil.Process]:
+    """The training's workers on a node."""
+    return actors(stack, node, "RayTrainWorker")
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL to all at once, and wait for their end."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, LIMIT_S)
+
+
+def tell(text: str) -> None:
+    """Print a measurement."""
+    print(f"chaos: {text}", flush=True)

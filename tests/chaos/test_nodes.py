@@ -1,0 +1,79 @@
+"""A head and two nodes: a worker, a node and the driver are killed in one run, and nothing shows it."""
+
+import torch
+
+from tests.chaos.conftest import (
+    IMAGES,
+    LOOK_EVERY,
+    SAVE_EVERY,
+    actors,
+    bring_nodes,
+    curve,
+    family,
+    kill,
+    workers,
+)
+
+NODES = ("node-1", "node-2")
+TOLERANCE = 1e-6
+
+
+def test_a_run_outlives_a_worker_a_node_and_its_driver(cluster, run, undisturbed):
+    run.submit()
+    run.wait_for(lambda: run.clock() >= 2 * SAVE_EVERY, "start to the second commit")
+    assert [len(workers(cluster, node)) for node in NODES] == [1, 1]
+
+    kill(workers(cluster, "node-2"))
+    goes_on(run, "SIGKILL of a worker")
+    assert [len(workers(cluster, node)) for node in NODES] == [1, 1]
+
+    kill(actors(cluster, "ray", "TrainController"))
+    goes_on(run, "SIGKILL of Ray's controller of them")
+    assert [len(workers(cluster, node)) for node in NODES] == [1, 1]
+
+    kill(family(cluster, "node-1"))
+    goes_on(run, "SIGKILL of one of two nodes")
+    assert run.groups()[-1][0] == 1
+    assert len(workers(cluster, "node-2")) == 1
+
+    bring_nodes(cluster)
+    run.kill()
+    run.submit()
+    run.wait_for(lambda: workers(cluster, "node-1"), "SIGKILL of the driver to workers on the new node")
+    goes_on(run, "from there on")
+    assert [len(workers(cluster, node)) for node in NODES] == [1, 1]
+    assert run.end() == 0, run.output()
+
+    # No commit was made twice, so that each start went on from the last commit before it.
+    assert [name.images for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
+    assert {count for count, _ in run.groups()} == {1, 2}
+    same_as_undisturbed(run, undisturbed)
+
+
+def goes_on(run, after: str) -> None:
+    """Until there is a commit by workers that began after this call, none but the last lost."""
+    before = run.clock()
+    run.wait_for(lambda: run.clock() > before + SAVE_EVERY, f"{after} to new commits")
+
+
+def same_as_undisturbed(run, undisturbed) -> None:
+    """To rounding, in float64: the number of workers was not always the same."""
+    tensors, manifest = run.final()
+    expected_tensors, expected = undisturbed.final()
+    assert manifest["state"]["images"] == IMAGES
+    assert manifest["state"]["attempt"] == expected["state"]["attempt"] == 0
+    for network in ("generator", "discriminator", "ema"):
+        for name, value in expected_tensors[network].items():
+            torch.testing.assert_close(
+                tensors[network][name], value, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{network}.{name}"
+            )
+
+    parent, nested = run.mlflow_runs()
+    assert (parent.info.status, nested) == ("FINISHED", [])
+    clocks = list(range(LOOK_EVERY, IMAGES + 1, LOOK_EVERY))
+    (wanted, _) = undisturbed.mlflow_runs()
+    for name in ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g"):
+        points, reference = curve(parent, name), curve(wanted, name)
+        assert list(points) == list(reference) == clocks, name
+        for clock in clocks:
+            assert abs(points[clock] - reference[clock]) <= TOLERANCE * max(1, abs(reference[clock]))

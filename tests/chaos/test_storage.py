@@ -1,0 +1,35 @@
+"""S3 is killed under a run and comes back: the run waits, and ends as if nothing had been."""
+
+from service.training import checkpoint
+from tests.chaos.conftest import IMAGES, LOOK_EVERY, SAVE_EVERY, curve, family, kill
+from tests.conftest import assert_equal
+
+TRIES = 5
+
+
+def test_a_run_waits_for_storage_that_was_killed_and_ends_bit_for_bit_the_same(
+    cluster, run, undisturbed
+):
+    run.submit()
+    run.wait_for(lambda: run.clock() >= 2 * SAVE_EVERY, "start to the second commit")
+    before = run.clock()
+    kill(family(cluster, "s3"))
+    run.wait_for(
+        lambda: run.live("recorder_storage_retries") >= TRIES, f"SIGKILL of S3 to {TRIES} second tries"
+    )
+    cluster.up(["s3"])
+    run.wait_for(lambda: run.clock() > before + SAVE_EVERY, "S3 is back to new commits")
+    assert run.end() == 0, run.output()
+
+    assert run.groups() == [(2, 0)]  # nobody was restarted for it
+    assert [name.images for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
+    for name in run.commits():
+        assert checkpoint.read(run.storage, name)[1]["state"]["images"] == name.images
+    tensors, manifest = run.final()
+    expected_tensors, expected = undisturbed.final()
+    assert manifest["state"] == expected["state"]
+    assert_equal(tensors, expected_tensors)
+    parent, _ = run.mlflow_runs()
+    points = curve(parent, "loss_d")
+    assert list(points) == list(range(LOOK_EVERY, IMAGES + 1, LOOK_EVERY))
+    assert points == curve(undisturbed.mlflow_runs()[0], "loss_d")
