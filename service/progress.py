@@ -1,5 +1,6 @@
 """How far a run is, for the person who waits: a bar on a terminal, now and then a line elsewhere."""
 
+import math
 import sys
 import threading
 import time
@@ -110,5 +111,5 @@ class Progress:
         left = self._forecast.left_s(values["images"], time.monotonic()) if self._forecast else 0.0
         return (
             f"{values['images_per_s']:.0f} images/s, left {clock(left)}, {values['stage']},"
-            f" D {values['loss_d']:.2f} G {values['loss_g']:.2f}"
+            f" D {values.get('loss_d', math.nan):.2f} G {values.get('loss_g', math.nan):.2f}"
         )

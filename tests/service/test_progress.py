@@ -26,17 +26,27 @@ def test_clocks_are_written_as_people_do():
     assert [clock(59.6), clock(125), clock(3723)] == ["1:00", "2:05", "1:02:03"]
 
 
-def test_off_a_terminal_lines_tell_rate_time_left_stage_and_losses(monkeypatch):
+def lines(values: dict, monkeypatch) -> str:
+    """What is told of these values, off a terminal."""
     monkeypatch.setattr(progress, "POLL_S", 0.01)
-    values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px", "loss_d": 1.5,
-              "loss_g": 0.25, "forecast": SPANS, "trouble": "server away"}  # fmt: skip
     out = io.StringIO()
     with Progress(lambda: values, 200, out):
         deadline = time.monotonic() + 30
         while "images/s" not in out.getvalue():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    told = out.getvalue()
+    return out.getvalue()
+
+
+def test_losses_that_are_nan_and_so_in_no_record_do_not_end_the_telling(monkeypatch):
+    values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px"}
+    assert "hold 8 px, D nan G nan" in lines(values, monkeypatch)
+
+
+def test_off_a_terminal_lines_tell_rate_time_left_stage_and_losses(monkeypatch):
+    values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px", "loss_d": 1.5,
+              "loss_g": 0.25, "forecast": SPANS, "trouble": "server away"}  # fmt: skip
+    told = lines(values, monkeypatch)
     assert "about 0:25 on this machine" in told
     assert "records are kept meanwhile: server away" in told
     assert " 25% 50 images, 10 images/s, left 0:25, hold 8 px, D 1.50 G 0.25" in told
