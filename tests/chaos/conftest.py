@@ -126,7 +126,7 @@ class ChaosRun:
         tell(f"{what}: {time.monotonic() - start:.1f} s")
 
     def commits(self) -> list[checkpoint.Name]:
-        """Every commit there ever was, in its order."""
+        """The last commit of each clock, in their order."""
         return checkpoint.find(self.storage)[0]
 
     def clock(self) -> int:

@@ -1,5 +1,7 @@
 """A head and two nodes: a worker, a node and the driver are killed in one run, and nothing shows it."""
 
+from collections.abc import Callable
+
 import torch
 
 from tests.chaos.conftest import (
@@ -21,39 +23,44 @@ TOLERANCE = 1e-6
 def test_a_run_outlives_a_worker_a_node_and_its_driver(cluster, run, undisturbed):
     run.submit()
     run.wait_for(lambda: run.clock() >= 2 * SAVE_EVERY, "start to the second commit")
-    assert [len(workers(cluster, node)) for node in NODES] == [1, 1]
+    assert spread(cluster) == [1, 1]
 
-    kill(workers(cluster, "node-2"))
-    goes_on(run, "SIGKILL of a worker")
-    assert [len(workers(cluster, node)) for node in NODES] == [1, 1]
+    goes_on(run, "SIGKILL of a worker", lambda: kill(workers(cluster, "node-2")))
+    assert spread(cluster) == [1, 1]
 
-    kill(actors(cluster, "ray", "TrainController"))
-    goes_on(run, "SIGKILL of Ray's controller of them")
-    assert [len(workers(cluster, node)) for node in NODES] == [1, 1]
+    controller = actors(cluster, "ray", "TrainController")
+    goes_on(run, "SIGKILL of Ray's controller of them", lambda: kill(controller))
+    assert spread(cluster) == [1, 1]
 
-    kill(family(cluster, "node-1"))
-    goes_on(run, "SIGKILL of one of two nodes")
-    assert run.groups()[-1][0] == 1
+    goes_on(run, "SIGKILL of one of two nodes", lambda: kill(family(cluster, "node-1")))
     assert len(workers(cluster, "node-2")) == 1
 
-    bring_nodes(cluster)
+    assert run.groups()[-1][0] == 1
+
     run.kill()
-    run.submit()
-    run.wait_for(lambda: workers(cluster, "node-1"), "SIGKILL of the driver to workers on the new node")
-    goes_on(run, "from there on")
-    assert [len(workers(cluster, node)) for node in NODES] == [1, 1]
+    bring_nodes(cluster)
+    goes_on(run, "SIGKILL of the driver, and the command again", run.submit)
+    assert spread(cluster) == [1, 1]
     assert run.end() == 0, run.output()
 
-    # No commit was made twice, so that each start went on from the last commit before it.
     assert [name.images for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
-    assert {count for count, _ in run.groups()} == {1, 2}
     same_as_undisturbed(run, undisturbed)
 
 
-def goes_on(run, after: str) -> None:
-    """Until there is a commit by workers that began after this call, none but the last lost."""
-    before = run.clock()
-    run.wait_for(lambda: run.clock() > before + SAVE_EVERY, f"{after} to new commits")
+def spread(cluster) -> list[int]:
+    """Workers by node."""
+    return [len(workers(cluster, node)) for node in NODES]
+
+
+def goes_on(run, disturbance: str, act: Callable[[], object]) -> None:
+    """Disturb it, and wait for a commit by workers that began after that, from the last before it."""
+    before, groups = run.clock(), len(run.groups())
+    act()
+    # that of before + SAVE_EVERY may have been under way
+    run.wait_for(lambda: run.clock() > before + SAVE_EVERY, f"{disturbance} to new commits")
+    started = run.groups()[groups:]
+    assert started
+    assert all(images >= before for _, images in started)
 
 
 def same_as_undisturbed(run, undisturbed) -> None:

@@ -23,7 +23,8 @@ def test_a_run_waits_for_storage_that_was_killed_and_ends_bit_for_bit_the_same(
 
     assert run.groups() == [(2, 0)]  # nobody was restarted for it
     assert [name.images for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
-    for name in run.commits():
+    for number, name in enumerate(run.commits()):
+        assert name.sequence == number + 1  # nor was a commit made twice
         assert checkpoint.read(run.storage, name)[1]["state"]["images"] == name.images
     tensors, manifest = run.final()
     expected_tensors, expected = undisturbed.final()
