@@ -144,9 +144,10 @@ def _spreads(vectors: Tensor, squares: Tensor, counts: Tensor, size: int) -> tup
     count, groups = counts.sum(), (counts > 0).sum()
     about_mean = squares - vectors.sum(0).square().sum() / count
     about_group = squares - (vectors.square().sum(1) / counts.clamp_min(1)).sum()
-    free = (count - groups).clamp_min(1)
-    spreads = (about_mean / (count - 1).clamp_min(1), about_group / free)
-    over_all, within = ((spread.clamp_min(0) / size).sqrt().item() for spread in spreads)
+    free = torch.stack([count - 1, count - groups])
+    # of one image, or of one in each group, there is no spread to speak of
+    spreads = torch.stack([about_mean, about_group]).clamp_min(0) / torch.where(free > 0, free, math.nan)
+    over_all, within = (spreads / size).sqrt().tolist()
     return over_all, within
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.losses import LOSSES
 from service.collapse import signals
 from service.config import Config
+from service.data.decode import Pixels
 from service.data.order import Order
 from service.data.samples import Batch, Request, Source, read
 from service.training.curriculum import Cycle, Span
@@ -23,7 +24,8 @@ from service.training.step import Step
 
 log = logging.getLogger(__name__)
 
-PANEL_CLASSES = 10
+PANEL_CLASSES, PANEL_IMAGES = 10, 64
+"""Classes that are looked at, at most, and images, at least: few of a class tell little within it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Monitor:
         """Have the real images that `look` will want read, if they are not yet."""
         if cycle.span is not self._span:
             self._span = cycle.span
-            self.real.ask(self._numbers(cycle), cycle.stage.resolution)
+            self.real.ask(np.concatenate(self._numbers(cycle)), cycle.stage.resolution)
 
     def look(self, cycle: Cycle) -> dict[str, float]:
         """Signals after the cycle, equal on all workers."""
@@ -112,21 +114,28 @@ class Monitor:
         return compared | held_out | spreads | tops
 
     def _crowds(self, cycle: Cycle) -> tuple[signals.Crowd, signals.Crowd]:
-        numbers, classes = self._numbers(cycle), self.panel.classes
-        groups = numbers % len(classes)
-        labels = classes[groups]
-        total_fake = self._sums(
-            self.step.imagine(self._draws, numbers, labels, cycle), labels, groups, cycle
-        )
+        batches = self._numbers(cycle)
+        fake = torch.stack([self._generated(numbers, cycle) for numbers in batches]).sum(0)
         batch = self.real.take()
-        total_real = torch.zeros_like(total_fake)
+        real = torch.zeros_like(fake)
         if batch is not None:
-            images = self.step.pixels(batch.images, cycle)
-            groups = np.searchsorted(classes, batch.labels).clip(0, len(classes) - 1)
-            total_real = self._sums(images, batch.labels.clip(0), groups, cycle)
-        total = self.workers.sum(torch.stack([total_fake, total_real]))
+            parts = np.split(np.arange(len(batch.rows)), len(batches))
+            shown = [self._shown(batch.images[part], batch.labels[part], cycle) for part in parts]
+            real = torch.stack(shown).sum(0)
+        total = self.workers.sum(torch.stack([fake, real]))
         size = signals.view_size(cycle.stage.resolution, self.config.model.channels)
         return signals.crowd(total[0], size), signals.crowd(total[1], size)
+
+    def _generated(self, numbers: NDArray[np.int64], cycle: Cycle) -> torch.Tensor:
+        groups = numbers % len(self.panel.classes)
+        labels = self.panel.classes[groups]
+        images = self.step.imagine(self._draws, numbers, labels, cycle)
+        return self._sums(images, labels, groups, cycle)
+
+    def _shown(self, pixels: Pixels, labels: NDArray[np.int64], cycle: Cycle) -> torch.Tensor:
+        classes = self.panel.classes
+        groups = np.searchsorted(classes, labels).clip(0, len(classes) - 1)
+        return self._sums(self.step.pixels(pixels, cycle), labels.clip(0), groups, cycle)
 
     def _sums(
         self,
@@ -139,6 +148,7 @@ class Monitor:
         count = len(self.panel.classes)
         return signals.sums(images, features, logits, torch.from_numpy(groups), count, self.boundary)
 
-    def _numbers(self, cycle: Cycle) -> NDArray[np.int64]:
-        """This worker's share of a panel as large as a micro-batch, which is known to fit."""
-        return self.workers.share(0, cycle.span.micro_batch)
+    def _numbers(self, cycle: Cycle) -> list[NDArray[np.int64]]:
+        """This worker's share of the panel in batches as large as a micro-batch, known to fit."""
+        size = cycle.span.micro_batch
+        return [self.workers.share(start, size) for start in range(0, PANEL_IMAGES, size)]

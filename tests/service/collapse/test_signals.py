@@ -80,6 +80,16 @@ def test_each_signal_tells_its_own_trouble():
     assert black["shift"] == pytest.approx(math.sqrt(3), rel=0.03)
 
 
+def test_of_one_image_a_class_nothing_is_said_about_its_variety():
+    images, features, logits, _ = draw(3, GROUPS)
+    found = crowd_of(images, features, logits, torch.arange(GROUPS))
+    assert math.isnan(found.pixels_within)
+    assert found.pixels_spread > 0
+    told = compare(found, crowd_of(*draw(1, 400)))
+    assert math.isnan(told["within_pixels"])
+    assert told["variety_pixels"] > 0
+
+
 def test_without_real_images_there_is_nothing_to_compare_with():
     fake = draw(3, 8)
     nothing = crowd(torch.zeros_like(sums(*fake, GROUPS, 0.0)), view_size(8, CHANNELS))

@@ -91,6 +91,13 @@ def final(config: Config) -> tuple[dict, dict]:
     return checkpoint.read(storage, checkpoint.find(storage)[0][-1])
 
 
+def test_variety_within_ten_classes_is_measured_where_a_micro_batch_holds_eight_images(digits, tmp_path):
+    recorder = train(configure(digits, tmp_path / "run"), 64)
+    within = [r.values["within_pixels"] for r in recorder.records if r.values]
+    assert len(within) == 4
+    assert all(0.01 < value < 3 for value in within)
+
+
 def test_a_collapse_is_rewound_to_the_last_healthy_checkpoint_with_the_amendment(digits, tmp_path):
     config = collapsed_run(digits, tmp_path / "run")
     recorder = train(config, END)
