@@ -47,7 +47,9 @@ def test_a_killed_service_comes_back_where_its_clients_know_it(tmp_path):
     try:
         stack.up(["s3"])
         before, environment = stack.processes["s3"], dict(stack.environment)
-        psutil.Process(before.pid).kill()
+        killed = psutil.Process(before.pid)
+        killed.kill()
+        killed.wait(local.END_LIMIT_S)
         again = Stack.load(tmp_path)
         again.up(["s3"])
         assert again.processes["s3"].pid != before.pid
