@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from cluster import local
 from cluster.local import Stack
 from service import pack
 from service.config import Config, load_preset
@@ -32,13 +33,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """SeaweedFS, MLflow's server and a Ray head, all real, for the whole session."""
+    """SeaweedFS, MLflow's server, Prometheus and a Ray head, all real, for the whole session."""
     stack = Stack.load(tmp_path_factory.mktemp("stack"))
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "SCRAPE", "500ms")  # runs of tests last but some seconds
+        try:
+            stack.up()
+            yield stack
+        finally:
+            stack.down()
 
 
 @pytest.fixture
