@@ -12,10 +12,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; said aloud, it does not warn about it.
 export RAY_AUTH_MODE := token
 
-.PHONY: help demo ui test chaos chart browser docs lint format bench families clean
+.PHONY: help demo ui test chaos chart browser docs lint format bench quick-bench collapse sweep families clean
 
 help: ## Show what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -64,6 +64,16 @@ format: $(READY) ## Put the code in shape
 bench: $(READY) ## Measure the step and the service around it, and the way from shards to batches
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.data
+
+quick-bench: $(READY) ## The same without the slow parts, a few minutes
+	$(BIN)/python -m benchmarks.step --quick
+	$(BIN)/python -m benchmarks.data --quick
+
+collapse: $(READY) ## Drive trainings to collapse, an hour in all, and write docs/collapse.md
+	$(BIN)/python -m benchmarks.collapse --quick
+
+sweep: $(READY) ## Sweep eight trials on digits, a quarter of an hour
+	$(BIN)/python -m benchmarks.sweep
 
 families: $(READY) ## Train each family on Fashion-MNIST, an hour in all, and write docs/families.md
 	$(BIN)/python -m benchmarks.families
