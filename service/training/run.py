@@ -54,7 +54,7 @@ def settle(config: Config) -> Config:
         data["index_url"] = _absolute("data.index_url", config.data.index_url)
     precision = config.training.precision
     if precision == "auto":
-        precision = "bf16" if config.scale.gpu or _has_bf16_units() else "fp32"
+        precision = "bf16" if config.scale.gpu or has_bf16_units() else "fp32"
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"dir": run_dir}),
@@ -75,7 +75,7 @@ def _absolute(key: str, path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _has_bf16_units() -> bool:
+def has_bf16_units() -> bool:
     """Whether this CPU multiplies bf16 in hardware."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
