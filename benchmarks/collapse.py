@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -177,6 +178,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="the twelve runs; there are no longer ones")
     parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: one a core)"
+    )
+    parser.add_argument(
         "--source", default=FASHION, help="IDX file of Fashion-MNIST (default %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/collapse"), help="(default %(default)s)")
@@ -189,16 +193,13 @@ def main(arguments: Sequence[str]) -> None:
     pack.main(["digits", str(data / "digits"), "--channels", "gray"])
     pack.main([options.source, str(data / "fashion"), "--channels", "gray", "--resolution", "32"])
     cases = [case for case in CASES if not options.names or case.name in options.names]
-    watched = {case.name: _course(case, options.out, "alert") for case in cases}
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: give 1 or more")
+    watched = _courses(cases, options.out, "alert", options.jobs)
     fallen = {c.name: watched[c.name].has_fallen(watched.get(c.twin)) for c in cases}
-    saved = {
-        case.name: _course(case, options.out, "rewind")
-        for case in cases
-        if fallen[case.name] and watched[case.name].seen_at is not None
-    }
-    ended_well = {
-        c.name: not saved[c.name].has_fallen(watched.get(c.twin)) for c in cases if c.name in saved
-    }
+    seen = [c for c in cases if fallen[c.name] and watched[c.name].seen_at is not None]
+    saved = _courses(seen, options.out, "rewind", options.jobs)
+    ended_well = {c.name: not saved[c.name].has_fallen(watched.get(c.twin)) for c in seen}
     table = [
         _row(case, watched[case.name], fallen[case.name], ended_well.get(case.name)) for case in cases
     ]
@@ -230,6 +231,13 @@ def _figures(
         f"false_alarms {len(alarms)} {len(alarms)}/{len(upright)}",
         share("rescued", sum(ended_well.values()), len(ended_well)),
     ]
+
+
+def _courses(cases: Sequence[Case], out: Path, action: str, jobs: int) -> dict[str, Course]:
+    """The courses by name, of so many runs side by side."""
+    with ThreadPoolExecutor(jobs) as threads:
+        found = threads.map(lambda case: _course(case, out, action), cases)
+        return dict(zip([case.name for case in cases], found, strict=True))
 
 
 def _course(case: Case, out: Path, action: str) -> Course:
