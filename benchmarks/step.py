@@ -3,6 +3,7 @@
 All in one run and in turn, medians over rounds. BigGAN at 32 px, width 16, batch 64, all cores:
   biggan_fp32_ratio  this step in fp32 over a plain loop of the same networks
   biggan_bf16_ratio  this step in bf16 over the same plain loop, where the CPU has units for it
+  look_share         what a look at the signals of collapse takes of the step, one in 25 cycles
   service_ratio      a run of the service with one worker (Ray Train, recorder, checkpoints and
                      pictures, data from shards) over the bare step on batches in memory
 The plain loop is what one writes from the paper: fp32, contiguous, enlarging before the convolution,
@@ -30,10 +31,14 @@ from models.layers import spectral_iterate
 from models.losses import LOSSES
 from service import pack
 from service.config import Config, load_preset
+from service.data.index import read_index
 from service.data.samples import Batch
 from service.glibc import KEEP_FREED_MEMORY
+from service.storage import open_storage
 from service.training import distributed
 from service.training.curriculum import Curriculum
+from service.training.feed import source_of
+from service.training.monitor import Monitor, RealImages, panel_of
 from service.training.run import has_bf16_units, settle
 from service.training.state import new_state
 from service.training.step import Step
@@ -118,6 +123,18 @@ def plain_cycle(config: Config) -> Callable[[], object]:
     return cycle
 
 
+def look(config: Config) -> Callable[[], object]:
+    """The monitor's look at a training; call the result for one."""
+    state, workers = new_state(config, torch.device("cpu")), distributed.join()
+    step = Step(config, state, workers)
+    cycle = next(Curriculum(config.phases, config.training.d_steps).cycles(0, BATCH))
+    step.cycle(cycle, batches())
+    panel = panel_of(config, source_of(config, read_index(open_storage(config.data.url))))
+    monitor = Monitor(config, workers, panel, RealImages(panel.source), step)
+    monitor.prepare(cycle)
+    return lambda: monitor.look(cycle)
+
+
 def measured(build: Build, config: Config, environment: Mapping[str, str]) -> Variant:
     """A loop with all cores, in a process of its own."""
     return Variant(_with_all_cores, build, config.model_dump(), environment=environment)
@@ -144,7 +161,6 @@ def rates(variants: dict[str, Variant]) -> dict[str, float]:
 
 def service_rate(config: Config, folder: Path) -> float:
     """Images a second of a run of the service, from its first record to its last."""
-    pack.main(["digits", config.data.url, "--channels", "rgb"])
     file = folder / "service.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
     command = [sys.executable, "-m", "service.train", "--config", str(file)]
@@ -171,14 +187,20 @@ def main() -> None:
         # without units for it, bf16 is many times slower than fp32, and no run takes it
         fast = ("fp32", "bf16") if has_bf16_units() else ("fp32",)
         configs = {precision: configure(folder, precision) for precision in fast}
+        pack.main(["digits", configs["fp32"].data.url, "--channels", "rgb"])
         variants = {"plain": measured(plain_cycle, configs["fp32"], NO_ENVIRONMENT)}
         for precision, config in configs.items():
             variants[precision] = measured(fast_cycle, config, KEEP_FREED_MEMORY)
-        found = rates(variants)
+        best = fast[-1]
+        looks = measured(look, configs[best], KEEP_FREED_MEMORY)
+        found = rates(variants | {"look": looks})
+        # counted as if it were a batch
+        look_share = found[best] / found.pop("look") * BATCH / SERVICE_EVERY
+        looks.close()
         lines = {f"{name}_images_per_s": rate for name, rate in found.items()}
+        lines["look_share"] = look_share
         lines |= {f"biggan_{name}_ratio": found[name] / found["plain"] for name in fast}
         if not options.quick:
-            best = fast[-1]
             served = service_rate(configs[best], folder)
             # again, after it, so that a machine that slowed down slows both sides
             bare = statistics.mean([found[best], rates({best: variants[best]})[best]])
