@@ -154,6 +154,7 @@ def _mode_collapse(m: Measurement, before: Sequence[Measurement]) -> int:
 
 def _divergence(m: Measurement, before: Sequence[Measurement]) -> int:
     norms = [_explosion(m, before, name) for name in ("grad_norm_d", "grad_norm_g")]
+    spectra = [_explosion(m, before, f"spectrum_{name}") for name in ("discriminator", "generator")]
     return max(
         _steps(_get(m, "shift", 0.0), above=(1.5, 2.0)),
         _steps(_get(m, "variety_pixels", 1.0), above=(1.7, 2.2)),
@@ -161,6 +162,7 @@ def _divergence(m: Measurement, before: Sequence[Measurement]) -> int:
         _steps(_get(m, "roughness", 1.0), below=(0.4, 0.25)) if len(before) > RISING_AFTER else 0,
         _steps(_get(m, "saturation", 0.0), above=(0.4, 0.6)),
         _steps(max(norms), above=(30.0, 300.0)),
+        _steps(max(spectra), above=(3.0, 10.0)),  # Brock et al. 2019, §4
     )
 
 
@@ -223,7 +225,7 @@ def _tell(text: str) -> Callable[[Measurement], str]:
 SIGNALS = (
     "accuracy_fake", "accuracy_held_out", "accuracy_real", "grad_norm_d", "grad_norm_g", "logit_fake",
     "logit_real", "loss_d", "margin", "nonfinite", "roughness", "saturation", "shift", "spread_fake",
-    "spread_real", "variety_pixels", "within_pixels",
+    "spectrum_discriminator", "spectrum_generator", "spread_real", "variety_pixels", "within_pixels",
 )  # fmt: skip
 """All that the rules look at and reasons quote."""
 
@@ -252,7 +254,8 @@ RULES = (
         _tell(
             "generated images leave the real ones: their mean is off by {shift:.2f} of the real spread,"
             " variety {variety_pixels:.2f}, roughness {roughness:.2f}, saturation {saturation:+.2f};"
-            " gradient norms D {grad_norm_d:.3g}, G {grad_norm_g:.3g}: lower both rates"
+            " gradient norms D {grad_norm_d:.3g}, G {grad_norm_g:.3g}, largest singular values"
+            " D {spectrum_discriminator:.3g}, G {spectrum_generator:.3g}: lower both rates"
         ),
     ),
     Rule(

@@ -205,6 +205,15 @@ class Spectra:
                     yield f"{network}/{name}", parameter.detach()
 
 
+def largest(values: dict[str, list[float]]) -> dict[str, float]:
+    """By network, as `spectrum_generator`, the largest of the singular values that `Spectra` found."""
+    found: dict[str, float] = {}
+    for name, top in values.items():
+        signal = f"spectrum_{name.partition('/')[0]}"
+        found[signal] = max(found.get(signal, 0.0), *top)
+    return found
+
+
 def _start(weight: Tensor) -> Tensor:
     """Orthonormal vectors [in, at most 3], the same for the same shape."""
     rows, columns = _matrix(weight).shape

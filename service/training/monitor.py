@@ -111,7 +111,7 @@ class Monitor:
             for name, top in spectra.items()
             for i, value in enumerate(top)
         }
-        return compared | held_out | spreads | tops
+        return compared | held_out | spreads | tops | signals.largest(spectra)
 
     def _crowds(self, cycle: Cycle) -> tuple[signals.Crowd, signals.Crowd]:
         batches = self._numbers(cycle)

@@ -34,6 +34,8 @@ HEALTHY = {
     "grad_norm_d": 10.0,
     "grad_norm_g": 3.0,
     "nonfinite": 0.0,
+    "spectrum_discriminator": 5.0,
+    "spectrum_generator": 4.0,
     "variety_pixels": 0.95,
     "within_pixels": 0.9,
     "roughness": 1.0,
@@ -121,9 +123,19 @@ def test_little_variety_that_grows_is_how_a_training_begins():
     assert judge(stuck).level == "collapsed"
 
 
-def test_gradients_that_explode_are_a_divergence():
-    told = history(*[{}] * 12, *[{"grad_norm_g": 3000.0}] * LASTING)
+@pytest.mark.parametrize("signal", ["grad_norm_d", "grad_norm_g"])
+def test_gradients_that_explode_are_a_divergence(signal):
+    told = history(*[{}] * 12, *[{signal: 4000.0}] * LASTING)
     assert (judge(told).level, judge(told).kind) == ("collapsed", "divergence")
+
+
+@pytest.mark.parametrize("signal", ["spectrum_discriminator", "spectrum_generator"])
+def test_singular_values_that_explode_are_a_divergence_and_slow_growth_is_none(signal):
+    told = history(*[{}] * 12, *[{signal: 60.0}] * LASTING)
+    assert (judge(told).level, judge(told).kind) == ("collapsed", "divergence")
+    assert "60" in judge(told).reason
+    grown = history(*[{signal: 1.02**i} for i in range(HISTORY)])
+    assert set(levels(grown)) == {"healthy"}
 
 
 def test_a_strong_network_alone_is_no_collapse():

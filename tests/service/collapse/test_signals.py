@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from service.collapse.signals import Spectra, compare, crowd, sums, view_size
+from service.collapse.signals import Spectra, compare, crowd, largest, sums, view_size
 
 CHANNELS, GROUPS = 3, 4
 
@@ -138,6 +138,15 @@ def test_an_explosion_is_seen_at_once(network):
     with torch.no_grad():
         network[0].weight *= 50
     assert spectra.values()["g/0.weight"][0] == pytest.approx(50 * before[0], rel=0.05)
+
+
+def test_the_largest_singular_value_is_told_by_network(network):
+    other = nn.Linear(5, 7)
+    found = largest(Spectra({"generator": network, "discriminator": other}).values(50))
+    norms = [torch.linalg.matrix_norm(p.flatten(1), 2) for p in network.parameters() if p.ndim > 1]
+    assert found["spectrum_generator"] == pytest.approx(max(norms).item(), rel=1e-3)
+    expected = torch.linalg.matrix_norm(other.weight, 2).item()
+    assert found["spectrum_discriminator"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_weights_that_are_not_finite_leave_vectors_that_recover(network):
