@@ -195,6 +195,7 @@ def main(arguments: Sequence[str]) -> None:
     cases = [case for case in CASES if not options.names or case.name in options.names]
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: give 1 or more")
+    torch.set_num_threads(1)  # more, beside other runs, only wait for each other
     watched = _courses(cases, options.out, "alert", options.jobs)
     fallen = {c.name: watched[c.name].has_fallen(watched.get(c.twin)) for c in cases}
     seen = [c for c in cases if fallen[c.name] and watched[c.name].seen_at is not None]
