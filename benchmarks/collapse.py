@@ -5,8 +5,9 @@ other means; neither the means nor the seeds are those that the detector's thres
 Each trains through `service.train` with collapse.action alert, so that it goes on and shows what became
 of it: checkpoint by checkpoint the Fréchet distance of the EMA's samples to held-out images, and the
 classes that a classifier finds among them, neither of which the detector knows. A run has fallen if its
-last distance is twice its best or more, or twice that of its healthy twin, or if classes are missing.
-What fell and was seen trains once more with collapse.action rewind. Ends with lines `name value count`:
+last distance is twice its best or more, or twice that of its healthy twin, or if three classes are
+missing that it or its twin had. What fell and was seen trains once more with collapse.action rewind.
+Ends with lines `name value count`:
 
   recall        fallen runs that were seen
   early         of those seen, those seen before the distance had doubled from its best
@@ -153,7 +154,8 @@ class Course:
         """By the last checkpoint; a distance that is no number is the worst."""
         last, best = self.distances[-1], min(self.distances)
         healthy = twin.distances[-1] if twin else np.inf
-        lost = self.classes[-1] <= CLASSES - MISSING_CLASSES
+        found = max(*self.classes, twin.classes[-1] if twin else 0)
+        lost = self.classes[-1] <= found - MISSING_CLASSES
         return lost or not np.isfinite(last) or last >= FALLEN * min(best, healthy)
 
     @property
@@ -375,8 +377,8 @@ Written by `python -m benchmarks.collapse --quick`: runs of 76,800 images on rea
 Fashion-MNIST, half of them driven to collapse. *Fell* is what became of them by the Fréchet distance of
 the EMA's samples to held-out images (`{name}`) and by the classes that a classifier finds, neither of
 which the detector knows: the last distance is twice the best or twice the healthy twin's, or three
-classes of ten are missing. *Seen at* is the clock of the first verdict "collapsed". What fell and was
-seen trained once more with `collapse.action: rewind`.
+classes of ten are missing that it or its twin had. *Seen at* is the clock of the first verdict
+"collapsed". What fell and was seen trained once more with `collapse.action: rewind`.
 
 {table}
 
