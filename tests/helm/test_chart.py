@@ -245,13 +245,26 @@ def test_the_shells_between_kuberay_and_the_run_change_nothing_of_the_command(he
     assert told.stdout.split("\n")[:-1] == entrypoint.split(" ")
 
 
+def test_json_among_the_arguments_reaches_the_run_as_it_is(helm):
+    amendments = '[{"training.lr_generator": "x0.5", "training.d_steps": 2}]'
+    job = {"arguments": ["--collapse.amendments", amendments, "--evaluation.scores", '["fd", "kid"]']}
+    manifests = helm.render(ci(JOBS[0], job=job))
+    entrypoint = one(manifests, "RayJob")["spec"]["entrypoint"]
+    told = subprocess.run(
+        ["bash", "-ce", f"printf '%s\\n' {entrypoint}"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split("\n")[-5:-1] == job["arguments"]
+    (container,) = one(manifests, "Pod")["spec"]["containers"]
+    assert shlex.split(container["args"][0])[-4:] == job["arguments"]
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_helm_test_checks_the_very_run_that_is_started(helm, name):
     manifests = helm.render(name)
     (container,) = one(manifests, "Pod")["spec"]["containers"]
-    assert container["command"] == ["python", "-m", "service.plan"]
+    assert container["command"] == ["sh", "-c"]
     entrypoint = one(manifests, "RayJob")["spec"]["entrypoint"]
-    assert shlex.split(entrypoint)[3:] == container["args"]
+    assert container["args"] == [entrypoint.replace("python -m service.train", "exec python -m service.plan")]
     head = cluster_spec(manifests)["headGroupSpec"]["template"]["spec"]["containers"][0]
     drained = environment(head)
     del drained["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
@@ -591,6 +604,11 @@ REFUSALS: list[tuple[str, Manifest, str]] = [
     (CLUSTER, {"tracking": {"uri": "http://me:mine@mlflow"}}, r"tracking.uri"),
     (CLUSTER, {"serviceAccount": {"create": False}}, r"serviceAccount\.name: not given"),
     (CLUSTER, {"mode": "both"}, r"mode"),
+    (CLUSTER, {"workers": None}, r"workers"),
+    (CLUSTER, {"workers": {"cpus": None}}, r"workers.*cpus"),
+    (CLUSTER, {"workers": {"drainSeconds": None}}, r"workers.*drainSeconds"),
+    (CLUSTER, {"ray": {"securityContext": None}}, r"ray.*securityContext"),
+    (CLUSTER, {"tracking": {"prometheusPort": 8265}}, r"tracking.prometheusPort"),
     (CLUSTER, {"job": {"runDir": "s3://runs/x"}}, r"job\.runDir: given, but mode is cluster"),
     (
         CLUSTER,
@@ -607,6 +625,7 @@ REFUSALS: list[tuple[str, Manifest, str]] = [
     (JOB, {"job": {"arguments": ["--scale.workers", "3"]}}, r"--scale\.workers is set by workers\."),
     (JOB, {"job": {"arguments": ["$(reboot)"]}}, r"job.arguments"),
     (JOB, {"job": {"arguments": ["a; reboot"]}}, r"job.arguments"),
+    (JOB, {"job": {"arguments": ["it's"]}}, r"job.arguments"),
     (JOB, {"job": {"backoffLimit": -1}}, r"job.backoffLimit"),
     (JOB, {"tracking": {"uri": ""}}, r"tracking\.uri: not given, and mlflow\.enabled is false"),
     (JOB, {"monitoring": {"enable": True}}, r"monitoring.*enable\b"),

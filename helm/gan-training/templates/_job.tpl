@@ -11,17 +11,20 @@
 --tracking.prometheus_host 0.0.0.0 --tracking.prometheus_port {{ .Values.tracking.prometheusPort }}
 {{- end }}
 
-{{/* Flags of the run, for service.train and for service.plan; the schema lets no character of a shell in. */}}
+{{/*
+Flags of the run, for service.train and for service.plan, as words of a shell. The schema lets no quote of
+the kind in that an argument with spaces or JSON is put in, nor anything that Kubernetes would expand.
+*/}}
 {{- define "gan-training.flags" -}}
 --preset {{ .Values.job.preset }} --data.url {{ .Values.job.dataUrl }} --run.dir {{ .Values.job.runDir }}
 {{- printf " --tracking.uri %s" (include "gan-training.trackingUri" .) }}
 {{- printf " %s %s" (include "gan-training.metricsFlags" .) (include "gan-training.scaleFlags" .) }}
-{{- range .Values.job.arguments }} {{ . }}{{ end }}
+{{- range .Values.job.arguments }} {{ if regexMatch "^[A-Za-z0-9_.,:/=@%+-]+$" . }}{{ . }}{{ else }}{{ squote . }}{{ end }}{{ end }}
 {{- end }}
 
 {{/* A retry of the RayJob is a new cluster and the same command: the run goes on from its checkpoint. */}}
 {{- define "gan-training.jobSpec" -}}
-entrypoint: python -m service.train {{ include "gan-training.flags" . }}
+entrypoint: {{ printf "python -m service.train %s" (include "gan-training.flags" .) | quote }}
 submissionMode: K8sJobMode
 backoffLimit: {{ .Values.job.backoffLimit }}
 shutdownAfterJobFinishes: true

@@ -1,8 +1,8 @@
 {{/* What no schema can say in words: each refusal names the key and says what to do. */}}
 {{- define "gan-training.validate" -}}
 {{- $values := .Values }}
-{{- if not (regexMatch "^[a-z]" .Release.Name) }}
-{{- fail (printf "the release's name %s: KubeRay wants a letter first; choose another" .Release.Name) }}
+{{- if not (regexMatch "^[a-z][a-z0-9-]*$" .Release.Name) }}
+{{- fail (printf "the release's name %s: KubeRay wants a letter first, then letters, digits and -; choose another" .Release.Name) }}
 {{- end }}
 {{- if not .Values.image.repository }}
 {{- fail "image.repository: not given; build the service's image, push it, and name it here, such as registry.example.com/gan-training" }}
@@ -20,7 +20,7 @@
 {{- end }}
 {{- end }}
 {{- if gt (int .Values.workers.minReplicas) (int .Values.workers.maxReplicas) }}
-{{- fail (printf "workers.minReplicas: %v is above workers.maxReplicas %v" .Values.workers.minReplicas .Values.workers.maxReplicas) }}
+{{- fail (printf "workers.minReplicas: %v is above workers.maxReplicas %v; lower it, or raise that" .Values.workers.minReplicas .Values.workers.maxReplicas) }}
 {{- end }}
 {{- if and .Values.kueue.queueName (include "gan-training.autoscaling" .) }}
 {{- fail "kueue.queueName: a queue admits a fixed number of workers; make workers.minReplicas and workers.maxReplicas equal" }}
