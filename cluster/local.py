@@ -98,12 +98,21 @@ class Stack:
     def load(cls, folder: Path) -> "Stack":
         """The stack of this folder, empty where none was started."""
         stack = cls(folder)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             content = json.loads((folder / STATE).read_text())
             stack.processes = {k: Process(**v) for k, v in content["processes"].items()}
             stack.environment = content["environment"]
             stack.temporary = content["temporary"]
             stack.ports = content.get("ports", {})
+        except FileNotFoundError:
+            pass  # none was started
+        except OSError as error:
+            raise UsageError(f"--dir {folder}: cannot hold a stack: {error}; name a folder") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StackError(
+                f"{folder / STATE}: damaged; end what runs of it by pid (ps lists commands that name the"
+                " folder), remove the file, then up"
+            ) from error
         return stack
 
     def save(self) -> None:
@@ -131,8 +140,11 @@ class Stack:
         `services` are of SERVICES, and by default all that are installed. `nodes` join the Ray head,
         each with `node_cpus` CPUs; the head has `head_cpus`, and by default the machine's.
         """
-        self._make_environment()
         services = services or default_services()
+        head = self.processes.get("ray")
+        if nodes and "ray" not in services and not (head and head.alive):
+            raise UsageError(f"{NODE}1: no Ray head runs that it could join; add ray to --services")
+        self._make_environment()
         starters: dict[str, Callable[[], None]] = {
             "s3": self._start_s3,
             "mlflow": self._start_mlflow,
@@ -258,9 +270,6 @@ class Stack:
         self._spawn("ray", command, dashboard, "/api/version")
 
     def _start_node(self, name: str, cpus: int) -> None:
-        head = self.processes.get("ray")
-        if head is None or not head.alive:
-            raise UsageError(f"{name}: no Ray head runs that it could join; add ray to --services")
         options = [f"--address={self.environment['RAY_ADDRESS']}", f"--num-cpus={cpus}"]
         # Their workers' ports are whatever is free: a fixed range would be the head's too.
         options += ["--min-worker-port=0", "--max-worker-port=0"]

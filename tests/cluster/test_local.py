@@ -83,6 +83,19 @@ def test_status_without_a_stack_says_how_to_start_one(tmp_path):
     assert "cluster.local up" in output
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"processes": 1}'])
+def test_a_damaged_state_is_told_with_the_remedy(tmp_path, content):
+    (tmp_path / "stack.json").write_text(content)
+    with pytest.raises(StackError, match=r"stack\.json: damaged; .* remove the file, then up"):
+        local.main(["status", "--dir", str(tmp_path)])
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="name a folder"):
+        local.main(["up", "--dir", str(tmp_path / "file")])
+
+
 def test_prometheus_goes_by_the_rules_and_down_forgets_the_runs_that_announced_themselves(tmp_path):
     need_package("/usr/bin/prometheus", "prometheus")
     stack = Stack.load(tmp_path)
