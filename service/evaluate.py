@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from service.errors import UsageError
 from service.metrics.features import NAMES
 from service.metrics.scores import RANKING, SCORES, check_scores
 from service.storage import open_storage
-from service.training import scores
+from service.training import checkpoint, scores
 from service.training.evaluation import Scorer
 from service.training.run import check_evaluation
 from service.training.trained import RETRY_S, load, place_of
@@ -60,6 +59,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.images is not None:
         check_bounds(options, {"images": (10, 10_000_000)})
+    if options.out:
+        _check_out(options.out)
     trained = load(options.checkpoint)
     settings = _settings(trained.config.evaluation, options)
     config = trained.config
@@ -78,14 +79,29 @@ def main(arguments: Sequence[str]) -> None:
     storage = open_storage(place[0], RETRY_S)
     print(f"{trained.address}: {trained.images} images, {trained.stage.resolution} px", flush=True)
     scorer = Scorer(config, settings, storage)
-    check_scores(settings.scores, scorer.setting(trained.stage.resolution))
+    setting = scorer.setting(trained.stage.resolution)
+    check_scores(settings.scores, setting)
+    if options.keep:
+        others = [name for name in checkpoint.find(storage)[0] if name != place[1]]
+        scores.check_comparable(storage, others, scorer.measure)
+    print(f"{setting.generated} drawn, against {setting.held_out} held out", flush=True)
     found = scorer.score(trained)
     for key, value in found.values.items():
         print(f"{key} {value:.6g}")
+    if options.keep:
+        scores.write(storage, place[1], found)
     if options.out:
         options.out.write_text(json.dumps(asdict(found), indent=2))
-    if options.keep and math.isfinite(found.rank):
-        scores.write(storage, place[1], found)
+
+
+def _check_out(out: Path) -> None:
+    """Make its folder; UsageError where no file can be written there."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError("is a folder")
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written: {error}; name a file") from error
 
 
 def _settings(usual: Evaluation, options: argparse.Namespace) -> Evaluation:
@@ -94,6 +110,12 @@ def _settings(usual: Evaluation, options: argparse.Namespace) -> Evaluation:
     given = {name: value for name, value in named.items() if value is not None}
     wanted = given.get("scores", usual.scores)
     ranking = [score for score in wanted if score in RANKING]
+    if options.best and options.best not in wanted:
+        raise UsageError(f"--best {options.best}: is none of --scores {' '.join(wanted)}; add it there")
+    if options.keep and not ranking:
+        raise UsageError(
+            f"--keep: none of --scores {' '.join(wanted)} ranks; add one of {', '.join(RANKING)}"
+        )
     best = options.best or (usual.best if usual.best in wanted else ranking[0] if ranking else "")
     return usual.model_copy(update=given | {"best": best})
 

@@ -59,6 +59,12 @@ class Scorer:
         counts = len(self._held_out), len(self._training), self.settings.images
         return scores.Setting(resolution, *counts)
 
+    @property
+    def measure(self) -> tuple[str, int]:
+        """What ranks, over how many generated images: only scores of one measure compare."""
+        features = self._features.name if self._features else self.settings.features
+        return scores.name(self.settings.best, features), self.settings.images
+
     def score(self, trained: Trained) -> Score:
         """The scores of a checkpoint that its resolution allows, that which it was trained at last.
 
@@ -73,10 +79,10 @@ class Scorer:
         values = scores.compute(
             possible, self._draw(trained), self._features, real.statistics, real.held_out
         )
-        by = scores.name(settings.best, self._features.name if self._features else settings.features)
+        by, samples = self.measure
         value = values.get(by, math.nan)  # some scores rank nothing
         rank = -value if settings.best in scores.HIGHER_IS_BETTER else value
-        return Score(trained.images, resolution, by, rank, values)
+        return Score(trained.images, resolution, by, rank, values, samples)
 
     def _draw(self, trained: Trained) -> scores.Generated:
         """As many images as are asked for, of labels as frequent as among the training images."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from service.errors import UsageError
 from service.storage import MissingError, Storage
 from service.training.checkpoint import Name
 
@@ -19,7 +20,8 @@ class Score:
     """An evaluation of one checkpoint: all `values` by name, and the one that decides.
 
     `rank` is `values[by]`, turned round where more is better: the lowest of a resolution is the best,
-    and any of a higher resolution is better than those of a lower one.
+    and any of a higher resolution is better than those of a lower one. Only scores of one `measure`
+    compare: by the same of them, over as many `samples`.
     """
 
     images: int
@@ -27,6 +29,12 @@ class Score:
     by: str
     rank: float
     values: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+
+    @property
+    def measure(self) -> tuple[str, int]:
+        """What was measured, over how many generated images."""
+        return self.by, self.samples
 
 
 def write(storage: Storage, name: Name, score: Score) -> None:
@@ -48,13 +56,31 @@ def read(storage: Storage, names: Sequence[Name]) -> dict[Name, Score]:
 
 
 def rank(storage: Storage, names: Sequence[Name]) -> list[Name]:
-    """The checkpoints that have a score, the best first, the later one of equals."""
-    scores = read(storage, names)
+    """The checkpoints with a score that compares with the newest one's, the best first.
+
+    Of equals the later one.
+    """
+    found = read(storage, names)
+    scores = {name: score for name, score in found.items() if math.isfinite(score.rank)}
+    if not scores:
+        return []
+    measure = scores[max(scores)].measure
 
     def place(name: Name) -> tuple[float, ...]:
         return -scores[name].resolution, scores[name].rank, -name.token, -name.sequence
 
-    return sorted((name for name in scores if math.isfinite(scores[name].rank)), key=place)
+    return sorted((name for name in scores if scores[name].measure == measure), key=place)
+
+
+def check_comparable(storage: Storage, names: Sequence[Name], measure: tuple[str, int]) -> None:
+    """UsageError where these checkpoints have scores, and none that `measure` compares with."""
+    kept = {score.measure for score in read(storage, names).values() if math.isfinite(score.rank)}
+    if kept and measure not in kept:
+        told = ", ".join(f"{by} of {samples} images" for by, samples in sorted(kept))
+        raise UsageError(
+            f"{storage.address}: its checkpoints are ranked by {told}, with which {measure[0]} of"
+            f" {measure[1]} images does not compare; score by the same, or leave --keep out"
+        )
 
 
 def _key(name: Name) -> str:

@@ -24,6 +24,7 @@ from service.training.trained import load
 from tests.conftest import tiny_config
 
 IMAGES = 60
+FD = "fd_efficientnet_lite0"
 SETTINGS = {"images": IMAGES, "scores": ["fd"]}
 
 
@@ -51,7 +52,7 @@ def names(run: Path) -> list[Name]:
 
 def test_the_distance_is_that_of_the_samples_to_all_held_out_images(run, digits, capsys):
     evaluate.main([str(run)])
-    told = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    told = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:])
     index = read_index(open_storage(str(digits)))
     rows = index.rows(held_out=True)
     source = Source(str(digits), index, Order(index, rows, 0, 1, 8), channels=1)
@@ -80,15 +81,36 @@ def test_a_score_that_is_kept_decides_what_the_run_directory_draws_from(run, tmp
     early, late = names(run)
     assert load(str(run)).images == late.images
     place = open_storage(str(run))
-    scores.write(place, early, Score(early.images, 8, "fd", 5.0, {"fd": 5.0}))
+    scores.write(place, early, Score(early.images, 8, FD, 5.0, {FD: 5.0}, IMAGES))
     assert load(str(run)).images == early.images
     evaluate.main([f"{run}/{late.folder}", "--keep", "--out", str(tmp_path / "scores.json")])
     kept = scores.read(place, [late])[late]
     assert json.loads((tmp_path / "scores.json").read_text())["values"] == kept.values
-    assert kept.rank == kept.values["fd_efficientnet_lite0"]
+    assert kept.rank == kept.values[FD]
     assert scores.rank(place, [early, late]) == [early, late]  # 5.0 is the lower
-    scores.write(place, early, Score(early.images, 8, "fd", float("nan"), {}))
+    scores.write(place, early, Score(early.images, 8, FD, float("nan"), {}, IMAGES))
     assert scores.rank(place, [early, late]) == [late]
+
+
+def test_scores_of_another_measure_or_of_other_numbers_of_images_rank_nothing(tmp_path):
+    place = open_storage(str(tmp_path))
+    one, two, three, four = (Name(1, i, 100 * i) for i in range(1, 5))
+    scores.write(place, one, Score(100, 8, "kid", 0.1, {}, 50))
+    scores.write(place, two, Score(200, 8, "fd", 3.0, {}, 30))
+    scores.write(place, three, Score(300, 8, "fd", 9.0, {}, 50))
+    scores.write(place, four, Score(400, 8, "fd", 8.0, {}, 50))
+    assert scores.rank(place, [one, two, three, four]) == [four, three]
+
+
+@pytest.mark.parametrize("flags", [["--scores", "kid"], ["--images", "40"]])
+def test_a_score_that_does_not_compare_with_those_of_the_run_is_not_kept(run, flags):
+    early, late = names(run)
+    place = open_storage(str(run))
+    scores.write(place, early, Score(early.images, 8, FD, 5.0, {FD: 5.0}, IMAGES))
+    before = scores.read(place, [early, late])
+    with pytest.raises(UsageError, match=f"ranked by {FD} of {IMAGES} images"):
+        evaluate.main([f"{run}/{late.folder}", *flags, "--keep"])
+    assert scores.read(place, [early, late]) == before
 
 
 def test_a_higher_resolution_is_better_than_a_lower_distance(tmp_path):
@@ -115,6 +137,10 @@ def test_a_damaged_score_is_passed_over(tmp_path):
         (["--features", "inception", "--weights", "/nowhere/pt.pth"], "/nowhere/pt.pth"),
         (["--scores", "ms_ssim"], "ms_ssim needs images of 11 px, found 8 px"),
         (["--images", "1"], "--images 1: give 10"),
+        (["--out", "/"], "--out /: cannot be written: is a folder; name a file"),
+        (["--out", "/dev/null/scores.json"], "--out /dev/null/scores.json: cannot be written"),
+        (["--scores", "kid", "--best", "fd"], "--best fd: is none of --scores kid; add it there"),
+        (["--scores", "memorisation", "--keep"], "--keep: none of --scores memorisation ranks"),
     ],
 )
 def test_scores_that_cannot_be_had_are_refused_by_name(run, flags, words):
