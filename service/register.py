@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from service.cli import run_command
 from service.errors import UsageError
-from service.registry import register
+from service.recording.mlflow import check_no_credentials
+from service.registry import check_names, register
 
 DESCRIPTION = "Register a checkpoint as a model that mlflow.pyfunc loads, and give it an alias."
 EPILOG = """The model takes a table of seed, class (optional) and truncation (optional), and gives uint8
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("checkpoint", "name", "alias", "tracking_uri", "experiment"):
         if not getattr(options, name).strip():
             raise UsageError(f"{name.replace('_', '-')}: empty; see --help")
+    check_names("--name", options.name, options.alias)
+    check_no_credentials("--tracking-uri", options.tracking_uri)
     version = register(
         options.checkpoint, options.tracking_uri, options.experiment, options.name, options.alias
     )

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import models
 import service
 from service import pretrained
-from service.errors import ServiceError
+from service.errors import ServiceError, UsageError
 from service.recording.mlflow import HTTP_TIMEOUT_S, HTTP_TRIES
 from service.training.trained import Trained, load
 
@@ -22,6 +23,16 @@ PACKAGES = ("mlflow", "torch", "safetensors", "numpy", "pandas")
 
 class RegistryError(ServiceError):
     """A registry that did not take a model, with the reason."""
+
+
+def check_names(flag: str, name: str, alias: str) -> None:
+    """UsageError where MLflow's registry would not take a model's name, which `flag` gives, or alias."""
+    if not re.fullmatch(r"[^/:.%\"'\s]([^/:.%\"']*[^/:.%\"'\s])?", name):
+        raise UsageError(f"{flag} {name!r}: give a name without / : . % and quotes")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", alias) or re.fullmatch(r"(?i)latest|v\d+", alias):
+        raise UsageError(
+            f"--alias {alias!r}: give letters, digits, - and _, but neither latest nor v and a number"
+        )
 
 
 def register(address: str, uri: str, experiment: str, name: str, alias: str) -> str:

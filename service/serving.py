@@ -6,6 +6,7 @@ of service/ that are imported here, torch and safetensors.
 
 import functools
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +57,10 @@ class GeneratorModel(PythonModel):
         return np.concatenate([self._draw(row) for row in asked])
 
     def _ask(self, number: int, values: dict[Any, Any]) -> "Row":
-        given = {column: value for column, value in values.items() if not pd.isna(value)}
+        given = {column: value for column, value in values.items() if not _is_missing(value)}
         try:
             return _row(given, self._exported)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"row {number}: {error}") from error
 
     def _draw(self, row: "Row") -> NDArray[np.uint8]:
@@ -102,6 +103,8 @@ def _row(given: dict[str, Any], exported: pretrained.Exported) -> Row:
         label = _whole("class", given["class"], classes - 1)
     truncation = given.get("truncation")
     if truncation is not None:
+        if not isinstance(truncation, numbers.Real):
+            raise ValueError(f"truncation {truncation!r}: give a number, such as 0.5")
         truncation = float(truncation)
         if family in NORMALISES_LATENTS:
             raise ValueError(f"truncation: {family} normalises its latents, so that none lie far out")
@@ -111,8 +114,13 @@ def _row(given: dict[str, Any], exported: pretrained.Exported) -> Row:
     return Row(seed, label, truncation)
 
 
+def _is_missing(value: Any) -> bool:
+    return bool(np.ndim(value) == 0 and pd.isna(value))
+
+
 def _whole(column: str, value: Any, highest: int) -> int:
-    if isinstance(value, str) or value != int(value) or not 0 <= value <= highest:
+    plain = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+    if not plain or not 0 <= value <= highest or value != int(value):
         raise ValueError(f"{column} {value}: give a whole number from 0 to {highest}")
     return int(value)
 

@@ -30,6 +30,7 @@ from typing import Any, get_args
 from service.cli import run_command
 from service.config import parse, take_flags, to_yaml
 from service.errors import UsageError
+from service.registry import check_names
 from service.training.launch import join_ray
 from service.training.lock import RunLock
 from service.training.run import check_data, settle
@@ -52,6 +53,7 @@ FLAGS = {
     "--model": "a name",
     "--alias": "a name",
 }
+HIGHEST = 2**31 - 1  # of any number given, which the searches' seeds take
 DEFAULT_TRIALS, DEFAULT_REDUCTION, DEFAULT_FAILURES = 16, 3, 3
 
 
@@ -71,6 +73,8 @@ def main(arguments: Sequence[str]) -> None:
     rest, flags = take_flags(arguments, FLAGS)
     config, show = parse(rest, "service.sweep", __doc__ or "")
     place = flags.get("--dir", config.run.dir.rstrip("/") + "-sweep")
+    if not place:
+        raise UsageError("--dir: empty; name a folder or an s3:// address")
     config = settle(config.model_copy(update={"run": config.run.model_copy(update={"dir": place})}))
     if show:
         print(to_yaml(config), end="")
@@ -102,11 +106,11 @@ def _run(options: Options) -> None:
 
 def _options(plan: Plan, flags: dict[str, str]) -> Options:
     name = flags.get("--model", plan.dir.rstrip("/").rpartition("/")[2])
-    if not name or set(name) & set("/:"):
-        raise UsageError(f"--model {name!r}: a name without / and :")
+    alias = flags.get("--alias", "best")
+    check_names("--model", name, alias)
     concurrent = _number(flags, "--concurrent", 0, 1) or None
     failures = _number(flags, "--max-failures", DEFAULT_FAILURES, 0)
-    return Options(plan, concurrent, failures, name, flags.get("--alias", "best"))
+    return Options(plan, concurrent, failures, name, alias)
 
 
 def _search(flags: dict[str, str], space: Space, end: int) -> Search:
@@ -154,8 +158,8 @@ def _number(flags: dict[str, str], flag: str, default: int, lowest: int) -> int:
     told = flags.get(flag)
     if told is None:
         return default
-    if not told.isdecimal() or int(told) < lowest:
-        raise UsageError(f"{flag} {told}: give a whole number from {lowest} up")
+    if not told.isdecimal() or not lowest <= int(told) <= HIGHEST:
+        raise UsageError(f"{flag} {told}: give a whole number from {lowest} to {HIGHEST}")
     return int(told)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from service.errors import UsageError
 from service.recording.record import Record
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,15 @@ MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 HTTP_TRIES, HTTP_TIMEOUT_S = 1, 20
 # Its folder is a section of the run's page, before that of the curves.
 PICTURE_KEY = "pictures/grid"
+
+
+def check_no_credentials(key: str, uri: str) -> None:
+    """UsageError, naming `key`, where MLflow's address holds some: it is written in many places."""
+    if "@" in uri.partition("://")[2].partition("/")[0]:
+        raise UsageError(
+            f"{key}: holds credentials; take them out and set MLFLOW_TRACKING_USERNAME and"
+            " MLFLOW_TRACKING_PASSWORD in the environment"
+        )
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from service.data.index import Index, check_channels, check_labels, check_shards
 from service.errors import DataError, UsageError
 from service.metrics import scores
 from service.metrics.features import open_features
+from service.recording.mlflow import check_no_credentials
 from service.storage import MissingError, Storage, is_s3, open_storage
 from service.training.curriculum import Curriculum
 from service.training.feed import check_memory, source_of
 from service.training.lock import RunLock
 
-RUN_KEY = "run.json"
+RUN_KEY, SWEEP_KEY = "run.json", "sweep.json"
 EARLY_RETRY_S = 10.0
 _RUN_FIELDS = {"key": str, "fingerprint": str, "config": dict}
 
@@ -38,11 +39,7 @@ class RunDir:
 
 def settle(config: Config) -> Config:
     """Fill in what depends on this machine: absolute paths and the precision; UsageError if it can't."""
-    if config.tracking.uri and "@" in config.tracking.uri.partition("://")[2].partition("/")[0]:
-        raise UsageError(
-            "tracking.uri: holds credentials; take them out and set MLFLOW_TRACKING_USERNAME and"
-            " MLFLOW_TRACKING_PASSWORD in the environment"
-        )
+    check_no_credentials("tracking.uri", config.tracking.uri or "")
     if is_s3(config.run.dir) and not config.tracking.uri:
         raise UsageError(
             f"tracking.uri: not given, and run.dir {config.run.dir} can hold no MLflow database;"
@@ -143,6 +140,11 @@ def _same_run(storage: Storage, config: Config, index: Index) -> str:
     try:
         before = read_run(storage)
     except MissingError:
+        if storage.sizes(SWEEP_KEY):
+            raise UsageError(
+                f"{storage.address} holds a sweep; choose another --run.dir, or go on with one of its"
+                " trials/"
+            ) from None
         key = uuid.uuid4().hex
         content = {"key": key, "fingerprint": fingerprint, "config": config.model_dump()}
         storage.put(RUN_KEY, json.dumps(content, indent=2).encode())

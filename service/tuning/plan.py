@@ -9,9 +9,10 @@ from service.config import Config, differences
 from service.errors import DataError, UsageError
 from service.storage import MissingError, Storage, open_storage
 from service.training.curriculum import Curriculum
+from service.training.run import RUN_KEY, SWEEP_KEY
 from service.tuning.space import Space, apply
 
-PLAN_KEY = "sweep.json"
+PLAN_KEY = SWEEP_KEY
 TRIALS = "trials"
 RETRY_S = 10.0
 
@@ -109,6 +110,8 @@ def settle_plan(plan: Plan) -> str:
     try:
         data = storage.get(PLAN_KEY)
     except MissingError:
+        if storage.sizes(RUN_KEY):
+            raise UsageError(f"{storage.address} holds a run; choose another --dir") from None
         key = uuid.uuid4().hex
         content = {"key": key, "config": plan.config.model_dump(), **now}
         storage.put(PLAN_KEY, json.dumps(content, indent=2).encode())

@@ -115,6 +115,10 @@ def test_a_row_without_class_takes_one_by_its_seed(drawn):
         ("biggan", {"seed": 1, "class": 3}, "row 0: class 3: give a whole number from 0 to 2"),
         ("biggan", {"seed": -1, "class": 0}, "row 0: seed -1"),
         ("biggan", {"seed": 1, "class": 0, "truncation": 0.0}, "row 0: truncation 0.0"),
+        ("biggan", {"seed": 1, "class": float("inf")}, "row 0: class inf: give a whole number"),
+        ("biggan", {"seed": 1, "class": True}, "row 0: class True: give a whole number"),
+        ("biggan", {"seed": 1, "class": [2]}, r"row 0: class \[2\]: give a whole number"),
+        ("biggan", {"seed": 1, "truncation": "half"}, "row 0: truncation 'half': give a number"),
         ("progan", {"seed": 1, "class": 0}, "this model has no classes"),
         ("progan", {"seed": 1, "truncation": 0.5}, "progan normalises its latents"),
     ],
@@ -137,6 +141,26 @@ def test_a_checkpoint_is_registered_once_and_aliases_move(registry, folder):
     assert client.get_model_version_by_alias("biggan", "best").version == 2
     assert client.get_model_version_by_alias("biggan", "candidate").version == 1
     client.set_registered_model_alias("biggan", "best", "1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--name", "a/b"], "--name 'a/b': give a name without"),
+        (["--name", "it's"], "--name"),
+        (["--name", "x", "--alias", "latest"], "--alias 'latest'"),
+        (["--name", "x", "--alias", "v1"], "--alias 'v1'"),
+        (
+            ["--name", "x", "--tracking-uri", "http://me:secret@host:9"],
+            "--tracking-uri: holds cred",
+        ),
+    ],
+)
+def test_names_that_mlflow_refuses_and_credentials_are_refused_first(folder, registry, flags, words):
+    uri = [] if "--tracking-uri" in flags else ["--tracking-uri", registry]
+    with pytest.raises(UsageError, match=words) as refused:
+        register.main([str(folder / "progan"), *flags, *uri])
+    assert "secret" not in str(refused.value)
 
 
 def test_a_registry_that_is_away_and_a_run_without_checkpoints_are_told(folder, registry, tmp_path):

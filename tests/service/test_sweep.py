@@ -17,6 +17,7 @@ from service.errors import UsageError
 from service.storage import open_storage
 from service.training import checkpoint, scores
 from service.training.lock import read_holder
+from service.training.run import open_run
 from service.tuning.parent import Parent
 from service.tuning.plan import Plan, Search, settle_plan
 from service.tuning.report import Row, conclude
@@ -220,6 +221,10 @@ def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
         ),
         ({"training.r1": {"uniform": [0, 1]}}, ["--grace-images", "401"], "beyond the 400 images"),
         ({"training.r1": {"uniform": [0, 1]}}, ["--model", "a/b"], "--model 'a/b'"),
+        ({"training.r1": {"uniform": [0, 1]}}, ["--dir", "runs/a.b"], "--model 'a.b'"),
+        ({"training.r1": {"uniform": [0, 1]}}, ["--alias", "v1"], "--alias 'v1'"),
+        ({"training.r1": {"uniform": [0, 1]}}, ["--dir", ""], "--dir: empty"),
+        ({"training.r1": {"uniform": [0, 1]}}, ["--seed", "9999999999"], "--seed 9999999999: give"),
         ({"training.r1": {"uniform": [0, 1]}}, ["--trails", "3"], "--trails: no such setting"),
     ],
 )
@@ -227,6 +232,23 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(digits, tmp_path, space
     with pytest.raises(UsageError, match=words):
         sweep.main([*write(tmp_path, digits, space), *options])
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_does_not_start_in_the_folder_of_a_run(digits, tmp_path):
+    arguments = write(tmp_path, digits, {"training.r1": {"uniform": [0, 1]}})
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "run.json").touch()
+    with pytest.raises(UsageError, match="holds a run; choose another --dir"):
+        sweep.main(arguments)
+    assert not (tmp_path / "sweep" / "sweep.json").exists()
+
+
+def test_a_run_does_not_start_in_the_folder_of_a_sweep(digits, tmp_path):
+    (tmp_path / "sweep.json").touch()
+    refused = pytest.raises(UsageError, match=r"holds a sweep; choose another --run\.dir")
+    with refused, open_run(tiny_config(digits, tmp_path)):
+        pass
+    assert not (tmp_path / "run.json").exists()
 
 
 def test_bad_usage_exits_with_2_and_no_traceback(digits, tmp_path):
