@@ -7,6 +7,7 @@ Nothing is read from the environment.
 import contextlib
 import difflib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -369,7 +370,8 @@ class Config(BaseSettings):
             )
         amended = self
         for i, amendment in enumerate(self.collapse.amendments):
-            amended = amend(amended, resolve(amended, amendment, f"collapse.amendments[{i}]"))
+            where = f"collapse.amendments[{i}]"
+            amended = amend(amended, resolve(amended, amendment, where), where)
         return self
 
     @property
@@ -459,29 +461,42 @@ def resolve(config: Config, amendment: Amendment, where: str) -> dict[str, float
     values = {}
     for key, change in amendment.items():
         if key not in AMENDABLE:
-            known = f"{suggest(key, AMENDABLE)}; an amendment may change {', '.join(AMENDABLE)}"
-            raise ValueError(f"{where}: {key} cannot be amended; {known}")
+            known = f"an amendment may change {', '.join(AMENDABLE)}"
+            hint = suggest(key, AMENDABLE, otherwise=known)
+            raise ValueError(f"{where}: {key} cannot be amended; {hint}")
         before = getattr(config.training, key.partition(".")[2])
         try:
-            told = str(change)
-            value = before * float(told[1:]) if told.startswith("x") else float(told)
-        except ValueError as error:
+            values[key] = _amended(before, change)
+        except (ValueError, OverflowError) as error:
+            whole = "a whole number" if isinstance(before, int) else "a value"
             raise ValueError(
-                f"{where}: {key}: {change!r} is neither a value nor a factor such as x0.5"
+                f"{where}: {key}: {change!r} is neither {whole} nor a factor such as x0.5"
             ) from error
-        values[key] = round(value) if isinstance(before, int) else value
     return values
 
 
-def amend(config: Config, values: dict[str, float]) -> Config:
-    """The configuration with these values; ValueError where they do not hold."""
+def _amended(before: float, change: float | str) -> float:
+    """The value that a setting has after a change; whole where it was whole, by a factor rounded."""
+    told = str(change)
+    value = before * float(told[1:]) if told.startswith("x") else float(told)
+    if not math.isfinite(value):
+        raise ValueError("not finite")
+    if not isinstance(before, int):
+        return value
+    if not told.startswith("x") and value != round(value):
+        raise ValueError("not whole")
+    return round(value)
+
+
+def amend(config: Config, values: dict[str, float], where: str = "an amendment") -> Config:
+    """The configuration with these values; ValueError, naming `where`, if they do not hold."""
     content = config.model_dump() | {"collapse": {"action": "alert", "amendments": []}}
     for key, value in values.items():
         content["training"] |= {key.partition(".")[2]: value}
     try:
         return Config(**content)
     except ValidationError as error:
-        raise ValueError(explain(error, f"an amendment to {values}")) from error
+        raise ValueError(explain(error, where)) from error
 
 
 # From presets and flags ---------------------------------------------------------------------------
@@ -584,7 +599,8 @@ def _print_help(program: str, description: str) -> None:
     print("  --print-config    print the resolved configuration and exit\n")
     for key, (kind, default, about) in describe(Config).items():
         print(f"  --{key} ({kind}; {default})\n      {about}")
-    print(f"\nexample: python -m {program} --preset digits --run.dir runs/mine --scale.workers 2")
+    own = " --space space.yaml" if program == "service.sweep" else ""
+    print(f"\nexample: python -m {program} --preset digits{own} --run.dir runs/mine --scale.workers 2")
     sys.exit(0)
 
 
@@ -623,12 +639,14 @@ def _check_flags(arguments: Sequence[str]) -> None:
             raise UsageError(f"{argument}: a setting is written --section.key VALUE")
 
 
-def suggest(key: str, known: Sequence[str], prefix: str = "") -> str:
-    """The known name that is closest, as advice."""
+def suggest(
+    key: str, known: Sequence[str], prefix: str = "", otherwise: str = "--help lists them all"
+) -> str:
+    """The known name that is closest, as advice; `otherwise` where none is close."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {prefix}{close[0]}?"
-    return "--help lists them all"
+    return otherwise
 
 
 def explain(error: ValidationError, origin: str) -> str:

@@ -264,7 +264,9 @@ def test_helm_test_checks_the_very_run_that_is_started(helm, name):
     (container,) = one(manifests, "Pod")["spec"]["containers"]
     assert container["command"] == ["sh", "-c"]
     entrypoint = one(manifests, "RayJob")["spec"]["entrypoint"]
-    assert container["args"] == [entrypoint.replace("python -m service.train", "exec python -m service.plan")]
+    assert container["args"] == [
+        entrypoint.replace("python -m service.train", "exec python -m service.plan")
+    ]
     head = cluster_spec(manifests)["headGroupSpec"]["template"]["spec"]["containers"][0]
     drained = environment(head)
     del drained["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]

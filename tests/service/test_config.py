@@ -211,7 +211,13 @@ def test_a_resumed_run_may_change_where_it_runs_and_nothing_of_what_it_is():
         ('[{"training.lr_generater": 1e-4}]', "did you mean training.lr_generator"),
         ('[{"model.width": 8}]', "model.width cannot be amended"),
         ('[{"training.r1": "half"}]', "'half' is neither a value nor a factor such as x0.5"),
-        ('[{"training.lr_generator": "x0.5"}, {"training.lr_generator": 7}]', "lr_generator: 7.0"),
+        ('[{"training.d_steps": "inf"}]', r"amendments\[0\]: training.d_steps: 'inf' is neither"),
+        ('[{"training.d_steps": "xNaN"}]', "'xNaN' is neither a whole number nor a factor"),
+        ('[{"training.d_steps": 2.5}]', "2.5'? is neither a whole number"),
+        (
+            '[{"training.lr_generator": "x0.5"}, {"training.lr_generator": 7}]',
+            r"collapse.amendments\[1\](.|\n)*lr_generator: 7.0",
+        ),
     ],
 )
 def test_amendments_that_change_nothing_or_cannot_hold_are_refused(amendments, words):
