@@ -76,9 +76,11 @@ class Progress:
             file=self._out,
             bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} images{postfix}",
         )
-        last_line = 0.0
+        shown, at = 0, 0.0
         with bar:
-            while not self._stop.wait(POLL_S):
+            stopped = False
+            while not stopped:
+                stopped = self._stop.wait(POLL_S)
                 values = self._latest()
                 self._announce(values)
                 if "stage" not in values:
@@ -87,8 +89,9 @@ class Progress:
                 images = int(values["images"])
                 bar.n = min(images, self._end)
                 bar.set_postfix_str(text)
-                if not terminal and time.monotonic() > last_line + LINE_EVERY_S:
-                    last_line = time.monotonic()
+                due = time.monotonic() > at + LINE_EVERY_S or (stopped and images > shown)
+                if not terminal and due:
+                    shown, at = images, time.monotonic()
                     share = min(100.0, 100 * images / self._end)
                     print(f"{share:3.0f}% {images} images, {text}", file=self._out, flush=True)
 

@@ -84,11 +84,12 @@ def join_ray(config: Config) -> Iterator[None]:
         cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
         loopback: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
         ray.init(address="local", num_cpus=cpus, runtime_env=told, **loopback, **quiet)
-        if config.scale.gpu and not ray.cluster_resources().get("GPU"):
+        wanted = "scale.gpu" if config.scale.gpu else "evaluation.gpus" if config.evaluation.gpus else ""
+        if wanted and not ray.cluster_resources().get("GPU"):
             ray.shutdown()
             raise UsageError(
-                "scale.gpu: true, but this machine has no GPU; set it to false, or let RAY_ADDRESS"
-                " name a cluster that has some"
+                f"{wanted}: set, but this machine has no GPU; take it out, or let RAY_ADDRESS name a"
+                " cluster that has some"
             )
     signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
     try:

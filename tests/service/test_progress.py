@@ -50,3 +50,15 @@ def test_off_a_terminal_lines_tell_rate_time_left_stage_and_losses(monkeypatch):
     assert "about 0:25 on this machine" in told
     assert "records are kept meanwhile: server away" in told
     assert " 25% 50 images, 10 images/s, left 0:25, hold 8 px, D 1.50 G 0.25" in told
+
+
+def test_the_last_line_tells_where_it_ended(monkeypatch):
+    values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px"}
+    monkeypatch.setattr(progress, "POLL_S", 0.01)
+    out = io.StringIO()
+    with Progress(lambda: values, 200, out):
+        deadline = time.monotonic() + 30
+        while "images/s" not in out.getvalue():
+            assert time.monotonic() < deadline
+        values["images"] = 200.0
+    assert out.getvalue().splitlines()[-1].startswith("100% 200 images, ")
