@@ -115,6 +115,8 @@ def _dimension(key: str, told: Any, origin: str) -> Dimension:
     known = [name for name in describe(Config) if not name.startswith(OWNED)]
     if key.startswith(OWNED):
         raise UsageError(f"{where}: cannot be swept: it is the same for all trials, or set for each")
+    if any(name.startswith(f"{key}.") for name in known):
+        raise UsageError(f"{where}: is a section; write its settings as {key}.NAME, one a line")
     if key not in known:
         raise UsageError(f"{where}: no such setting; {suggest(key, known)}")
     if not isinstance(told, dict) or len(told) != 1 or next(iter(told)) not in RANGES + LISTS:

@@ -209,6 +209,7 @@ def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
     [
         ({"training.lr_discriminater": {"choice": [0.1]}}, [], r"did you mean training\.lr_discr"),
         ({}, [], "names no setting to sweep"),
+        ({"training": {"d_steps": {"choice": [1, 2]}}}, [], r"training: is a section; write .*\.NAME"),
         (SPACE, ["--search", "random"], "grid is tried out in full"),
         (SPACE, ["--search", "optuna"], "grid is tried out in full"),
         ({"training.r1": {"uniform": [0, 1]}}, ["--search", "grid"], "uniform has no end"),
