@@ -113,8 +113,8 @@ CASES = (
         settings={"training": {"adam_beta1": 0.95, "lr_generator": 4e-3, "lr_discriminator": 4e-3}},
     ),
     Case(
-        "digits-unnormalised", "digits", 202, "WGAN without spectral norm or penalty", "digits-biggan",
-        settings={"model": {"spectral_norm": False}, "training": {"loss": "wgan"}},
+        "digits-drowned", "digits", 207, "orthogonal regularisation × 1,000,000", "digits-biggan",
+        settings={"training": {"orthogonal": 100.0}},
     ),
     Case(
         "fashion-starved", "biggan-fashion", 203, "D's rate / 1000", "fashion-biggan",

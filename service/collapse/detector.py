@@ -26,6 +26,12 @@ RISING_AFTER, RISING = 3, 1.15
 """Little variety that has grown by this factor within so many measurements is no trouble."""
 
 
+LOGITS = 4000.0
+"""No bounded discriminator's logits are farther apart: two images of 1024 px in RGB differ by at most
+2 √(3 · 1024²) = 3,547 in length, and logits by no more where the slope is 1, as spectral norm and
+gradient penalty would have it."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The signals at a clock of `images`, so many `cycles` into a span of the curriculum."""
@@ -163,7 +169,13 @@ def _divergence(m: Measurement, before: Sequence[Measurement]) -> int:
         _steps(_get(m, "saturation", 0.0), above=(0.4, 0.6)),
         _steps(max(norms), above=(30.0, 300.0)),
         _steps(max(spectra), above=(3.0, 10.0)),  # Brock et al. 2019, §4
+        _steps(_logits(m), above=(LOGITS, 10 * LOGITS)),
     )
+
+
+def _logits(m: Measurement) -> float:
+    """How far apart the discriminator's logits are."""
+    return max(abs(_get(m, name, 0.0)) for name in ("spread_real", "spread_fake", "margin"))
 
 
 def _explosion(m: Measurement, before: Sequence[Measurement], name: str) -> float:
@@ -255,7 +267,9 @@ RULES = (
             "generated images leave the real ones: their mean is off by {shift:.2f} of the real spread,"
             " variety {variety_pixels:.2f}, roughness {roughness:.2f}, saturation {saturation:+.2f};"
             " gradient norms D {grad_norm_d:.3g}, G {grad_norm_g:.3g}, largest singular values"
-            " D {spectrum_discriminator:.3g}, G {spectrum_generator:.3g}: lower both rates"
+            " D {spectrum_discriminator:.3g}, G {spectrum_generator:.3g}, margin of logits {margin:.3g}:"
+            " lower both rates, and see that something bounds D (model.spectral_norm,"
+            " training.gradient_penalty)"
         ),
     ),
     Rule(

@@ -138,6 +138,14 @@ def test_singular_values_that_explode_are_a_divergence_and_slow_growth_is_none(s
     assert set(levels(grown)) == {"healthy"}
 
 
+@pytest.mark.parametrize("signal", ["spread_real", "spread_fake", "margin"])
+def test_logits_that_no_bounded_discriminator_gives_are_a_divergence(signal):
+    told = history(*[{}] * 12, *[{signal: 50_000.0}] * LASTING)
+    assert (judge(told).level, judge(told).kind) == ("collapsed", "divergence")
+    large = 2 * math.sqrt(3 * 1024**2)  # what images of 1024 px can differ by
+    assert set(levels(history(*[{signal: large}] * 12))) == {"healthy"}
+
+
 def test_a_strong_network_alone_is_no_collapse():
     strong_d = {"accuracy_real": 0.999, "accuracy_fake": 1.0}
     strong_g = {"margin": -0.6}
