@@ -26,8 +26,8 @@ def test_clocks_are_written_as_people_do():
     assert [clock(59.6), clock(125), clock(3723)] == ["1:00", "2:05", "1:02:03"]
 
 
-def lines(values: dict, monkeypatch) -> str:
-    """What is told of these values, off a terminal."""
+def lines(values: dict, monkeypatch, **last: float) -> str:
+    """What is told of these values, off a terminal, and of the `last` ones at the end."""
     monkeypatch.setattr(progress, "POLL_S", 0.01)
     out = io.StringIO()
     with Progress(lambda: values, 200, out):
@@ -35,6 +35,7 @@ def lines(values: dict, monkeypatch) -> str:
         while "images/s" not in out.getvalue():
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        values |= last
     return out.getvalue()
 
 
@@ -54,11 +55,5 @@ def test_off_a_terminal_lines_tell_rate_time_left_stage_and_losses(monkeypatch):
 
 def test_the_last_line_tells_where_it_ended(monkeypatch):
     values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px"}
-    monkeypatch.setattr(progress, "POLL_S", 0.01)
-    out = io.StringIO()
-    with Progress(lambda: values, 200, out):
-        deadline = time.monotonic() + 30
-        while "images/s" not in out.getvalue():
-            assert time.monotonic() < deadline
-        values["images"] = 200.0
-    assert out.getvalue().splitlines()[-1].startswith("100% 200 images, ")
+    told = lines(values, monkeypatch, images=200.0)
+    assert told.splitlines()[-1].startswith("100% 200 images, ")
