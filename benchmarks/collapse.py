@@ -184,12 +184,12 @@ def main(arguments: Sequence[str]) -> None:
     unknown = sorted({*options.names} - {*names})
     if unknown:
         parser.error(f"{unknown}: no such run; choose of {', '.join(names)}")
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: give 1 or more")
     data = options.out / "data"
     pack.main(["digits", str(data / "digits"), "--channels", "gray"])
     pack.main([options.source, str(data / "fashion"), "--channels", "gray", "--resolution", "32"])
     cases = [case for case in CASES if not options.names or case.name in options.names]
-    if options.jobs < 1:
-        parser.error(f"--jobs {options.jobs}: give 1 or more")
     torch.set_num_threads(1)  # more, beside other runs, only wait for each other
     watched = _courses(cases, options.out, "alert", options.jobs)
     fallen = {c.name: watched[c.name].has_fallen(watched.get(c.twin)) for c in cases}
