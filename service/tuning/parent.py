@@ -11,7 +11,8 @@ from typing import Any
 from service.config import flatten, to_yaml
 from service.recording.mlflow import Description, MlflowLog
 from service.training.launch import git_commit
-from service.tuning.plan import PLAN_KEY, Plan
+from service.training.run import SWEEP_KEY
+from service.tuning.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -90,5 +91,5 @@ def _description(plan: Plan, key: str) -> Description:
         name=plan.dir.rstrip("/").rpartition("/")[2],
         parameters=swept | searched | fixed,
         tags={"sweep.dir": plan.dir, "mlflow.source.git.commit": git_commit()},
-        texts={"config.yaml": to_yaml(plan.config), PLAN_KEY: plan.storage.get(PLAN_KEY).decode()},
+        texts={"config.yaml": to_yaml(plan.config), SWEEP_KEY: plan.storage.get(SWEEP_KEY).decode()},
     )

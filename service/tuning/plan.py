@@ -12,7 +12,6 @@ from service.training.curriculum import Curriculum
 from service.training.run import RUN_KEY, SWEEP_KEY
 from service.tuning.space import Space, apply
 
-PLAN_KEY = SWEEP_KEY
 TRIALS = "trials"
 RETRY_S = 10.0
 
@@ -108,13 +107,13 @@ def settle_plan(plan: Plan) -> str:
     search = asdict(plan.search) | {"images": plan.end}
     now = {"space": plan.space.to_plain(), "search": search}
     try:
-        data = storage.get(PLAN_KEY)
+        data = storage.get(SWEEP_KEY)
     except MissingError:
         if storage.sizes(RUN_KEY):
             raise UsageError(f"{storage.address} holds a run; choose another --dir") from None
         key = uuid.uuid4().hex
         content = {"key": key, "config": plan.config.model_dump(), **now}
-        storage.put(PLAN_KEY, json.dumps(content, indent=2).encode())
+        storage.put(SWEEP_KEY, json.dumps(content, indent=2).encode())
         return key
     try:
         before = json.loads(data)
@@ -129,7 +128,7 @@ def settle_plan(plan: Plan) -> str:
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{storage.url(PLAN_KEY)}: damaged ({error}); restore it from a copy, or take another --dir"
+            f"{storage.url(SWEEP_KEY)}: damaged ({error}); restore it from a copy, or take another --dir"
         ) from error
     if changed:
         raise UsageError(
