@@ -38,7 +38,7 @@ from service.data.stream import read_samples
 from service.errors import DataError, UsageError
 from service.sources import Source, open_source
 from service.storage import Storage, Writer, open_storage
-from service.training.lock import RunLock
+from service.storage.lock import RunLock
 
 T = TypeVar("T")
 

@@ -31,8 +31,8 @@ from service.cli import run_command
 from service.config import parse, take_flags, to_yaml
 from service.errors import UsageError
 from service.registry import check_names
+from service.storage.lock import RunLock
 from service.training.launch import join_ray
-from service.training.lock import RunLock
 from service.training.run import check_data, settle
 from service.tuning.parent import Parent
 from service.tuning.plan import Method, Plan, Scheduler, Search, end_of, settle_plan

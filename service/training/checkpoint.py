@@ -22,7 +22,7 @@ import torch
 
 from service.errors import DataError
 from service.storage import MissingError, Storage
-from service.training.lock import check_token
+from service.storage.lock import check_token
 from service.training.state import TrainState
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from service.metrics import scores
 from service.metrics.features import open_features
 from service.recording.mlflow import check_no_credentials
 from service.storage import MissingError, Storage, is_s3, open_storage
+from service.storage.lock import RunLock
 from service.training.curriculum import Curriculum
 from service.training.feed import check_memory, source_of
-from service.training.lock import RunLock
 
 RUN_KEY, SWEEP_KEY = "run.json", "sweep.json"
 EARLY_RETRY_S = 10.0

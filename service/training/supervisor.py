@@ -18,8 +18,9 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from service.config import Config
 from service.errors import ServiceError
 from service.glibc import KEEP_FREED_MEMORY
-from service.s3 import s3_endpoint
-from service.storage import S3_SCHEME, Storage, is_s3
+from service.storage import Storage, is_s3
+from service.storage.base import S3_SCHEME
+from service.storage.s3 import s3_endpoint
 from service.training import checkpoint
 from service.training.worker import Job, train
 

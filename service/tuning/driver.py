@@ -25,10 +25,10 @@ from service.collapse.response import CollapseError
 from service.config import Config
 from service.errors import LockError
 from service.storage import open_storage
+from service.storage.lock import LEASE_S
 from service.training import checkpoint, scores
 from service.training.evaluation import Scorer
 from service.training.launch import launch
-from service.training.lock import LEASE_S
 from service.training.supervisor import TrainingError
 from service.training.trained import load
 

@@ -19,8 +19,8 @@ from service import export, pretrained
 from service.config import Config
 from service.errors import DataError, ServiceError, UsageError
 from service.storage import open_storage
+from service.storage.lock import RunLock
 from service.training.checkpoint import Checkpointer, Keep
-from service.training.lock import RunLock
 from service.training.run import RUN_KEY
 from service.training.sampling import Sampler
 from service.training.state import new_state

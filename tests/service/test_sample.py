@@ -15,9 +15,9 @@ from service.config import Config
 from service.errors import DataError, UsageError
 from service.recording.pictures import grid_png
 from service.storage import open_storage
+from service.storage.lock import RunLock
 from service.training.checkpoint import Checkpointer, Keep
 from service.training.curriculum import Curriculum
-from service.training.lock import RunLock
 from service.training.panel import draw_panel, panel_columns
 from service.training.state import new_state
 from tests.conftest import tiny_values

@@ -15,8 +15,8 @@ from PIL import Image
 from service import sweep
 from service.errors import UsageError
 from service.storage import open_storage
+from service.storage.lock import read_holder
 from service.training import checkpoint, scores
-from service.training.lock import read_holder
 from service.training.run import open_run
 from service.tuning.parent import Parent
 from service.tuning.plan import Plan, Search, settle_plan

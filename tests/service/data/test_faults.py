@@ -13,8 +13,8 @@ from service.data.loader import BATCHES_AHEAD, Loader
 from service.data.order import Order
 from service.data.samples import Request, Source, read
 from service.errors import DataError
-from service.s3 import PART_BYTES
 from service.storage import MissingError, StorageError, open_storage
+from service.storage.s3 import PART_BYTES
 from tests.faults import FaultyProxy, crawl, cut, error, short, stall, whole
 
 pytestmark = pytest.mark.timeout(120)

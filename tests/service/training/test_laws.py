@@ -11,10 +11,10 @@ import torch.multiprocessing as mp
 from service.config import Config
 from service.data.samples import Batch
 from service.storage import open_storage
+from service.storage.lock import RunLock
 from service.training import checkpoint, distributed
 from service.training.checkpoint import Checkpointer, Keep
 from service.training.curriculum import Curriculum
-from service.training.lock import RunLock
 from service.training.session import Session
 from service.training.state import TrainState, new_state
 from service.training.step import MEASURES, Step

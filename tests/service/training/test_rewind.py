@@ -12,8 +12,8 @@ from service.collapse.response import CollapseError
 from service.config import Config
 from service.recording.record import Record
 from service.storage import open_storage
+from service.storage.lock import RunLock
 from service.training import checkpoint, worker
-from service.training.lock import RunLock
 from service.training.state import new_state
 from tests.conftest import assert_equal, tiny_config
 

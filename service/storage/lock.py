@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from service.errors import LockError, StorageError
-from service.storage import ConflictError, MissingError, Storage
+from service.storage.base import ConflictError, MissingError, Storage
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from botocore.exceptions import (
 )
 
 from service.errors import StorageError
-from service.storage import (
+from service.storage.base import (
     S3_SCHEME,
     TIMEOUT_S,
     ChangedError,

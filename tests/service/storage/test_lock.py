@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import LockError
 from service.storage import open_storage
-from service.training.lock import LOCK_KEY, RunLock, check_token, read_holder
+from service.storage.lock import LOCK_KEY, RunLock, check_token, read_holder
 
 
 @pytest.fixture(params=["folder", "s3"])

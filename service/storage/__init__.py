@@ -1,0 +1,50 @@
+"""The one door to objects: folders and s3:// addresses behind one small interface.
+
+Keys are relative to the address, with forward slashes. Every write is whole or not at all. Transient
+faults are tried again with jitter for `retry_s`; lasting ones raise StorageError with the remedy.
+Safe under many threads.
+"""
+
+from service.errors import StorageError
+from service.storage.base import (
+    TIMEOUT_S,
+    ChangedError,
+    ConflictError,
+    Entry,
+    MissingError,
+    Storage,
+    Traffic,
+    Writer,
+    is_s3,
+)
+from service.storage.folder import FolderStorage
+
+
+def open_storage(address: str, retry_s: float = 0, timeout_s: float = TIMEOUT_S) -> Storage:
+    """The storage at a folder or s3://bucket/prefix. Nothing is contacted or made yet.
+
+    A request to S3 that is silent for `timeout_s`, or slower than 1 MiB in so long, is given up.
+    """
+    if is_s3(address):
+        from service.storage.s3 import S3Storage  # boto3 takes its time, which folders need not
+
+        return S3Storage(address, retry_s, timeout_s)
+    if "://" in address:
+        raise StorageError(f"{address}: only folders and s3:// addresses are known")
+    return FolderStorage(address, retry_s)
+
+
+__all__ = [
+    "TIMEOUT_S",
+    "ChangedError",
+    "ConflictError",
+    "Entry",
+    "FolderStorage",
+    "MissingError",
+    "Storage",
+    "StorageError",
+    "Traffic",
+    "Writer",
+    "is_s3",
+    "open_storage",
+]

@@ -1,0 +1,148 @@
+"""The interface that every storage keeps, its errors, and how a failing call is tried again."""
+
+import logging
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from service.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+S3_SCHEME = "s3://"
+TIMEOUT_S = 60.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+
+
+class MissingError(StorageError):
+    """No object has this key."""
+
+
+class ConflictError(StorageError):
+    """A conditional write lost: another wrote first."""
+
+
+class ChangedError(StorageError):
+    """The object is not the one that was meant: its ETag is another."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing tells of an object: bytes, and S3's ETag ("" in folders, which have none)."""
+
+    size: int
+    etag: str = ""
+
+
+@dataclass
+class Traffic:
+    """What went through a storage since it was opened: reads asked for, their bytes, second tries."""
+
+    requests: int = 0
+    bytes: int = 0
+    retries: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, requests: int = 0, bytes: int = 0, retries: int = 0) -> None:
+        """Count, from any thread."""
+        with self._lock:
+            self.requests += requests
+            self.bytes += bytes
+            self.retries += retries
+
+
+class Writer(Protocol):
+    """Where an object is written piece by piece."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append bytes."""
+
+
+class Storage(ABC):
+    """Objects below one address."""
+
+    address: str
+
+    def __init__(self, retry_s: float):
+        self.retry_s = retry_s
+        self.traffic = Traffic()
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """End the waiting of all threads: what fails from now on is not tried again."""
+        self._closed.set()
+
+    @abstractmethod
+    def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
+        """The object, or `length` bytes of it from `start`, fewer at its end.
+
+        MissingError where there is none; ChangedError where `etag` is given and the object's another.
+        """
+
+    @abstractmethod
+    def get_versioned(self, key: str) -> tuple[bytes, str]:
+        """The object and its version, for a later `put_if`."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Write the object, over one that is there."""
+
+    @abstractmethod
+    def put_if(self, key: str, data: bytes, version: str | None) -> str:
+        """Write if the object's version is still `version` (None: absent), and return the new one.
+
+        ConflictError where another was faster.
+        """
+
+    @abstractmethod
+    def writer(self, key: str) -> AbstractContextManager[Writer]:
+        """Write an object piece by piece; it is there, whole, once the context ends without error."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Every object whose key starts with `prefix`, by key, sorted."""
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of every object whose key starts with `prefix`, by key, sorted."""
+        return {key: entry.size for key, entry in self.entries(prefix).items()}
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove the objects; those that are gone already are no error."""
+
+    @abstractmethod
+    def sweep(self, prefix: str) -> None:
+        """Clear away what writers of such keys that died have left; none may be at work on them."""
+
+    def url(self, key: str) -> str:
+        """The address of an object, for people."""
+        return f"{self.address}/{key}"
+
+    def _persist(self, call: Callable[[], T], transient: Callable[[Exception], bool]) -> T:
+        """The result of `call`, tried again with jittered, doubling pauses until `retry_s` is over."""
+        deadline = time.monotonic() + self.retry_s
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                late = time.monotonic() + pause > deadline
+                if late or not transient(error) or self._closed.is_set():
+                    raise
+                log.warning("event=storage_retry pause_s=%.1f error=%s", pause, error)
+            self._closed.wait(pause * random.uniform(0.5, 1.0))
+            self.traffic.add(retries=1)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def is_s3(address: str) -> bool:
+    """Whether the address names a bucket, not a folder."""
+    return address.startswith(S3_SCHEME)
