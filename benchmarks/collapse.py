@@ -48,10 +48,10 @@ from service.errors import ServiceError
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
 from service.metrics.frechet import Moments, frechet_distance, moments
+from service.random.draws import Draws
 from service.recording.pictures import grid_png
 from service.storage import open_storage
 from service.training import checkpoint
-from service.training.random import Draws
 from service.training.sampling import Sampler
 from service.training.trained import load
 

@@ -28,9 +28,9 @@ from service.errors import ServiceError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
 from service.metrics.scores import name
+from service.random.draws import Draws
 from service.recording.pictures import Pixels, grid_png
 from service.storage import open_storage
-from service.training.random import Draws
 from service.training.sampling import Sampler
 from service.training.trained import Trained, load
 

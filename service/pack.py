@@ -20,7 +20,6 @@ import webdataset
 from PIL import Image, ImageColor
 from tqdm import tqdm
 
-from service import philox
 from service.cli import check_bounds, run_command
 from service.data.decode import decode
 from service.data.index import (
@@ -36,6 +35,7 @@ from service.data.index import (
 )
 from service.data.stream import read_samples
 from service.errors import DataError, UsageError
+from service.random import philox
 from service.sources import Source, open_source
 from service.storage import Storage, Writer, open_storage
 from service.storage.lock import RunLock

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from models import stylegan
 from service import pretrained
-from service.training.random import Draws
+from service.random.draws import Draws
 from service.training.sampling import NORMALISES_LATENTS, Sampler
 
 ARTIFACT = "generator"

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service import philox
 from service.data.index import Index
 from service.errors import DataError
+from service.random import philox
 
 _EPOCHS_KEPT = 4
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from service import philox
 from service.metrics.distances import Features, check_widths
+from service.random import philox
 
 SUBSETS = 100
 SUBSET_IMAGES = 1000

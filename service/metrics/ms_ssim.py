@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service import philox
+from service.random import philox
 
 PAIRS = 1000
 # One a scale, finest first (Wang et al. 2003, §3.2).

@@ -11,10 +11,10 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from service import philox
 from service.errors import StorageError
 from service.metrics.feature_set import FeatureSet
 from service.metrics.frechet import Moments, moments
+from service.random import philox
 from service.storage import MissingError, Storage
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service import philox
+from service.random import philox
 
 SMALLEST_LEVEL = 16
 PATCH = 7

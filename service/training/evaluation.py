@@ -22,8 +22,8 @@ from service.metrics.real import (
     save_statistics,
     select_rows,
 )
+from service.random.draws import Draws
 from service.storage import Storage, open_storage
-from service.training.random import Draws
 from service.training.sampling import Sampler
 from service.training.scores import Score
 from service.training.trained import Trained

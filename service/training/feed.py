@@ -13,8 +13,8 @@ from service.data.loader import BATCHES_AHEAD, check_prefetch
 from service.data.order import Order
 from service.data.samples import Request, Source
 from service.errors import DataError
+from service.random.draws import Draws
 from service.training.curriculum import Cycle
-from service.training.random import Draws
 
 Share = Callable[[int, int], NDArray[np.int64]]
 

@@ -17,9 +17,9 @@ from service.config import Config
 from service.data.decode import Pixels
 from service.data.order import Order
 from service.data.samples import Batch, Request, Source, read
+from service.random.draws import Draws
 from service.training.curriculum import Cycle, Span
 from service.training.distributed import Workers
-from service.training.random import Draws
 from service.training.step import Step
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from models import Growing, Stage
 from service.config import Config
-from service.training.random import Draws
+from service.random.draws import Draws
 from service.training.sampling import Sampler
 
 STANDING_BATCHES = 4

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models import Growing, Shape, Stage, stylegan
 from models.layers import has_batch_norm, spectral_iterate, standing_statistics
-from service.training.random import Draws
+from service.random.draws import Draws
 
 SPECTRAL_ITERATIONS = 5
 STANDING_BATCHES = 16

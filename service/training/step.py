@@ -15,9 +15,9 @@ from models.layers import spectral_iterate, use_reduce
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config
 from service.data.samples import Batch
+from service.random.draws import Draws
 from service.training.curriculum import Cycle, Span
 from service.training.distributed import Workers
-from service.training.random import Draws
 from service.training.state import TrainState
 
 MEASURES = (

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import philox
+from service.random import philox
 
 
 @pytest.mark.parametrize(  # Random123's known answers for philox4x32-10

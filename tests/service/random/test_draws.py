@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from service.training.random import Draws
+from service.random.draws import Draws
 
 DRAWS = Draws(seed=0, role="discriminator", attempt=0)
 

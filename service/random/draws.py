@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service import philox
+from service.random import philox
 
 _WORD_RANGE = 2.0**32
 
