@@ -44,6 +44,7 @@ from service.config import load_preset
 from service.data.index import read_index
 from service.data.order import Order
 from service.data.samples import Batch, Request, Source, read
+from service.engine.sampler import Sampler
 from service.errors import ServiceError
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
@@ -52,7 +53,6 @@ from service.random.draws import Draws
 from service.recording.pictures import grid_png
 from service.storage import open_storage
 from service.training import checkpoint
-from service.training.sampling import Sampler
 from service.training.trained import load
 
 FASHION = "/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"

@@ -24,6 +24,7 @@ from service.cli import run_command
 from service.data.index import read_index
 from service.data.order import Order
 from service.data.samples import Request, Source, read
+from service.engine.sampler import Sampler
 from service.errors import ServiceError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
@@ -31,7 +32,6 @@ from service.metrics.scores import name
 from service.random.draws import Draws
 from service.recording.pictures import Pixels, grid_png
 from service.storage import open_storage
-from service.training.sampling import Sampler
 from service.training.trained import Trained, load
 
 SOURCE = "/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"

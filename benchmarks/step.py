@@ -33,15 +33,15 @@ from service import pack
 from service.config import Config, load_preset
 from service.data.index import read_index
 from service.data.samples import Batch
+from service.engine import distributed
+from service.engine.curriculum import Curriculum
+from service.engine.state import new_state
+from service.engine.step import Step
 from service.glibc import KEEP_FREED_MEMORY
 from service.storage import open_storage
-from service.training import distributed
-from service.training.curriculum import Curriculum
 from service.training.feed import source_of
 from service.training.monitor import Monitor, RealImages, panel_of
 from service.training.run import has_bf16_units, settle
-from service.training.state import new_state
-from service.training.step import Step
 
 RESOLUTION, BATCH = 32, 64
 CHANNELS, CLASSES = 3, 10

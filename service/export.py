@@ -22,9 +22,9 @@ from models import Growing, Stage, stylegan
 from models.layers import has_batch_norm, parameter_count
 from service import pretrained
 from service.cli import run_command
+from service.engine.sampler import BATCH, STANDING_BATCHES, Sampler
 from service.errors import ServiceError, UsageError
 from service.storage import Storage, open_storage
-from service.training.sampling import BATCH, STANDING_BATCHES, Sampler
 from service.training.trained import WEIGHTS, Trained, load
 
 DESCRIPTION = """Export a trained generator, ready to draw, as three files:

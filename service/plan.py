@@ -14,8 +14,8 @@ from service.data.index import Index
 from service.data.loader import read_ahead
 from service.data.samples import Source
 from service.data.tar import NO_LABEL
+from service.engine.curriculum import Curriculum
 from service.errors import UsageError
-from service.training.curriculum import Curriculum
 from service.training.feed import flips, image_bytes, source_of
 from service.training.run import check_data, settle
 

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from models import Stage, stylegan
 from service.cli import check_bounds, run_command
+from service.engine.curriculum import curriculum_of
+from service.engine.sampler import NORMALISES_LATENTS, STANDING_BATCHES, Sampler
 from service.errors import DataError, UsageError
 from service.random.draws import Draws
 from service.recording import pictures
 from service.recording.pictures import Pixels
 from service.storage import open_storage
-from service.training.curriculum import curriculum_of
-from service.training.sampling import NORMALISES_LATENTS, STANDING_BATCHES, Sampler
 from service.training.trained import RETRY_S, WEIGHTS, Trained, load
 
 DESCRIPTION = "Draw pictures from a checkpoint. The same command gives the same file."

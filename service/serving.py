@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from models import stylegan
 from service import pretrained
+from service.engine.sampler import NORMALISES_LATENTS, Sampler
 from service.random.draws import Draws
-from service.training.sampling import NORMALISES_LATENTS, Sampler
 
 ARTIFACT = "generator"
 COLUMNS = ("class", "seed", "truncation")

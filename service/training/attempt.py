@@ -10,13 +10,13 @@ from service.collapse import detector
 from service.collapse.response import RESPONSES, respond
 from service.data.loader import Loader
 from service.data.samples import check_bad_samples
+from service.engine.curriculum import Cycle
+from service.engine.state import TrainState
+from service.engine.step import MEASURES, Step
 from service.recording.record import Record
 from service.training import checkpoint
-from service.training.curriculum import Cycle
 from service.training.monitor import Monitor
 from service.training.session import Session
-from service.training.state import TrainState
-from service.training.step import MEASURES, Step
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
+from service.engine.state import TrainState
 from service.errors import DataError
 from service.storage import MissingError, Storage
 from service.storage.lock import check_token
-from service.training.state import TrainState
 
 log = logging.getLogger(__name__)
 

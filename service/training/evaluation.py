@@ -11,6 +11,7 @@ from service.config import Config, Evaluation
 from service.data.index import read_index
 from service.data.order import Order
 from service.data.samples import Batch, Request, Source, read
+from service.engine.sampler import Sampler
 from service.metrics import scores
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
@@ -24,7 +25,6 @@ from service.metrics.real import (
 )
 from service.random.draws import Draws
 from service.storage import Storage, open_storage
-from service.training.sampling import Sampler
 from service.training.scores import Score
 from service.training.trained import Trained
 

@@ -12,9 +12,9 @@ from service.data.index import Index
 from service.data.loader import BATCHES_AHEAD, check_prefetch
 from service.data.order import Order
 from service.data.samples import Request, Source
+from service.engine.curriculum import Cycle
 from service.errors import DataError
 from service.random.draws import Draws
-from service.training.curriculum import Cycle
 
 Share = Callable[[int, int], NDArray[np.int64]]
 

@@ -17,10 +17,10 @@ from service.config import Config
 from service.data.decode import Pixels
 from service.data.order import Order
 from service.data.samples import Batch, Request, Source, read
+from service.engine.curriculum import Cycle, Span
+from service.engine.distributed import Workers
+from service.engine.step import Step
 from service.random.draws import Draws
-from service.training.curriculum import Cycle, Span
-from service.training.distributed import Workers
-from service.training.step import Step
 
 log = logging.getLogger(__name__)
 

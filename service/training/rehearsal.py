@@ -2,12 +2,12 @@
 
 import time
 
+from service.engine.curriculum import Cycle
+from service.engine.state import TrainState
+from service.engine.step import Step
 from service.recording.record import Record
 from service.training import checkpoint
-from service.training.curriculum import Cycle
 from service.training.session import Session
-from service.training.state import TrainState
-from service.training.step import Step
 
 
 def rehearse(session: Session, state: TrainState, end: int) -> None:

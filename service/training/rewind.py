@@ -5,9 +5,9 @@ import logging
 from service.collapse.detector import Verdict
 from service.collapse.response import CollapseError
 from service.config import resolve
+from service.engine.state import TrainState, new_state
 from service.training import checkpoint, scores
 from service.training.session import Session
-from service.training.state import TrainState, new_state
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import torch
 
 from service.config import Config, Evaluation, differences
 from service.data.index import Index, check_channels, check_labels, check_shards, find_index
+from service.engine.curriculum import Curriculum
 from service.errors import DataError, UsageError
 from service.metrics import scores
 from service.metrics.features import open_features
 from service.recording.mlflow import check_no_credentials
 from service.storage import MissingError, Storage, is_s3, open_storage
 from service.storage.lock import RunLock
-from service.training.curriculum import Curriculum
 from service.training.feed import check_memory, source_of
 
 RUN_KEY, SWEEP_KEY = "run.json", "sweep.json"

@@ -8,15 +8,15 @@ from typing import Any
 from service.config import Config, amend
 from service.data.index import read_index
 from service.data.loader import Loader
+from service.engine.curriculum import Curriculum, Cycle, curriculum_of, due
+from service.engine.distributed import Workers
+from service.engine.state import TrainState
 from service.recording.record import Record
 from service.recording.recorder import RecorderClient
 from service.storage import open_storage
 from service.training import checkpoint, scores
-from service.training.curriculum import Curriculum, Cycle, curriculum_of, due
-from service.training.distributed import Workers
 from service.training.feed import check_memory, open_feeders, requests, source_of
 from service.training.monitor import RealImages, panel_of
-from service.training.state import TrainState
 
 log = logging.getLogger(__name__)
 

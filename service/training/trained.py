@@ -9,10 +9,10 @@ from pydantic import ValidationError
 import models
 from models import Growing, Shape, Stage
 from service.config import Config
+from service.engine.curriculum import curriculum_of
 from service.errors import DataError, UsageError
 from service.storage import open_storage
 from service.training import checkpoint, scores
-from service.training.curriculum import curriculum_of
 from service.training.run import read_run
 
 WEIGHTS = ("ema", "generator")

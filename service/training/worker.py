@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from service.config import Config
+from service.engine import distributed
+from service.engine.curriculum import Cycle, due
+from service.engine.panel import draw_panel, panel_columns
+from service.engine.state import TrainState, new_state
 from service.recording.record import Record
 from service.recording.recorder import RecorderClient
-from service.training import checkpoint, distributed
+from service.training import checkpoint
 from service.training.attempt import Attempt, Meter
 from service.training.checkpoint import Checkpointer
-from service.training.curriculum import Cycle, due
-from service.training.panel import draw_panel, panel_columns
 from service.training.rehearsal import rehearse
 from service.training.rewind import collapse_error, rewind
 from service.training.session import Session
-from service.training.state import TrainState, new_state
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from service.config import Config, differences
+from service.engine.curriculum import Curriculum
 from service.errors import DataError, UsageError
 from service.storage import MissingError, Storage, open_storage
-from service.training.curriculum import Curriculum
 from service.training.run import RUN_KEY, SWEEP_KEY
 from service.tuning.space import Space, apply
 

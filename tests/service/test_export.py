@@ -17,13 +17,13 @@ import models
 from models import Stage, stylegan
 from service import export, pretrained
 from service.config import Config
+from service.engine.sampler import Sampler
+from service.engine.state import new_state
 from service.errors import DataError, ServiceError, UsageError
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training.checkpoint import Checkpointer, Keep
 from service.training.run import RUN_KEY
-from service.training.sampling import Sampler
-from service.training.state import new_state
 from service.training.trained import load
 from tests.conftest import ROOT, tiny_values
 

@@ -11,9 +11,9 @@ import yaml
 from service import plan
 from service.data.index import read_index
 from service.data.samples import read
+from service.engine.curriculum import Curriculum
 from service.errors import DataError, UsageError
 from service.storage import open_storage
-from service.training.curriculum import Curriculum
 from service.training.feed import requests, source_of
 from tests.conftest import tiny_config, tiny_values
 

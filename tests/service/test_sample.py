@@ -12,14 +12,14 @@ from PIL import Image
 
 from service import sample
 from service.config import Config
+from service.engine.curriculum import Curriculum
+from service.engine.panel import draw_panel, panel_columns
+from service.engine.state import new_state
 from service.errors import DataError, UsageError
 from service.recording.pictures import grid_png
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training.checkpoint import Checkpointer, Keep
-from service.training.curriculum import Curriculum
-from service.training.panel import draw_panel, panel_columns
-from service.training.state import new_state
 from tests.conftest import tiny_values
 
 MODELS: dict[str, dict[str, Any]] = {

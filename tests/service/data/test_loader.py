@@ -19,9 +19,9 @@ from service.data.index import check_shards, read_index
 from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
 from service.data.order import Order, at
 from service.data.samples import Request, Source, read
+from service.engine.curriculum import Curriculum
 from service.errors import DataError
 from service.storage import open_storage
-from service.training.curriculum import Curriculum
 from tests.conftest import ROOT
 
 LANES, WINDOW = 8, 16

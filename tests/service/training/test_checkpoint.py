@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from service.config import Config
+from service.engine.state import new_state
 from service.errors import DataError, LockError, StorageError
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import checkpoint
 from service.training.checkpoint import Checkpointer, Keep, Name
-from service.training.state import new_state
 from tests.conftest import tiny_config
 
 

@@ -10,11 +10,11 @@ import torch
 
 from service.collapse.response import CollapseError
 from service.config import Config
+from service.engine.state import new_state
 from service.recording.record import Record
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import checkpoint, worker
-from service.training.state import new_state
 from tests.conftest import assert_equal, tiny_config
 
 END = 480

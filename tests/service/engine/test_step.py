@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from service.config import Config
-from service.training import distributed
+from service.engine import distributed
+from service.engine.state import TrainState, new_state
+from service.engine.step import MEASURES, Step
 from service.training.session import Session
-from service.training.state import TrainState, new_state
-from service.training.step import MEASURES, Step
 from tests.conftest import tiny_values
 
 PHASES = [

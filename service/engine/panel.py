@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from models import Growing, Stage
 from service.config import Config
+from service.engine.sampler import Sampler
 from service.random.draws import Draws
-from service.training.sampling import Sampler
 
 STANDING_BATCHES = 4
 

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from models.layers import BatchNorm, use_reduce
-from service.training import distributed
-from service.training.distributed import Workers
+from service.engine import distributed
+from service.engine.distributed import Workers
 
 WORKERS = 2
 BATCH = 12

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from models import Stage
 from service.config import Phase
-from service.training.curriculum import Curriculum, due
+from service.engine.curriculum import Curriculum, due
 
 PHASES = [
     Phase(resolution=8, hold_images=100, batch=16),

@@ -15,10 +15,10 @@ from models.layers import spectral_iterate, use_reduce
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config
 from service.data.samples import Batch
+from service.engine.curriculum import Cycle, Span
+from service.engine.distributed import Workers
+from service.engine.state import TrainState
 from service.random.draws import Draws
-from service.training.curriculum import Cycle, Span
-from service.training.distributed import Workers
-from service.training.state import TrainState
 
 MEASURES = (
     "loss_d",

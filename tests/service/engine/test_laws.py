@@ -10,14 +10,15 @@ import torch.multiprocessing as mp
 
 from service.config import Config
 from service.data.samples import Batch
+from service.engine import distributed
+from service.engine.curriculum import Curriculum
+from service.engine.state import TrainState, new_state
+from service.engine.step import MEASURES, Step
 from service.storage import open_storage
 from service.storage.lock import RunLock
-from service.training import checkpoint, distributed
+from service.training import checkpoint
 from service.training.checkpoint import Checkpointer, Keep
-from service.training.curriculum import Curriculum
 from service.training.session import Session
-from service.training.state import TrainState, new_state
-from service.training.step import MEASURES, Step
 from tests.conftest import assert_equal, tiny_config, tiny_values
 
 CYCLES = 30
