@@ -1,8 +1,8 @@
 """The one door to objects: folders and s3:// addresses behind one small interface.
 
-Keys are relative to the address, with forward slashes. Every write is whole or not at all. Transient
-faults are tried again with jitter for `retry_s`; lasting ones raise StorageError with the remedy.
-Safe under many threads.
+Keys are relative to the address, with forward slashes. A write is whole or does not happen. Transient
+faults are retried with jitter for `retry_s`; lasting ones raise StorageError with the remedy. All of it
+is safe with many threads.
 """
 
 from service.errors import StorageError
@@ -21,12 +21,12 @@ from service.storage.folder import FolderStorage
 
 
 def open_storage(address: str, retry_s: float = 0, timeout_s: float = TIMEOUT_S) -> Storage:
-    """The storage at a folder or s3://bucket/prefix. Nothing is contacted or made yet.
+    """The storage at a folder or s3://bucket/prefix. Nothing is contacted or created yet.
 
-    A request to S3 that is silent for `timeout_s`, or slower than 1 MiB in so long, is given up.
+    An S3 request is abandoned if it is silent for `timeout_s`, or takes that long for a MiB.
     """
     if is_s3(address):
-        from service.storage.s3 import S3Storage  # boto3 takes its time, which folders need not
+        from service.storage.s3 import S3Storage  # importing boto3 takes time, which folders can spare
 
         return S3Storage(address, retry_s, timeout_s)
     if "://" in address:

@@ -27,16 +27,16 @@ class MissingError(StorageError):
 
 
 class ConflictError(StorageError):
-    """A conditional write lost: another wrote first."""
+    """A conditional write lost against another writer."""
 
 
 class ChangedError(StorageError):
-    """The object is not the one that was meant: its ETag is another."""
+    """The object is not the expected one: its ETag differs."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a listing tells of an object: bytes, and S3's ETag ("" in folders, which have none)."""
+    """An object in a listing: its bytes, and its ETag in S3 ("" in folders, which have none)."""
 
     size: int
     etag: str = ""
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass
 class Traffic:
-    """What went through a storage since it was opened: reads asked for, their bytes, second tries."""
+    """Traffic of a storage since it was opened: reads, their bytes, and retries."""
 
     requests: int = 0
     bytes: int = 0
@@ -60,7 +60,7 @@ class Traffic:
 
 
 class Writer(Protocol):
-    """Where an object is written piece by piece."""
+    """Something that an object is written to piece by piece."""
 
     def write(self, data: bytes, /) -> object:
         """Append bytes."""
@@ -77,14 +77,14 @@ class Storage(ABC):
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """End the waiting of all threads: what fails from now on is not tried again."""
+        """Stop all retries: a call that fails from now on is not repeated."""
         self._closed.set()
 
     @abstractmethod
     def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
-        """The object, or `length` bytes of it from `start`, fewer at its end.
+        """The object, or `length` bytes of it from `start`; fewer if it ends before.
 
-        MissingError where there is none; ChangedError where `etag` is given and the object's another.
+        MissingError if there is no object; ChangedError if its ETag is not `etag`, where one is given.
         """
 
     @abstractmethod
@@ -93,18 +93,18 @@ class Storage(ABC):
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Write the object, over one that is there."""
+        """Write the object; it replaces one that is there."""
 
     @abstractmethod
     def put_if(self, key: str, data: bytes, version: str | None) -> str:
-        """Write if the object's version is still `version` (None: absent), and return the new one.
+        """Write if the object's version is still `version` (None: no object); returns the new version.
 
-        ConflictError where another was faster.
+        ConflictError if another process was faster.
         """
 
     @abstractmethod
     def writer(self, key: str) -> AbstractContextManager[Writer]:
-        """Write an object piece by piece; it is there, whole, once the context ends without error."""
+        """Write an object piece by piece; it appears, whole, once the context ends without error."""
 
     @abstractmethod
     def entries(self, prefix: str = "") -> dict[str, Entry]:
@@ -116,18 +116,18 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove the objects; those that are gone already are no error."""
+        """Delete the objects; it is no error if some are gone already."""
 
     @abstractmethod
     def sweep(self, prefix: str) -> None:
-        """Clear away what writers of such keys that died have left; none may be at work on them."""
+        """Delete what dead writers of such keys left behind; no writer may be at work on them."""
 
     def url(self, key: str) -> str:
         """The address of an object, for people."""
         return f"{self.address}/{key}"
 
     def _persist(self, call: Callable[[], T], transient: Callable[[Exception], bool]) -> T:
-        """The result of `call`, tried again with jittered, doubling pauses until `retry_s` is over."""
+        """The result of `call`, retried with jittered, doubling pauses until `retry_s` is over."""
         deadline = time.monotonic() + self.retry_s
         pause = FIRST_PAUSE_S
         while True:
@@ -144,5 +144,5 @@ class Storage(ABC):
 
 
 def is_s3(address: str) -> bool:
-    """Whether the address names a bucket, not a folder."""
+    """Whether the address names a bucket rather than a folder."""
     return address.startswith(S3_SCHEME)

@@ -1,4 +1,4 @@
-"""Objects as files below a folder. Every write is whole or not at all."""
+"""Objects as files below a folder. A write is whole or does not happen."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ _UNFINISHED = ".unfinished-"
 
 
 class FolderStorage(Storage):
-    """Files below a folder, made when first written to."""
+    """Files below a folder, which is created at the first write."""
 
     def __init__(self, address: str, retry_s: float = 0):
         super().__init__(retry_s)
@@ -70,15 +70,15 @@ class FolderStorage(Storage):
 
     def entries(self, prefix: str = "") -> dict[str, Entry]:
         def walk() -> dict[str, Entry]:
-            found = {}
+            entries = {}
             for folder, _, names in os.walk(self.root / os.path.dirname(prefix), followlinks=True):
                 for name in names:
                     path = Path(folder, name)
                     key = path.relative_to(self.root).as_posix()
                     if key.startswith(prefix) and not name.startswith(_UNFINISHED):
-                        with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or a dead link
-                            found[key] = Entry(path.stat().st_size)
-            return dict(sorted(found.items()))
+                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a dead link
+                            entries[key] = Entry(path.stat().st_size)
+            return dict(sorted(entries.items()))
 
         return self._call(prefix, walk)
 
@@ -100,7 +100,7 @@ class FolderStorage(Storage):
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the folder's lock file, so that compare-and-write is one act for all processes."""
+        """Hold the folder's lock file, so that compare-and-write is atomic among processes."""
         self._call("", functools.partial(self.root.mkdir, parents=True, exist_ok=True))
         key = f"{_UNFINISHED}lock"
         with self._call(key, lambda: open(self.root / key, "w")) as guard:
@@ -116,12 +116,12 @@ class FolderStorage(Storage):
                 Path(file.name).unlink(missing_ok=True)
 
     def _part(self, path: Path) -> BinaryIO:
-        """A new file beside `path`, which no listing shows."""
+        """A new file beside `path`; listings leave it out."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path.parent / f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex}", "wb")
 
     def _keep(self, file: BinaryIO, path: Path) -> None:
-        """Put the file on disk, then in its place."""
+        """Flush the file to disk, then move it into its place."""
         file.flush()
         os.fsync(file.fileno())
         os.replace(file.name, path)
@@ -153,7 +153,7 @@ def _is_transient_file_error(error: Exception) -> bool:
 
 
 def _read(file: io.RawIOBase, length: int | None) -> bytes:
-    """`length` bytes, or all, in as many reads as it takes; fewer where the file ends."""
+    """`length` bytes, or all, in as many reads as it takes; fewer if the file ends."""
     if length is None:
         return file.readall()
     pieces = []

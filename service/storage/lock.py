@@ -1,15 +1,16 @@
-"""The run lock: one holder a run directory, with a token that rises, so that a zombie can do no harm."""
+"""The run lock: one holder for a folder, with a rising token, so that a zombie can do no harm."""
 
-import json
 import logging
 import os
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+from typing import Annotated, ClassVar, Literal
 
 import psutil
+from pydantic import Field
 
+from service.documents import Count, Document, Seconds
 from service.errors import LockError, StorageError
 from service.storage.base import ConflictError, MissingError, Storage
 
@@ -20,16 +21,21 @@ LEASE_S = 60.0
 _POLL_S = 1.0
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Who holds the lock: process `pid`, started at `started`, on `host`; no pid once released."""
+class Holder(Document):
+    """Who holds the lock: process `pid`, started at `started`, on `host`; pid 0 once released.
 
-    token: int
-    host: str
-    pid: int
-    started: float
-    renewed: float
-    lease_s: float
+    Times are in seconds since the epoch; `token` rises with every holder.
+    """
+
+    remedy: ClassVar[str] = "if no process uses this folder, delete the file"
+
+    version: Literal[2] = 2
+    token: Count
+    host: Annotated[str, Field(max_length=255)]
+    pid: Count
+    started: Seconds
+    renewed: Seconds
+    lease_s: Annotated[float, Field(ge=0, le=86400)]
 
     @property
     def expired(self) -> bool:
@@ -38,7 +44,7 @@ class Holder:
 
     @property
     def dead(self) -> bool:
-        """Whether the holder let go, or was a process of this host that is no more."""
+        """Whether the holder released it, or was a process of this host that has ended."""
         if not self.pid:
             return True
         if self.host != socket.gethostname():
@@ -50,20 +56,12 @@ class Holder:
 
 
 def read_holder(storage: Storage) -> tuple[Holder | None, str | None]:
-    """The present holder and the version of the lock, or twice None."""
+    """The present holder and the version of the lock, or twice None; DataError where it is damaged."""
     try:
         data, version = storage.get_versioned(LOCK_KEY)
     except MissingError:
         return None, None
-    try:
-        found = json.loads(data)
-        token, host, pid = int(found["token"]), str(found["host"]), int(found["pid"])
-        times = (float(found[name]) for name in ("started", "renewed", "lease_s"))
-        return Holder(token, host, pid, *times), version
-    except (ValueError, TypeError, KeyError) as error:
-        raise LockError(
-            f"{storage.url(LOCK_KEY)}: damaged ({error}); if no process uses this run, delete it"
-        ) from error
+    return Holder.from_bytes(data, storage.url(LOCK_KEY)), version
 
 
 class RunLock:
@@ -78,21 +76,21 @@ class RunLock:
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> int:
-        """Take the lock and return its token; LockError where a live process holds it.
+        """Take the lock and return its token; LockError if a live process holds it.
 
-        A holder that may be dead, on another host, is waited for until its lease runs out.
+        If the holder is on another host and may be dead, wait until its lease runs out.
         """
         holder, version = read_holder(self.storage)
         if holder and not holder.dead and not holder.expired:
             holder, version = self._outwait(holder)
         process = psutil.Process()
         self._holder = Holder(
-            holder.token + 1 if holder else 1,
-            socket.gethostname(),
-            os.getpid(),
-            process.create_time(),
-            time.time(),
-            self.lease_s,
+            token=holder.token + 1 if holder else 1,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=process.create_time(),
+            renewed=time.time(),
+            lease_s=self.lease_s,
         )
         try:
             self._version = self._put(self._holder, version)
@@ -103,13 +101,13 @@ class RunLock:
         return self._holder.token
 
     def release(self) -> None:
-        """Let go; the token stays, for the next holder to count on."""
+        """Release the lock; the token stays, and the next holder's is one higher."""
         self._stop.set()
         if self._thread:
             self._thread.join()
         if self._holder:
             try:
-                self._put(Holder(**asdict(self._holder) | {"pid": 0}), self._version)
+                self._put(self._holder.model_copy(update={"pid": 0}), self._version)
             except StorageError as error:
                 log.warning("event=lock_not_released error=%s", error)
 
@@ -132,22 +130,22 @@ class RunLock:
     def _renew(self) -> None:
         assert self._holder is not None
         while not self._stop.wait(self.lease_s / 4):
-            renewed = Holder(**asdict(self._holder) | {"renewed": time.time()})
+            renewed = self._holder.model_copy(update={"renewed": time.time()})
             try:
                 self._version = self._put(renewed, self._version)
                 self._holder = renewed
             except ConflictError:
                 log.error("event=lock_lost run=%s", self.storage.address)
                 return
-            except StorageError as error:  # the lease covers a few failures; the next may succeed
+            except StorageError as error:  # the lease covers a few failures
                 log.warning("event=lock_not_renewed error=%s", error)
 
     def _put(self, holder: Holder, version: str | None) -> str:
-        return self.storage.put_if(LOCK_KEY, json.dumps(asdict(holder)).encode(), version)
+        return self.storage.put_if(LOCK_KEY, holder.to_bytes(), version)
 
 
 def check_token(storage: Storage, token: int) -> None:
-    """LockError unless `token` is still the lock's: what a fenced-off process must not pass."""
+    """LockError unless `token` is still the lock's. It keeps a superseded process from writing."""
     holder, _ = read_holder(storage)
     if holder is None or holder.token != token:
         raise LockError(

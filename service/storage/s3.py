@@ -1,4 +1,4 @@
-"""Objects in S3 and its kin, through boto3, each request with limits of time and counted.
+"""Objects in S3 and compatible servers, through boto3. Each request is counted and has time limits.
 
 Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
 """
@@ -48,16 +48,16 @@ _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "Re
 
 
 def s3_endpoint() -> str | None:
-    """The S3 server that the environment names; None for Amazon's own."""
+    """The S3 server that the environment names; None for Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 class BrokenAnswer(Exception):
-    """An answer that is not the one asked for; the next may be."""
+    """An answer that does not match the request; another try may succeed."""
 
 
 class _PastEnd(StorageError):
-    """A range that begins where the object has ended."""
+    """A range that begins beyond the end of the object."""
 
 
 class S3Storage(Storage):
@@ -83,17 +83,17 @@ class S3Storage(Storage):
             return self._client_now
 
     def _connect(self) -> Any:
-        # A session of its own: boto3's default one keeps the first credentials that it met.
+        # Not boto3's default session, which keeps the first credentials that it met.
         return boto3.session.Session().client(
             "s3",
             config=Config(
                 connect_timeout=min(CONNECT_TIMEOUT_S, self.timeout_s),
                 read_timeout=self.timeout_s,
-                # Second tries are ours, which count them; what stays is the throttling of senders.
+                # We retry, and count retries; boto3 only throttles.
                 retries={"mode": "adaptive", "total_max_attempts": 1},
                 max_pool_connections=MAX_CONNECTIONS,
                 region_name=None if os.environ.get("AWS_DEFAULT_REGION") else "us-east-1",
-                # Servers other than Amazon's answer below one host name.
+                # Servers other than Amazon's use one host name for all buckets.
                 s3={"addressing_style": "path" if s3_endpoint() else "auto"},
             ),
         )
@@ -145,11 +145,11 @@ class S3Storage(Storage):
         try:
             return self._call(key, write)
         except ConflictError:
-            # An earlier try may have come through, and only its answer been lost.
+            # An earlier try may have succeeded, and only its answer was lost.
             if tries > 1:
-                present, found = self.get_versioned(key)
+                present, present_version = self.get_versioned(key)
                 if present == data:
-                    return found
+                    return present_version
             raise
 
     @contextlib.contextmanager
@@ -170,8 +170,8 @@ class S3Storage(Storage):
                 Bucket=self.bucket, Prefix=root + prefix
             )
             objects = (entry for page in pages for entry in page.get("Contents", ()))
-            found = {o["Key"].removeprefix(root): Entry(o["Size"], o["ETag"]) for o in objects}
-            return dict(sorted(found.items()))
+            entries = {o["Key"].removeprefix(root): Entry(o["Size"], o["ETag"]) for o in objects}
+            return dict(sorted(entries.items()))
 
         return self._call(prefix, walk)
 
@@ -195,10 +195,10 @@ class S3Storage(Storage):
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
 
     def _body(self, answer: dict[str, Any]) -> bytes:
-        """All that the answer promises, in time; BrokenAnswer where it ends early or crawls."""
+        """The whole body; BrokenAnswer if it ends early or is too slow."""
         expected = answer["ContentLength"]
         deadline = time.monotonic() + self.timeout_s * (1 + expected / (1 << 20))
-        # botocore's own read() waits for all it was asked for, be it for days.
+        # botocore's own read() waits for all the bytes, for days if need be.
         stream = answer["Body"]._raw_stream
         pieces: list[bytes] = []
         missing = expected
@@ -224,7 +224,7 @@ class S3Storage(Storage):
         code, status = _s3_code(error)
         if code in _EXPIRED:
             with self._client_lock:
-                self._client_now = None  # a new one reads the credentials anew
+                self._client_now = None  # a new client reads the credentials again
             return True
         broken = (
             BrokenAnswer,
@@ -266,25 +266,25 @@ class S3Storage(Storage):
                 " AWS_SECRET_ACCESS_KEY and the bucket's policy"
             )
         if self._is_worth_another_try(error):
-            told = f"{code}: {error}" if isinstance(error, BrokenAnswer) else code
+            reason = f"{code}: {error}" if isinstance(error, BrokenAnswer) else code
             return StorageError(
-                f"{where}: the storage does not answer ({told}), tried for {self.retry_s:.0f} s;"
+                f"{where}: the storage does not answer ({reason}), tried for {self.retry_s:.0f} s;"
                 " check AWS_ENDPOINT_URL and that the server is up"
             )
         return StorageError(f"{where}: {error}")
 
 
 def _check_span(answer: dict[str, Any], start: int, length: int | None) -> None:
-    """BrokenAnswer unless the answer holds the bytes that were asked for, or those that there are."""
+    """BrokenAnswer unless the answer holds the requested bytes, or all that exist of them."""
     total = int(answer.get("ContentRange", "/0").rpartition("/")[2])
     expected = total - start if length is None else min(length, total - start)
-    found = (answer.get("ContentRange", "no range").partition("-")[0], answer["ContentLength"])
-    if found != (f"bytes {start}", expected):
-        raise BrokenAnswer(f"{found[1]} bytes from {found[0]}, {expected} from {start} wanted")
+    span, count = answer.get("ContentRange", "no range").partition("-")[0], answer["ContentLength"]
+    if (span, count) != (f"bytes {start}", expected):
+        raise BrokenAnswer(f"{count} bytes from {span}, {expected} from {start} wanted")
 
 
 class _Upload:
-    """A multipart upload that sends each part while the next is written; small objects in one go."""
+    """A multipart upload that sends a part while the next is written; small objects need one request."""
 
     def __init__(self, storage: S3Storage, key: str):
         self.storage, self.key = storage, key
@@ -295,14 +295,14 @@ class _Upload:
         self._sent: list[str] = []
 
     def write(self, data: bytes) -> None:
-        """Append bytes; waits while too many parts are under way."""
+        """Append bytes; waits if too many parts are under way."""
         self._buffer += data
         while len(self._buffer) >= PART_BYTES:
             self._send(bytes(self._buffer[:PART_BYTES]))
             del self._buffer[:PART_BYTES]
 
     def finish(self) -> None:
-        """Send what is left and make the object of its parts."""
+        """Send what is left and assemble the object from its parts."""
         if self._id is None:
             self.storage.put(self.key, bytes(self._buffer))
         else:
@@ -316,22 +316,22 @@ class _Upload:
                     "complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": parts}
                 )
             except StorageError:
-                # An earlier try may have come through, and only its answer been lost.
+                # An earlier try may have succeeded, and only its answer was lost.
                 present = self.storage.entries(self.key).get(self.key)
                 if present is None or present.etag.strip('"') != self._etag():
                     raise
         self._threads.shutdown()
 
     def _etag(self) -> str:
-        """What S3 makes of the parts' ETags."""
+        """The ETag that S3 computes from the parts' ETags."""
         digests = b"".join(bytes.fromhex(etag.strip('"')) for etag in self._sent)
         return f"{hashlib.md5(digests).hexdigest()}-{len(self._sent)}"
 
     def abort(self) -> None:
-        """Leave nothing behind; what stood under the key before stays."""
+        """Leave nothing behind; an object that was there before stays."""
         self._threads.shutdown(cancel_futures=True)
         if self._id is not None:
-            # The first error is the one to tell; a bucket's lifecycle sweeps the parts.
+            # The first error matters more; the bucket's lifecycle sweeps the parts.
             with contextlib.suppress(StorageError):
                 self._do("abort_multipart_upload", UploadId=self._id)
 

@@ -4,11 +4,10 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
 
 import pytest
 
-from service.errors import LockError
+from service.errors import DataError, LockError
 from service.storage import open_storage
 from service.storage.lock import LOCK_KEY, RunLock, check_token, read_holder
 
@@ -46,7 +45,7 @@ def test_a_holder_that_was_killed_on_this_host_is_overtaken_at_once(storage):
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
     holder, _ = read_holder(storage)
-    storage.put(LOCK_KEY, json.dumps(asdict(replace(holder, pid=process.pid))).encode())
+    storage.put(LOCK_KEY, holder.model_copy(update={"pid": process.pid}).to_bytes())
     assert RunLock(storage).acquire() == 2
 
 
@@ -54,8 +53,8 @@ def test_a_silent_holder_elsewhere_is_overtaken_when_its_lease_is_over(storage):
     lock = RunLock(storage)
     lock.acquire()
     holder, _ = read_holder(storage)
-    away = replace(holder, host="another-host", lease_s=2.0, renewed=time.time())
-    storage.put(LOCK_KEY, json.dumps(asdict(away)).encode())
+    away = holder.model_copy(update={"host": "another-host", "lease_s": 2.0, "renewed": time.time()})
+    storage.put(LOCK_KEY, away.to_bytes())
     started = time.time()
     assert RunLock(storage).acquire() == 2
     assert time.time() >= started + 1.0
@@ -73,8 +72,36 @@ def test_renewing_keeps_the_lease_alive(storage):
     assert read_holder(storage)[0].dead
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"token": "a"}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"version": 2}', b'{"version": 2, "token": "a"}'])
 def test_a_damaged_lock_says_what_to_do(storage, content):
     storage.put(LOCK_KEY, content)
-    with pytest.raises(LockError, match="delete it"):
+    words = r"lock\.json: damaged \(.*\); if no process uses this folder, delete the file$"
+    with pytest.raises(DataError, match=words):
         RunLock(storage).acquire()
+    with pytest.raises(DataError, match=words):
+        check_token(storage, 1)
+    assert storage.get(LOCK_KEY) == content
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"token": 1, "pid": 7}', b'{"version": 1}'])
+def test_a_lock_of_another_version_of_the_service_is_not_overtaken(storage, content):
+    storage.put(LOCK_KEY, content)
+    words = r"lock\.json: has (no version|version 1), but this service reads version 2; use the version"
+    with pytest.raises(DataError, match=words):
+        RunLock(storage).acquire()
+    assert storage.get(LOCK_KEY) == content
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("token", -1), ("pid", 2**63), ("pid", 7.5), ("host", "h" * 256), ("renewed", float("inf")),
+     ("lease_s", float("nan")), ("lease_s", 10**9)],
+)  # fmt: skip
+def test_a_holder_that_cannot_be_is_told_with_its_field(storage, field, value):
+    lock = RunLock(storage)
+    lock.acquire()
+    lock.release()
+    holder = json.loads(storage.get(LOCK_KEY))
+    storage.put(LOCK_KEY, json.dumps(holder | {field: value}).encode())
+    with pytest.raises(DataError, match=rf"lock\.json: damaged \({field}: (Input|String) should"):
+        read_holder(storage)
