@@ -1,28 +1,234 @@
-"""What all commands share: errors in the user's words, and the exit codes 0, 1 and 2."""
+"""What all commands share: options as typed values, errors in the user's words, exit codes 0, 1 and 2.
+
+A command declares its options once, as fields of an `Options` class: the field's name is the flag, its
+type and bounds are checked, and the docstring below it is what `--help` says.
+"""
 
 import argparse
+import difflib
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
+from annotated_types import Ge, Le
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from service.errors import ServiceError, UsageError
 
+T = TypeVar("T")
+Chosen = TypeVar("Chosen", bound="Options")
 
-def check_bounds(options: argparse.Namespace, bounds: Mapping[str, tuple[int, int]]) -> None:
-    """UsageError naming the first flag whose number is outside its lowest and highest."""
-    for name, (low, high) in bounds.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: give {low} to {high}")
+
+@dataclass(frozen=True)
+class Shown:
+    """How an option is shown in `--help`: the word that stands for its value."""
+
+    metavar: str
+
+
+class _Positional:
+    """Marks an option that is named by its place, not by a flag."""
+
+
+Positional = Annotated[T, _Positional()]
+"""`checkpoint: Positional[str]` is given without a flag."""
+Text = Annotated[str, Field(pattern=r"\S")]
+"""A word that is not empty."""
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class Options(BaseModel):
+    """A command's options, frozen. Subclasses add fields, each with a docstring for `--help`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def parse(
+    options: type[Chosen],
+    arguments: Sequence[str],
+    program: str,
+    description: str = "",
+    epilog: str = "",
+) -> Chosen:
+    """The options on a command line; UsageError names the flag, the value and the remedy.
+
+    `program` is the module after `python -m`. `--help` prints and exits 0.
+    """
+    given, rest = _read(options, arguments, program, description, epilog)
+    if rest:  # first: what follows a misspelt flag may stand in the place of another value
+        raise UsageError(_unknown(options, rest[0]))
+    return _check(options, given)
+
+
+def parse_known(
+    options: type[Chosen],
+    arguments: Sequence[str],
+    program: str,
+    description: str = "",
+    epilog: str = "",
+) -> tuple[Chosen, list[str]]:
+    """As `parse`, with the arguments that are none of these options, in their order."""
+    given, rest = _read(options, arguments, program, description, epilog)
+    return _check(options, given), rest
+
+
+def _read(
+    options: type[Options], arguments: Sequence[str], program: str, description: str, epilog: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The text that is given for each option, and the arguments that are none of them."""
+    parser = make_parser(options, program, description, epilog)
+    if any(_is_positional(field) for field in options.model_fields.values()):
+        given, rest = parser.parse_known_intermixed_args(arguments)
+    else:
+        given, rest = parser.parse_known_args(arguments)
+    return {name: value for name, value in vars(given).items() if value is not None}, rest
+
+
+def _check(options: type[Chosen], given: dict[str, Any]) -> Chosen:
+    try:
+        return options(**given)
+    except ValidationError as error:
+        raise UsageError(_in_words(options, error)) from error
+
+
+def make_parser(
+    options: type[Options], program: str, description: str = "", epilog: str = ""
+) -> argparse.ArgumentParser:
+    """argparse's parser of the options. It leaves every value as text: `options` checks them."""
+    parser = _Parser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for name, field in options.model_fields.items():
+        _add(parser, name, field)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports errors as the rest of the service does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    kind, settings = _kind(field), _help(field)
+    flag = _flag(name)
+    if kind is bool:
+        parser.add_argument(flag, action="store_true", default=None, **settings)
+        return
+    shown = next((m.metavar for m in field.metadata if isinstance(m, Shown)), None)
+    several = get_origin(kind) is list
+    if several:
+        settings["nargs"] = "*" if _is_positional(field) and not field.is_required() else "+"
+        (kind,) = get_args(kind)
+    metavar = shown or {int: "N", float: "X"}.get(kind, name.replace("_", "-").upper())
+    if get_origin(kind) is Literal and not shown:
+        metavar = "{" + ",".join(map(str, get_args(kind))) + "}"
+    if _is_positional(field):
+        if not field.is_required() and not several:
+            settings["nargs"] = "?"
+        parser.add_argument(name, metavar=metavar, **settings)
+    else:
+        parser.add_argument(flag, dest=name, metavar=metavar, required=field.is_required(), **settings)
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The type of a value that is given: of `int | None` it is `int`."""
+    kind = field.annotation
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _help(field: FieldInfo) -> dict[str, Any]:
+    text = " ".join((field.description or "").split())
+    shown = not field.is_required() and field.default is not None and field.default is not False
+    if shown and "default" not in text:
+        text += f" (default {field.default})"
+    return {"help": text.replace("%", "%%")}
+
+
+def _is_positional(field: FieldInfo) -> bool:
+    return any(isinstance(mark, _Positional) for mark in field.metadata)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _unknown(options: type[Options], argument: str) -> str:
+    """What to say of an argument that is none of the options."""
+    flag = argument.partition("=")[0]
+    if not flag.startswith("-"):
+        return f"{argument}: one argument too many; see --help"
+    known = [_flag(name) for name, field in options.model_fields.items() if not _is_positional(field)]
+    return f"{flag}: no such option; {suggest(flag, known)}"
+
+
+def _in_words(options: type[Options], error: ValidationError) -> str:
+    """The first finding as `--flag value: what to give`."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return str(first["ctx"]["error"])
+    name = str(first["loc"][0])
+    field = options.model_fields[name]
+    label = name if _is_positional(field) else _flag(name)
+    match first["type"]:
+        case "string_pattern_mismatch":
+            return f"{label}: empty; see --help"
+        case "string_unicode":
+            remedy = "no UTF-8; rename it"
+        case "value_error" | "assertion_error":
+            remedy = str(first["ctx"]["error"])
+        case "literal_error":
+            remedy = f"choose of {first['ctx']['expected']}".replace("'", "")
+        case _:
+            remedy = f"give {_range(field)}"
+    return f"{label} {first['input']}: {remedy}"
+
+
+def _range(field: FieldInfo) -> str:
+    """What a number may be, in words."""
+    marks = field.metadata + [m for part in get_args(field.annotation) for m in _marks(part)]
+    low = next((mark.ge for mark in marks if isinstance(mark, Ge)), None)
+    high = next((mark.le for mark in marks if isinstance(mark, Le)), None)
+    kind = "a whole number" if _kind(field) is int else "a number"
+    if low is None:
+        return kind
+    return f"{kind} from {low}" + ("" if high is None else f" to {high}")
+
+
+def _marks(part: Any) -> list[Any]:
+    marks = part.__metadata__ if get_origin(part) is Annotated else ()
+    return [
+        inner for mark in marks for inner in (mark.metadata if isinstance(mark, FieldInfo) else [mark])
+    ]
+
+
+def suggest(
+    key: str, known: Sequence[str], prefix: str = "", otherwise: str = "--help lists them all"
+) -> str:
+    """The known name that is closest, as advice; `otherwise` where none is close."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {prefix}{close[0]}?" if close else otherwise
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command and exit: 0 on success, 1 on a failed run, 2 on bad usage, 130 if interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold what is no text
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     logging.basicConfig(
         level=os.environ.get("LOG_LEVEL", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
