@@ -1,22 +1,25 @@
-"""The configuration as a page for people: `python -m service.reference > docs/configuration.md`.
+"""The configuration as a page for people: `python -m service.config.reference > docs/configuration.md`.
 
 What it says of sections, keys and presets is read from their classes, docstrings and files.
 """
 
 import re
 import sys
-from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from service.cli import run_command
-from service.config import AMENDABLE, MAY_DIFFER, PRESETS, Config, Phase, describe
+from service.cli import Options, parse, run_command
+from service.config import Config, Phase
+from service.config.amendments import AMENDABLE
+from service.config.describe import describe
+from service.config.identity import MAY_DIFFER
+from service.config.yaml import PRESETS
 
 HEAD = """# Configuration
 
-Written by `make docs` from `service/config.py` and `service/presets/`; a test holds it to them.
+Written by `make docs` from `service/config/sections.py` and `service/presets/`; a test holds it to them.
 
 A run is a preset (`--preset NAME`) or a file with the same sections (`--config FILE`), and flags over
 it: `--section.key VALUE`. `null` unsets a value, lists and `phases` are given as JSON, `--print-config`
@@ -34,7 +37,7 @@ _PRESET = re.compile(r"^(?P<name>[\w.-]+):[^#\n]*(?:# ?(?P<about>.*))?$", re.MUL
 
 def main(arguments: Sequence[str]) -> None:
     """Print the page."""
-    ArgumentParser(prog="python -m service.reference", description=__doc__).parse_args(arguments)
+    parse(Options, arguments, "service.config.reference", __doc__ or "")
     sys.stdout.write(page())
 
 

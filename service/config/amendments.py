@@ -1,0 +1,72 @@
+"""Amendments: what a rewind changes of the settings that a step reads anew."""
+
+import math
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from service.cli import suggest
+from service.config.describe import explain
+from service.config.sections import Amendment, TrainingSettings
+
+SECTION = "training."
+# Settings that a step reads anew: a rewind may change them.
+AMENDABLE = (
+    "training.lr_generator",
+    "training.lr_discriminator",
+    "training.d_steps",
+    "training.r1",
+    "training.r1_every",
+    "training.gradient_penalty",
+    "training.gradient_penalty_every",
+    "training.drift",
+    "training.orthogonal",
+    "training.style_mixing",
+    "training.ema_half_life_images",
+)
+
+
+def resolve(training: TrainingSettings, amendment: Amendment, where: str) -> dict[str, float]:
+    """The values that an amendment gives its settings; ValueError, naming `where`, if it cannot."""
+    if not amendment:
+        raise ValueError(f"{where}: names nothing; give a setting, of {', '.join(AMENDABLE)}")
+    values = {}
+    for key, change in amendment.items():
+        if key not in AMENDABLE:
+            known = f"an amendment may change {', '.join(AMENDABLE)}"
+            hint = suggest(key, AMENDABLE, otherwise=known)
+            raise ValueError(f"{where}: {key} cannot be amended; {hint}")
+        before = getattr(training, key.removeprefix(SECTION))
+        try:
+            values[key] = _amended(before, change)
+        except (ValueError, OverflowError) as error:
+            whole = "a whole number" if isinstance(before, int) else "a value"
+            raise ValueError(
+                f"{where}: {key}: {change!r} is neither {whole} nor a factor such as x0.5"
+            ) from error
+    return values
+
+
+def _amended(before: float, change: float | str) -> float:
+    """The value that a setting has after a change; whole where it was whole, by a factor rounded."""
+    text = str(change)
+    value = before * float(text[1:]) if text.startswith("x") else float(text)
+    if not math.isfinite(value):
+        raise ValueError("not finite")
+    if not isinstance(before, int):
+        return value
+    if not text.startswith("x") and value != round(value):
+        raise ValueError("not whole")
+    return round(value)
+
+
+def amend(training: TrainingSettings, values: Mapping[str, float], where: str) -> TrainingSettings:
+    """The section with these values, as `resolve` gives them, and nothing else changed.
+
+    ValueError, naming `where`, if a value is out of its bounds.
+    """
+    changes = {key.removeprefix(SECTION): value for key, value in values.items()}
+    try:
+        return TrainingSettings(**training.model_dump() | changes)
+    except ValidationError as error:
+        raise ValueError(explain(error, where, TrainingSettings, SECTION)) from error

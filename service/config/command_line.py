@@ -1,0 +1,124 @@
+"""The configuration of a command line: a preset or a file, and flags `--section.key VALUE` over it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from service.cli import Options, make_parser, parse_known, suggest
+from service.config.describe import describe, explain
+from service.config.schema import Config
+from service.config.yaml import load_preset, preset_names, read_yaml
+from service.errors import UsageError
+
+Chosen = TypeVar("Chosen", bound="ConfigOptions")
+
+
+class _Flags(Config, BaseSettings):
+    """The configuration as pydantic-settings reads it: from a preset's values and flags over them."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, cli_avoid_json=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Never the environment: a variable DATA there is none of ours."""
+        return (init_settings,)
+
+
+class ConfigOptions(Options):
+    """What every command that takes a configuration takes beside its settings."""
+
+    preset: str | None = None
+    """A preset by name; see docs/configuration.md."""
+    config: str | None = None
+    """A YAML file with the same sections, instead of a preset."""
+    print_config: bool = False
+    """Print the resolved configuration and exit."""
+
+
+def parse_config(
+    options: type[Chosen], arguments: Sequence[str], program: str, description: str, epilog: str = ""
+) -> tuple[Chosen, Config]:
+    """The command's own options, and the configuration; UsageError with key, value and remedy.
+
+    `program` is the module after `python -m`. `--help` prints and exits 0.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        _print_help(options, program, description, epilog)
+        sys.exit(0)
+    given, rest = parse_known(options, arguments, program)
+    if given.preset and given.config:
+        raise UsageError("--preset and --config: give one of them")
+    values: dict[str, Any] = {}
+    origin = "the command line"
+    if given.preset:
+        values, origin = load_preset(given.preset), f"preset {given.preset}"
+    elif given.config:
+        values, origin = read_yaml(Path(given.config)), given.config
+    elif not rest:
+        raise UsageError(f"nothing to run: give --preset NAME, of {', '.join(preset_names())}")
+    return given, _build(options, rest, values, origin, program)
+
+
+def _build(
+    options: type[ConfigOptions], flags: list[str], values: dict[str, Any], origin: str, program: str
+) -> Config:
+    """The configuration of a preset's or a file's `values` and flags over them."""
+    _check_flags(options, flags)
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        _Flags,
+        cli_prog_name=f"python -m {program}",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_parse_none_str="null",
+        cli_exit_on_error=False,
+    )
+    try:
+        given = _Flags(_cli_settings_source=source(args=flags), **values)
+    except ValidationError as error:
+        raise UsageError(explain(error, origin, Config)) from error
+    except (SettingsError, ValueError) as error:
+        raise UsageError(
+            f"the command line cannot be read: {error}; see python -m {program} --help"
+        ) from error
+    return Config(**given.model_dump())
+
+
+def _check_flags(options: type[ConfigOptions], flags: Sequence[str]) -> None:
+    """UsageError names the first flag that is no setting."""
+    known = list(describe(Config))
+    own = [name.replace("_", "-") for name in options.model_fields]
+    for argument in flags:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag[2:] not in (*known, *Config.model_fields):
+            raise UsageError(f"{flag}: no such setting; {suggest(flag[2:], [*known, *own], '--')}")
+        if not flag.startswith("-") and argument is flags[0]:
+            raise UsageError(f"{argument}: a setting is written --section.key VALUE")
+
+
+def _print_help(options: type[ConfigOptions], program: str, description: str, epilog: str) -> None:
+    parser = make_parser(options, program, description)
+    parser.usage = f"python -m {program} --preset NAME [--section.key VALUE …] [options]"
+    print(parser.format_help())
+    print(f"presets: {', '.join(preset_names())}\n\nsettings:")
+    for key, (kind, default, meaning) in describe(Config).items():
+        print(f"  --{key} ({kind}; {default})\n      {meaning}")
+    print(f"\n{epilog}".rstrip())

@@ -1,0 +1,81 @@
+"""A configuration in words: what each key is, and what is wrong with one that does not hold."""
+
+import json
+from collections.abc import Iterator
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from service.cli import suggest
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, str, str]]:
+    """Every key of a configuration, with its type, its default and what it means."""
+    rows: dict[str, tuple[str, str, str]] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows |= describe(kind, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else f"default {json.dumps(field.default)}"
+        rows[prefix + name] = (_type_name(kind), default, field.description or "")
+    return rows
+
+
+def _type_name(kind: Any) -> str:
+    """A type as people write it: `int`, `str | null`, `list`."""
+    arguments = get_args(kind)
+    if get_origin(kind) in (Annotated, list):
+        return "list" if get_origin(kind) is list else _type_name(arguments[0])
+    if arguments:
+        return " | ".join(_type_name(argument) for argument in arguments)
+    if kind is NoneType:
+        return "null"
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def explain(error: ValidationError, origin: str, model: type[BaseModel], prefix: str = "") -> str:
+    """Pydantic's findings on a `model` as lines `key: value: what is wrong; remedy`.
+
+    `prefix` is the section that the model is, such as "training.".
+    """
+    rows, names = describe(model, prefix), list(_names(model))
+    lines = []
+    for finding in error.errors():
+        parts = (str(part) for part in finding["loc"])
+        key = prefix + ".".join(part for part in parts if not part.startswith("constrained"))
+        lines.append(_line(finding, key, rows, names, origin))
+    return f"the configuration from {origin} does not hold:\n  " + "\n  ".join(dict.fromkeys(lines))
+
+
+def _line(
+    finding: Any, key: str, rows: dict[str, tuple[str, str, str]], names: list[str], origin: str
+) -> str:
+    match finding["type"]:
+        case "extra_forbidden":
+            hint = suggest(key.rpartition(".")[2], names)
+            return f"{key}: {finding['input']!r}: no such setting; {hint}"
+        case "missing":
+            remedy = f"set --{key} or add it to {origin}" if key in rows else f"add it to {origin}"
+            return f"{key}: not given; {remedy}"
+        case "value_error" if not finding["loc"]:
+            return str(finding["ctx"]["error"])
+    message = finding["msg"].removeprefix("Value error, ")
+    return f"{key}: {finding['input']!r}: {message}{_about(key, rows)}"
+
+
+def _names(model: type[BaseModel]) -> Iterator[str]:
+    """Plain names of all settings, those in lists of sections too."""
+    for name, field in model.model_fields.items():
+        yield name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _names(kind)
+
+
+def _about(key: str, rows: dict[str, tuple[str, str, str]]) -> str:
+    if key not in rows:
+        return ""
+    kind, default, meaning = rows[key]
+    return f" ({kind}; {default}. {meaning})"

@@ -1,0 +1,52 @@
+"""Which settings make a run the one that it is: all but those that change no number of its training."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.config.schema import Config
+
+# What changes where a run goes and how it is kept, but not one number of its training.
+MAY_DIFFER = (
+    "run.dir",
+    "run.images",
+    "scale.",
+    "tracking.",
+    "storage.",
+    "checkpoint.",
+    "collapse.",
+    "evaluation.",
+    "data.index_url",
+    "data.readers",
+    "data.decoders",
+    "data.prefetch_bytes",
+    "data.cache_",
+    "data.max_bad_samples",
+)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as `section.key` to value."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(before: Mapping[str, Any], now: Config) -> list[str]:
+    """Lines that name the values which a resumed run may not change, and both of them."""
+    with contextlib.suppress(ValidationError):
+        before = Config.model_validate(
+            before
+        ).model_dump()  # settings newer than the run have their defaults
+    old, new = flatten(before), flatten(now.model_dump())
+    return [
+        f"{key}: the run was started with {old.get(key)!r}, now it is {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not key.startswith(MAY_DIFFER)
+    ]

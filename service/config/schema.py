@@ -1,0 +1,239 @@
+"""The typed configuration of a run: its sections, and the rules that hold between them.
+
+Presets stand in `presets/<family>.yaml`; a flag such as `--run.images 20000` overrides one value.
+Nothing is read from the environment, and every rule that needs no data is checked here.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+import models
+from service.config.amendments import amend, resolve
+from service.config.sections import (
+    CheckpointSettings,
+    CollapseSettings,
+    DataSettings,
+    EvaluationSettings,
+    ModelSettings,
+    Phase,
+    RunSettings,
+    ScaleSettings,
+    StorageSettings,
+    TrackingSettings,
+    TrainingSettings,
+)
+from service.config.vocabulary import RANKING
+from service.storage import is_s3
+
+CACHE_BLOCK_BYTES = 4 << 20
+"""`data.cache_dir` keeps what was read in blocks of this size; each lane reads from one."""
+
+
+class Config(BaseModel):
+    """Everything that a run is made of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    run: RunSettings
+    model: ModelSettings
+    phases: list[Phase] = Field(min_length=1)
+    """The curriculum, rung by rung; on the command line as JSON."""
+    training: TrainingSettings
+    data: DataSettings
+    scale: ScaleSettings = ScaleSettings()
+    checkpoint: CheckpointSettings
+    collapse: CollapseSettings = CollapseSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tracking: TrackingSettings
+    storage: StorageSettings = StorageSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        check(self)
+        amended = self
+        for i, amendment in enumerate(self.collapse.amendments):
+            where = f"collapse.amendments[{i}]"
+            amended = amended.amended(resolve(amended.training, amendment, where), where)
+        return self
+
+    def amended(self, values: Mapping[str, float], where: str = "an amendment") -> "Config":
+        """The configuration with these training settings, and nothing else changed.
+
+        ValueError, naming `where`, if they do not hold.
+        """
+        training = amend(self.training, values, where)
+        changed = self.model_copy(update={"training": training})
+        check(changed)
+        return changed
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What `models.build` takes, beside the family."""
+        settings = self.model.model_dump(exclude={"family"}, exclude_none=True)
+        return settings | {"first_resolution": self.phases[0].resolution}
+
+    @property
+    def shape(self) -> models.Shape:
+        """The networks' own configuration, the family's defaults filled in."""
+        return models.configure(self.model.family, **self.model_settings)
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """Allowed numbers of workers: those that all `shared_sizes` are multiples of."""
+        shared = self.shared_sizes
+        possible = range(self.scale.worker_range.start, min(self.scale.worker_range[-1], *shared) + 1)
+        return [n for n in possible if all(size % n == 0 for size in shared)]
+
+    @property
+    def shared_sizes(self) -> list[int]:
+        """What is shared out evenly among the workers: lanes, and the groups of each micro-batch."""
+        group = self.shape.batch_group
+        return [self.data.lanes, *sorted({phase.micro_batch // group for phase in self.phases})]
+
+
+def check(config: Config) -> None:
+    """ValueError names the first rule between settings that does not hold, and the remedy."""
+    for rule in RULES:
+        rule(config)
+
+
+def _check_phases(config: Config) -> None:
+    for i, phase in enumerate(config.phases):
+        if phase.batch % phase.accumulation:
+            raise ValueError(
+                f"phases[{i}].accumulation: {phase.accumulation} does not divide"
+                f" batch {phase.batch}; change either"
+            )
+        before = config.phases[i - 1] if i else None
+        if before is None:
+            if phase.fade_images:
+                raise ValueError("phases[0].fade_images: nothing to fade from; set 0")
+        elif phase.resolution not in (before.resolution, before.resolution * 2):
+            raise ValueError(
+                f"phases[{i}].resolution: {phase.resolution} does not follow {before.resolution};"
+                f" take {before.resolution * 2}, or {before.resolution} again"
+            )
+        elif phase.resolution == before.resolution and phase.fade_images:
+            raise ValueError(f"phases[{i}].fade_images: the rung does not change; set 0")
+    if config.phases[-1].resolution != config.model.resolution:
+        raise ValueError(
+            f"model.resolution: {config.model.resolution}, but the last phase trains at"
+            f" {config.phases[-1].resolution}; make them equal"
+        )
+
+
+def _check_shape(config: Config) -> None:
+    try:
+        group = config.shape.batch_group
+    except ValueError as error:
+        message = f"model.{error}".replace("model.first resolution", "phases[0].resolution")
+        raise ValueError(message) from error
+    for i, phase in enumerate(config.phases):
+        if phase.micro_batch % group:
+            raise ValueError(
+                f"phases[{i}].batch: {phase.batch} / accumulation {phase.accumulation} is not in"
+                f" whole groups of {group}, which {config.model.family}'s discriminator compares"
+            )
+
+
+def _check_styles(config: Config) -> None:
+    if config.training.style_mixing and not config.shape.has_styles:
+        raise ValueError(
+            f"training.style_mixing: {config.training.style_mixing}, but {config.model.family} has no"
+            " styles; set 0, or take stylegan"
+        )
+
+
+def _check_workers(config: Config) -> None:
+    if not config.worker_counts:
+        raise ValueError(_no_worker_count(config))
+
+
+def _check_rewinds(config: Config) -> None:
+    if config.collapse.action == "rewind" and not config.collapse.amendments:
+        raise ValueError(
+            "collapse.amendments: names nothing that a rewind could change; give a list such as"
+            ' [{"training.lr_generator": "x0.5"}], or set collapse.action to alert, protect or stop'
+        )
+
+
+def _check_tracking(config: Config) -> None:
+    if has_credentials(config.tracking.uri or ""):
+        raise ValueError(f"tracking.uri: {CREDENTIALS}")
+    if is_s3(config.run.dir) and not config.tracking.uri:
+        raise ValueError(
+            f"tracking.uri: not given, and run.dir {config.run.dir} can hold no MLflow database;"
+            " give the address of an MLflow server"
+        )
+
+
+def _check_cache(config: Config) -> None:
+    data = config.data
+    needed = data.lanes * CACHE_BLOCK_BYTES
+    if data.cache_dir and data.cache_bytes < needed:
+        raise ValueError(
+            f"data.cache_bytes: {data.cache_bytes}, but {data.lanes} lanes take a block of"
+            f" {CACHE_BLOCK_BYTES} each, {needed} in all; raise it, or leave data.cache_dir out"
+        )
+
+
+def _check_evaluation(config: Config) -> None:
+    settings = config.evaluation
+    if settings.best not in settings.scores or settings.best not in RANKING:
+        ranking = [score for score in settings.scores if score in RANKING]
+        raise ValueError(
+            f"evaluation.best: {settings.best} is none of evaluation.scores that rank; set it to one of"
+            f" {', '.join(ranking or RANKING)}" + ("" if ranking else ", and add that to the scores")
+        )
+    if settings.features == "inception" and not settings.weights:
+        raise ValueError(
+            "evaluation.weights: not given, and inception brings none; give the path or URL of its"
+            " file, or set evaluation.features to efficientnet_lite0"
+        )
+    if settings.features != "inception" and settings.weights:
+        raise ValueError(
+            f"evaluation.weights: {settings.features} brings its own; set null, or set"
+            " evaluation.features to inception"
+        )
+    if settings.every_images and config.data.held_out == 0:
+        raise ValueError(
+            "data.held_out: 0, but scores compare with held-out images; give a share above 0, or set"
+            " evaluation.every_images to null"
+        )
+
+
+CREDENTIALS = (
+    "holds credentials; take them out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in"
+    " the environment"
+)
+
+
+def has_credentials(uri: str) -> bool:
+    """Whether an address holds a user or a password; it is written in places that others read."""
+    return "@" in uri.partition("://")[2].partition("/")[0]
+
+
+def _no_worker_count(config: Config) -> str:
+    sizes = config.shared_sizes
+    fitting = [n for n in range(1, min(sizes) + 1) if all(size % n == 0 for size in sizes)]
+    group = config.shape.batch_group
+    per_group = f" / groups of {group}" if group > 1 else ""
+    return (
+        f"scale.workers: {config.scale.workers} does not divide data.lanes {sizes[0]} and every"
+        f" phase's batch / accumulation{per_group} {sizes[1:]}; take one of {fitting},"
+        " or change the batch"
+    )
+
+
+RULES: tuple[Callable[[Config], None], ...] = (
+    _check_phases,
+    _check_shape,
+    _check_styles,
+    _check_workers,
+    _check_rewinds,
+    _check_tracking,
+    _check_cache,
+    _check_evaluation,
+)

@@ -1,0 +1,283 @@
+"""The sections of a configuration: every setting with its type, its bounds and what it means.
+
+A setting's docstring is what `--help` and docs/configuration.md say of it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from service.config.vocabulary import FeaturesName, ScoreName
+
+Count = Annotated[int, Field(ge=1)]
+Images = Annotated[int, Field(ge=1)]
+"""Real images shown to the discriminator, over all workers."""
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+def _to_number(value: Any) -> Any:
+    """Flags come as text, which a literal number would refuse."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class RunSettings(Section):
+    """What is run and where it is kept."""
+
+    dir: str = Field(min_length=1)
+    """Folder or s3:// address of checkpoints, pictures and MLflow's database; a second start resumes."""
+    images: Images | None = None
+    """Stop at this clock; the default is the end of the phase table."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Key of every random draw, of the data order and of the initial weights."""
+
+
+class ModelSettings(Section):
+    """The two networks. null means the family's default, or that the family has no such setting."""
+
+    family: Literal["dcgan", "sagan", "biggan", "biggan-deep", "progan", "stylegan", "mnist-pggan"]
+    """The family of networks."""
+    resolution: int = Field(ge=7, le=1024)
+    """Pixels of a side at the last rung."""
+    channels: Annotated[Literal[1, 3], BeforeValidator(_to_number)]
+    """1 for gray images, 3 for RGB."""
+    classes: Count | None = None
+    """Number of labels, from 0 to classes − 1; null trains without labels."""
+    base: Annotated[Literal[4, 7], BeforeValidator(_to_number)] = 4
+    """Pixels of a side where the generator starts; 7 leads to 14, 28, 56 px and so on."""
+    width: Count | None = None
+    """Multiplies every number of feature maps."""
+    latents: Count | None = None
+    """Length of z. For biggan, a multiple of its blocks plus one: skip-z splits it among them."""
+    embedding: Count | None = None
+    """Length of the class embedding, which all blocks share (biggan, biggan-deep)."""
+    attention: int | None = None
+    """Resolution after which self-attention stands; null for none (sagan, biggan, biggan-deep)."""
+    spectral_norm: bool | None = None
+    """Divide weights by their largest singular values (sagan, biggan, biggan-deep)."""
+    mapping_layers: Count | None = None
+    """Number of dense layers from z to w (stylegan)."""
+
+
+class Phase(Section):
+    """One rung of the curriculum: fade it in, then hold it."""
+
+    resolution: int = Field(ge=4)
+    """Pixels of a side."""
+    fade_images: int = Field(default=0, ge=0)
+    """Images over which the rung fades in; 0 in the first phase."""
+    hold_images: int = Field(ge=1)
+    """Images at full strength after the fade."""
+    batch: Count
+    """Global batch of one discriminator step, over all workers and accumulation steps."""
+    accumulation: Count = 1
+    """Micro-batches that a batch is cut into so that it fits in memory."""
+    lr_scale: float = Field(default=1.0, gt=0)
+    """Multiplies both learning rates in this phase."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of one forward, over all workers."""
+        return self.batch // self.accumulation
+
+
+class TrainingSettings(Section):
+    """The step."""
+
+    loss: Literal["hinge", "wgan", "lsgan", "non-saturating"] = "hinge"
+    """Adversarial loss."""
+    r1: float = Field(default=0.0, ge=0)
+    """γ of R1, which adds γ/2 times the squared gradient of the logits at real images; 0 for none."""
+    r1_every: Count = 1
+    """Apply it at one discriminator step in this many, with its weight multiplied by this number."""
+    gradient_penalty: float = Field(default=0.0, ge=0)
+    """λ of the gradient penalty, taken at images between real and fake; 0 for none."""
+    gradient_penalty_target: float = Field(default=1.0, gt=0)
+    """The norm that the gradient penalty pulls gradients towards."""
+    gradient_penalty_every: Count = 1
+    """Apply it at one discriminator step in this many, with its weight multiplied by this number."""
+    drift: float = Field(default=0.0, ge=0)
+    """Weight of the squared logits of real images; it keeps the logits of wgan near 0."""
+    orthogonal: float = Field(default=0.0, ge=0)
+    """Weight of orthogonal regularisation of the generator, without its embeddings; 0 for none."""
+    style_mixing: float = Field(default=0.0, ge=0, le=1)
+    """Share of generated images that mix two styles (stylegan)."""
+    w_average_half_life_images: Images = 5000
+    """Half-life of the running average of w, towards which truncation pulls (stylegan)."""
+    d_steps: Count = 1
+    """Discriminator steps in a cycle, each on its own batch, before one generator step."""
+    lr_generator: Rate
+    """Adam's learning rate."""
+    lr_discriminator: Rate
+    """Adam's learning rate."""
+    adam_beta1: float = Field(default=0.0, ge=0, lt=1)
+    """Adam's decay of the mean gradient."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's decay of the mean squared gradient."""
+    adam_eps: float = Field(default=1e-6, gt=0)
+    """Adam's epsilon, added to the root of the mean squared gradient."""
+    reset_adam: bool = False
+    """Forget Adam's averages when a new rung begins."""
+    ema_half_life_images: Images
+    """Half-life of the running average of the generator's weights."""
+    ema_rampup: float = Field(default=0.05, gt=0)
+    """The half-life is at most this share of the clock, so that early weights are soon forgotten."""
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    """Precision of the forwards. auto is bf16 if the machine has units for it, else fp32."""
+    channels_last: bool = True
+    """Memory layout; it changes only the speed."""
+    fused_resampling: bool = True
+    """Enlarge or halve images inside the convolution; it changes only the speed."""
+
+
+class DataSettings(Section):
+    """The shards, and how they are read."""
+
+    url: str = Field(min_length=1)
+    """Folder or s3:// address of shards from `python -m service.pack` or any webdataset tool."""
+    index_url: str | None = None
+    """Folder or s3:// address of the index, if data.url is read-only; the default is data.url."""
+    held_out: float | None = Field(default=None, ge=0, lt=1)
+    """Share that is never trained on. null takes the index's share, or 0.05 if there is no index yet."""
+    flip: bool = False
+    """Mirror each image with a chance of one half, drawn anew each time that it is shown."""
+    lanes: Count = 64
+    """Parallel sequences that an epoch is cut into; the number of workers divides it."""
+    window: Count = 64
+    """Samples that are read at once, and shuffled among themselves."""
+    readers: Count = 4
+    """Threads that fetch windows, for each worker."""
+    decoders: Count | None = None
+    """Processes that decode images, for each worker; the default is scale.cpus on a GPU, else 1."""
+    prefetch_bytes: int = Field(default=1 << 29, ge=1 << 20)
+    """Most memory for a worker's windows and ready batches."""
+    cache_dir: str | None = None
+    """Folder on each node where its workers keep what they read; null keeps nothing."""
+    cache_bytes: int = Field(default=1 << 36, ge=1 << 20)
+    """Most that cache_dir may hold; the least recently used blocks go first."""
+    max_bad_samples: int = Field(default=100, ge=0)
+    """Bad samples before the run stops. Until then each is replaced and counted."""
+
+    @property
+    def index_address(self) -> str:
+        """Where the index lies."""
+        return self.index_url or self.url
+
+
+class ScaleSettings(Section):
+    """Where it runs."""
+
+    workers: str | int = 1
+    """A number of workers, or a range such as 2:8; the largest number that fits is taken."""
+    gpu: bool = False
+    """Give each worker a GPU, with NCCL; otherwise train on CPUs, with gloo."""
+    cpus: Count = 1
+    """CPUs that each worker reserves, and threads that it computes with."""
+    max_failures: int = Field(default=3, ge=0)
+    """Restarts in a row without a new checkpoint before the run is given up."""
+    group_timeout_s: int = Field(default=300, ge=10)
+    """How long a worker waits for the others before it considers them dead."""
+
+    @field_validator("workers")
+    @classmethod
+    def _is_range(cls, value: str | int) -> str | int:
+        low, _, high = str(value).partition(":")
+        if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low)):
+            raise ValueError("not a number of workers or a range; write 4 or 2:8")
+        return int(value) if str(value).isdigit() else value
+
+    @property
+    def worker_range(self) -> range:
+        """The counts that the setting names."""
+        low, _, high = str(self.workers).partition(":")
+        return range(int(low), int(high or low) + 1)
+
+
+class CheckpointSettings(Section):
+    """Which checkpoints are made and kept."""
+
+    every_images: Images
+    """Interval between checkpoints; one more is made at the end."""
+    keep: Count = 3
+    """How many of the newest checkpoints stay."""
+    keep_best: int = Field(default=1, ge=0)
+    """How many of the best-scored checkpoints stay, beside the newest and the last healthy one."""
+
+
+Amendment = dict[str, float | str]
+
+
+class CollapseSettings(Section):
+    """What to do when the training collapses. It is judged at every tracking.every_images."""
+
+    action: Literal["alert", "protect", "rewind", "stop"] = "rewind"
+    """alert only; protect the last healthy checkpoint; rewind to it, amended; or stop with exit 1."""
+    max_rewinds: int = Field(default=3, ge=0)
+    """Rewinds of a run before a collapse ends it with exit code 1."""
+    amendments: list[Amendment] = [
+        {"training.lr_generator": "x0.5", "training.lr_discriminator": "x0.5"},
+        {"training.lr_generator": "x0.5", "training.lr_discriminator": "x0.5", "training.r1": 1.0},
+    ]
+    """What each rewind in turn changes; the last entry repeats. Give a value, or "x0.5" for half."""
+
+
+class EvaluationSettings(Section):
+    """How checkpoints are scored. The training never waits for scores; they decide which is the best."""
+
+    every_images: Images | None = None
+    """Score the first checkpoint after each such interval, and the last one; null scores none."""
+    images: int = Field(default=2000, ge=10)
+    """How many images to generate, and at most how many held-out and training images to compare with."""
+    features: FeaturesName = "efficientnet_lite0"
+    """Network whose features are compared; only inception gives FID, KID and IS as published."""
+    weights: str | None = None
+    """File or URL of inception's weights; efficientnet_lite0 needs none."""
+    scores: list[ScoreName] = Field(default=["fd"], min_length=1)
+    """Any of fd, kid, is, precision, recall, density, coverage, swd, ms_ssim, memorisation."""
+    best: ScoreName = "fd"
+    """The score that decides which checkpoint is the best."""
+    cpus: float = Field(default=0, ge=0)
+    """CPUs that the scorer reserves; 0 takes what the training leaves free."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs that the scorer reserves; 0 scores on a CPU."""
+    niceness: int = Field(default=19, ge=0, le=19)
+    """Niceness of the scorer: 19 gives way to everything else on its node, 0 to nothing."""
+    wait_s: float = Field(default=600, ge=0)
+    """How long the end of a run waits for the last score."""
+
+
+class TrackingSettings(Section):
+    """What people see of the run: MLflow, pictures, Prometheus."""
+
+    uri: str | None = None
+    """Address of MLflow's tracking server; the default is a database in run.dir."""
+    experiment: str = "gan-training"
+    """Name of MLflow's experiment."""
+    every_images: Images
+    """Interval between points of the curves."""
+    pictures_every_images: Images
+    """Interval between sample grids."""
+    panel_rows: Count = 10
+    """Samples of each class in a grid."""
+    panel_classes: Count = 10
+    """At most this many classes in a grid."""
+    prometheus_port: int = Field(default=0, ge=0, lt=65536)
+    """Port of /metrics on the driver's node; 0 takes a free one and prints it."""
+    prometheus_host: str = "127.0.0.1"
+    """Address that /metrics listens on."""
+
+
+class StorageSettings(Section):
+    """Storage: retries and time-outs."""
+
+    retry_s: float = Field(default=120, ge=0)
+    """How long to retry failing reads and writes before the run stops."""
+    timeout_s: float = Field(default=60, gt=0)
+    """How long an S3 request may be silent, or take for one MiB, before it is abandoned and repeated."""

@@ -1,0 +1,26 @@
+"""Names of scores and of feature networks, as settings and command lines take them."""
+
+from typing import Literal, get_args
+
+ScoreName = Literal[
+    "fd",
+    "kid",
+    "is",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "swd",
+    "ms_ssim",
+    "memorisation",
+]
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+RankingName = Literal["fd", "kid", "swd", "is", "precision", "recall", "density", "coverage"]
+RANKING: tuple[RankingName, ...] = get_args(RankingName)
+"""Scores by which one generator is better than another."""
+HIGHER_IS_BETTER: tuple[ScoreName, ...] = ("is", "precision", "recall", "density", "coverage")
+OF_PIXELS: tuple[ScoreName, ...] = ("swd", "ms_ssim")
+"""Scores that compare pixels; all others compare features."""
+
+FeaturesName = Literal["efficientnet_lite0", "inception"]
+FEATURES: tuple[FeaturesName, ...] = get_args(FeaturesName)

@@ -1,0 +1,41 @@
+"""Presets and files of settings, in YAML."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from service.config.schema import Config
+from service.errors import UsageError
+
+PRESETS = Path(__file__).parents[1] / "presets"
+
+
+def preset_names() -> list[str]:
+    """All presets, by family."""
+    return [name for file in sorted(PRESETS.glob("*.yaml")) for name in read_yaml(file)]
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The values of a preset; UsageError names those there are."""
+    for file in sorted(PRESETS.glob("*.yaml")):
+        presets = read_yaml(file)
+        if name in presets:
+            return presets[name]
+    raise UsageError(f"--preset {name}: no such preset; choose of {', '.join(preset_names())}")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The sections in a file; UsageError where it holds none."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{file}: holds no mapping of sections")
+    return content
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, in the order of the sections."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,137 @@
+"""The rules that hold between settings, and that every preset keeps them."""
+
+import typing
+
+import pytest
+
+from models import FAMILIES
+from models.losses import LOSSES
+from service.config import Config, TrainingSettings
+from service.config.describe import explain
+from service.config.sections import ModelSettings
+from service.config.yaml import load_preset, preset_names
+from service.errors import UsageError
+from tests.conftest import digits_config
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_holds(name):
+    config = Config(**load_preset(name))
+    assert config.worker_counts
+    assert Config(**config.model_dump()) == config
+
+
+def test_a_huge_range_of_workers_is_searched_at_once():
+    assert digits_config("--scale.workers", "1:4000000000").worker_counts == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [
+        ([{"resolution": 32, "fade_images": 9, "hold_images": 9, "batch": 4}], "phases[0].fade_images"),
+        ([{"resolution": 32, "hold_images": 9, "batch": 4, "accumulation": 3}], "accumulation"),
+        ([{"resolution": 16, "hold_images": 9, "batch": 4}], "model.resolution: 32"),
+        (
+            [
+                {"resolution": 8, "hold_images": 9, "batch": 4},
+                {"resolution": 32, "hold_images": 9, "batch": 4},
+            ],
+            "phases[1].resolution",
+        ),
+    ],
+)
+def test_a_curriculum_that_cannot_be_climbed_is_refused(phases, words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 the message is asserted on below
+        Config(**load_preset("digits") | {"phases": phases})
+    assert words in explain(error.value, "test", Config)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--evaluation.best", "kid"], r"evaluation\.best: kid is none of .*; set it to one of fd$"),
+        (
+            ["--evaluation.scores", "memorisation", "--evaluation.best", "memorisation"],
+            r"evaluation\.best: memorisation is none .* of fd, kid, .*, and add that to the scores$",
+        ),
+        (
+            ["--evaluation.features", "inception"],
+            r"evaluation\.weights: not given, and inception brings",
+        ),
+        (["--evaluation.weights", "x.pth"], r"evaluation\.weights: efficientnet_lite0 brings its own"),
+        (
+            ["--data.held_out", "0", "--evaluation.every_images", "100"],
+            r"data\.held_out: 0, .*; give a share above 0, or set evaluation\.every_images to null",
+        ),
+        (
+            ["--data.cache_dir", "cache", "--data.cache_bytes", str(1 << 24)],
+            r"data\.cache_bytes: 16777216, but 16 lanes take a block of 4194304 each, 67108864 in all",
+        ),
+        (
+            ["--run.dir", "s3://gan/run"],
+            r"tracking\.uri: not given, and run\.dir s3://gan/run can hold no MLflow database",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_with_the_remedy(flags, words):
+    with pytest.raises(UsageError, match=words):
+        digits_config(*flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--data.held_out", "0"],  # nothing is scored
+        ["--data.cache_bytes", str(1 << 24)],  # nothing is cached
+        ["--run.dir", "s3://gan/run", "--tracking.uri", "http://mlflow:5000/at@sign"],
+        ["--evaluation.features", "inception", "--evaluation.weights", "x.pth"],
+        ["--evaluation.scores", '["kid", "memorisation"]', "--evaluation.best", "kid"],
+    ],
+)
+def test_a_rule_refuses_nothing_where_what_it_guards_is_not_in_use(flags):
+    digits_config(*flags)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:secret@host:5000", "http://secret@host", "postgresql://u:secret@db/x"]
+)
+def test_credentials_in_the_address_of_mlflow_are_refused_and_not_repeated(uri):
+    with pytest.raises(
+        UsageError, match=r"tracking\.uri: holds credentials; .*MLFLOW_TRACKING_PASS"
+    ) as refused:
+        digits_config("--tracking.uri", uri)
+    assert "secret" not in str(refused.value)
+
+
+def test_batches_are_whole_groups_of_what_the_discriminator_compares():
+    values = load_preset("progan-fashion")
+    phases = [{"resolution": 32, "hold_images": 9, "batch": 20, "accumulation": 2}]
+    with pytest.raises(ValueError, match=r"phases\[0\].batch: 20 / accumulation 2 .* groups of 4"):
+        Config(**values | {"phases": phases})
+
+
+def test_workers_share_the_groups_evenly():
+    phases = [{"resolution": 32, "hold_images": 9, "batch": 16}]
+    values = load_preset("progan-fashion") | {"phases": phases, "scale": {"workers": "1:16"}}
+    assert Config(**values).worker_counts == [1, 2, 4]
+    with pytest.raises(
+        ValueError, match=r"scale.workers: 8 .* groups of 4 \[4\]; take one of \[1, 2, 4\]"
+    ):
+        Config(**values | {"scale": {"workers": 8}})
+
+
+def test_every_family_and_loss_can_be_configured():
+    assert typing.get_args(ModelSettings.model_fields["family"].annotation) == (*FAMILIES,)
+    assert typing.get_args(TrainingSettings.model_fields["loss"].annotation) == (*LOSSES,)
+
+
+def test_every_family_has_a_small_preset_and_those_of_its_paper():
+    presets = [Config(**load_preset(name)) for name in preset_names()]
+    small = {config.model.family for config in presets if not config.scale.gpu}
+    large = {(config.model.family, config.model.resolution) for config in presets if config.scale.gpu}
+    assert small == {*FAMILIES}
+    assert large == {
+        ("dcgan", 64), ("sagan", 128), ("biggan", 128), ("biggan", 256), ("biggan", 512),
+        ("biggan-deep", 128), ("biggan-deep", 256), ("biggan-deep", 512),
+        ("progan", 1024), ("stylegan", 1024),
+    }  # fmt: skip
