@@ -1,4 +1,4 @@
-"""Building blocks that two families or more share."""
+"""Building blocks that two or more families share."""
 
 import itertools
 import math
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from models import growth
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all workers, and its gradient likewise; the identity where there is one."""
+"""Sums a tensor over all workers, and its gradient likewise; the identity for one worker."""
+Gather = Callable[[Tensor], Tensor]
+"""Stacks the tensors of all workers, [workers, …], in the same order on each; passes no gradient."""
 
 SPECTRAL_EPS = 1e-6
 BATCH_NORM_EPS = 1e-5
@@ -22,22 +24,26 @@ STDDEV_EPS = 1e-8
 LEAK = 0.2
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """The reduction of a single worker."""
+def _reduce_alone(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _gather_alone(tensor: Tensor) -> Tensor:
+    return tensor[None]
+
+
 class Reducing(nn.Module):
-    """What measures a batch, over all workers once `use_reduce` has told it how."""
+    """A layer that measures a batch: over all workers after `use_workers`, else over this one's part."""
 
-    reduce: Reduce = staticmethod(alone)
+    reduce: Reduce = staticmethod(_reduce_alone)
+    gather: Gather = staticmethod(_gather_alone)
 
 
-def use_reduce(module: nn.Module, reduce: Reduce) -> None:
-    """Let every layer that measures a batch measure it over all workers."""
+def use_workers(module: nn.Module, reduce: Reduce, gather: Gather) -> None:
+    """Make every layer that measures a batch measure it over all workers."""
     for layer in module.modules():
         if isinstance(layer, Reducing):
-            layer.reduce = reduce
+            layer.reduce, layer.gather = reduce, gather
 
 
 # Convolutions that resample -----------------------------------------------------------------------
@@ -46,11 +52,11 @@ def use_reduce(module: nn.Module, reduce: Reduce) -> None:
 def resampled_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, resample: str | None, fused: bool
 ) -> Tensor:
-    """A convolution of odd kernel size that keeps the size, enlarges or halves.
+    """A convolution of odd kernel size that keeps, doubles or halves the size.
 
-    With `resample` "up" its input is first enlarged twofold, with "down" its output is halved, by
-    `growth.upsample` and `growth.downsample`. For 3×3 kernels `fused` does both in one strided
-    4×4 convolution: the same function for 4 multiplications where there were 9.
+    `resample` "up" first enlarges its input (`growth.upsample`), "down" halves its output
+    (`growth.downsample`). For 3×3 kernels `fused` does both in one strided 4×4 convolution: the
+    same function with 4 multiplications instead of 9.
     """
     if fused and resample == "up":
         wide = _widen(weight.flip(2, 3)).transpose(0, 1)
@@ -64,14 +70,14 @@ def resampled_conv2d(
 
 
 def _widen(kernel: Tensor) -> Tensor:
-    """A 3×3 kernel convolved with 2×2 ones: 4×4, the sum over the four pixels of a resampling."""
+    """A 3×3 kernel convolved with 2×2 ones: the 4×4 kernel that sums a resampling's four pixels."""
     padded = F.pad(kernel, (1, 1, 1, 1))
     rows = padded[..., 1:, :] + padded[..., :-1, :]
     return rows[..., 1:] + rows[..., :-1]
 
 
 def use_fused(module: nn.Module, fused: bool) -> None:
-    """Whether resampling convolutions work in one strided pass or, slower, as they are written."""
+    """Set whether resampling convolutions take one strided pass or, slower, two steps."""
     for layer in module.modules():
         if isinstance(layer, SNConv2d | EqualConv2d):
             layer.fused = fused
@@ -84,7 +90,7 @@ class SpectralNorm(nn.Module):
     """A weight divided by its largest singular value (Miyato et al. 2018, §2.1).
 
     Forwards are pure: the singular vectors move only in `iterate`. The gradient passes through the
-    singular value, the vectors held fixed.
+    singular value, with the vectors held fixed.
     """
 
     weight: nn.Parameter
@@ -93,7 +99,7 @@ class SpectralNorm(nn.Module):
     normalised = True
 
     def start_vectors(self) -> None:
-        """Make the vectors, from the default random generator, and align them once."""
+        """Draw the vectors from torch's default random generator and align them once."""
         rows = self._matrix()
         self.register_buffer("u", F.normalize(torch.randn_like(rows[:, 0]), dim=0))
         self.register_buffer("v", torch.zeros_like(rows[0]))
@@ -113,19 +119,19 @@ class SpectralNorm(nn.Module):
         self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=SPECTRAL_EPS))
 
     def sigma(self) -> Tensor:
-        """The present estimate of the largest singular value, a scalar."""
+        """The current estimate of the largest singular value, a scalar."""
         with torch.autocast(self.weight.device.type, enabled=False):
             return torch.dot(self.u, self._matrix() @ self.v)
 
     def normalised_weight(self) -> Tensor:
-        """The weight with a largest singular value of about 1, unless it is left as it is."""
+        """The weight scaled to a largest singular value of about 1, or as it is unless `normalised`."""
         if not self.normalised:
             return self.weight
         return self.weight / self.sigma().clamp_min(SPECTRAL_EPS)
 
 
 class SNConv2d(SpectralNorm):
-    """A convolution of odd kernel size, resampling or not (`resampled_conv2d`); starts orthogonal."""
+    """A convolution as in `resampled_conv2d`; weights start orthogonal."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, bias: bool = True, resample: str | None = None
@@ -157,7 +163,7 @@ class SNLinear(SpectralNorm):
 
 
 class SNEmbedding(SpectralNorm):
-    """A table of vectors, one a class, normalised as a matrix; starts orthogonal."""
+    """A table of one vector per class, normalised as a matrix; starts orthogonal."""
 
     def __init__(self, classes: int, features: int):
         super().__init__()
@@ -170,14 +176,14 @@ class SNEmbedding(SpectralNorm):
 
 
 def use_spectral_norm(module: nn.Module, normalised: bool) -> None:
-    """Whether weights are divided by their largest singular values."""
+    """Set whether weights are divided by their largest singular values."""
     for layer in module.modules():
         if isinstance(layer, SpectralNorm):
             layer.normalised = normalised
 
 
 def spectral_iterate(module: nn.Module, times: int = 1) -> None:
-    """Bring the singular vectors of every layer closer to the present weights."""
+    """Bring every layer's singular vectors closer to those of its current weight."""
     for layer in module.modules():
         if isinstance(layer, SpectralNorm):
             for _ in range(times):
@@ -203,7 +209,7 @@ class EqualConv2d(nn.Module):
         resample: str | None = None,
     ):
         super().__init__()
-        # where it acts, not where it starts: Adam's steps are then as large for every layer
+        # at run time, not at initialisation: Adam's steps are then equally large in every layer
         self.scale = gain / math.sqrt(inputs * kernel * kernel)
         self.resample = resample
         self.fused = True
@@ -217,8 +223,8 @@ class EqualConv2d(nn.Module):
 class EqualLinear(nn.Module):
     """A dense layer scaled by gain / √inputs at run time (Karras et al. 2018, §4.1).
 
-    `rate` multiplies its learning rate, by the same means (Karras et al. 2019, appendix C): weights
-    and biases are kept 1 / rate as large as they act, so that one step of Adam moves them less.
+    `rate` multiplies its learning rate in the same way (Karras et al. 2019, appendix C): weights and
+    biases are stored 1 / rate times as large as they act, so one step of Adam moves them less.
     """
 
     def __init__(
@@ -244,21 +250,21 @@ class EqualLinear(nn.Module):
 
 
 def leaky_relu(x: Tensor) -> Tensor:
-    """Leak 0.2, in place."""
+    """Leaky ReLU with a leak of 0.2, in place."""
     return F.leaky_relu(x, LEAK, inplace=True)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
-    """Each place's features [n, c, …] brought to a mean square of 1 (Karras et al. 2018, §4.2)."""
+    """Features [n, c, …] scaled to a mean square of 1 at each place (Karras et al. 2018, §4.2)."""
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + PIXEL_NORM_EPS)
 
 
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """x [n, c, h, w] with one more channel: how much the images of its group differ.
+    """x [n, c, h, w] with one more channel: how much the images of each group differ.
 
     The standard deviation over the group, averaged over features and places (Karras et al. 2018, §3).
-    Groups are strided, members i, i + n / group, …: workers that take every k-th sample hold whole
-    ones. ValueError where n is no multiple of the group.
+    Groups are strided, with members i, i + n / group, …, so workers that take every k-th sample hold
+    whole groups. ValueError if n is no multiple of `group`.
     """
     n = x.shape[0]
     if n % group:
@@ -271,7 +277,7 @@ def minibatch_stddev(x: Tensor, group: int) -> Tensor:
 
 
 def blur(x: Tensor) -> Tensor:
-    """Binomial [1, 2, 1] / 4 in both directions, zeros outside, as two averages of neighbours."""
+    """The filter [1, 2, 1] / 4 in both directions, zeros outside, as two averages of neighbours."""
     return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1, padding=1), 2, stride=1)
 
 
@@ -279,10 +285,10 @@ def blur(x: Tensor) -> Tensor:
 
 
 class LabelledLatents(nn.Module):
-    """Latents [n, z], with an embedding of the label of the same length beside them, if any.
+    """Latents [n, z]; if there are classes, followed by an embedding [n, z] of the label.
 
-    Embeddings start with a length of about 1, as one-hot labels have: were they as long as latents,
-    the generator would learn to heed the labels alone.
+    Embeddings start with a norm of about 1, as one-hot labels have. With the norm of the latents, the
+    generator would learn to use the labels alone.
     """
 
     def __init__(self, latents: int, classes: int | None):
@@ -299,7 +305,7 @@ class LabelledLatents(nn.Module):
 
 
 def pick_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's own column of [n, classes] (Mescheder et al. 2018), or the only one: [n]."""
+    """Logits [n]: of [n, classes] the label's column (Mescheder et al. 2018), or the only one."""
     if logits.shape[1] == 1:
         return logits.squeeze(1)
     return logits.gather(1, labels[:, None]).squeeze(1)
@@ -309,27 +315,26 @@ def pick_label(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """[c] or [n, c] as [·, c, 1, 1] in the type of `like`."""
+    """[c] or [n, c] as [·, c, 1, 1] in the dtype of `like`."""
     return values.to(like.dtype).reshape(-1, like.shape[1], 1, 1)
 
 
 class _Normalise(torch.autograd.Function):
-    """(x − mean) / std · gain + bias, mean and variance taken over the batch of all workers.
+    """(x − mean) / std · gain + bias, with mean and variance over the batch of all workers.
 
-    Written out because autograd would keep and pass over several arrays of the size of x; here the
-    forward reads x twice and the backward x and dy twice, whatever the number of workers. Where the
-    gradient is itself to be differentiated, for a gradient penalty, autograd has its way.
+    Written by hand because autograd would store and read several arrays of the size of x. Here the
+    forward reads x twice and the backward x and dy twice, for any number of workers. If the gradient
+    is itself differentiated, for a gradient penalty, autograd takes over.
+
+    Each worker measures the mean and variance of its own part; the parts are merged (Chan et al. 1979).
+    A difference of mean squares would lose the variance if the mean is much larger than the spread.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, reduce: Reduce
+        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, reduce: Reduce, gather: Gather
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count, sums, squares = _moments(x, gain.dtype)
-        totals = reduce(torch.cat([sums, squares, sums.new_full((1,), count)]))
-        sums, squares, count = totals.split([x.shape[1], x.shape[1], 1])
-        mean = sums / count
-        variance = (squares / count - mean * mean).clamp_min(0)
+        count, mean, variance = merge_moments(gather(_moments(x, gain.dtype)))
         rstd = torch.rsqrt(variance + eps)
         scale = gain * rstd
         y = torch.addcmul(_per_channel(bias - mean * scale, x), x, _per_channel(scale, x))
@@ -346,9 +351,9 @@ class _Normalise(torch.autograd.Function):
             inputs = (x, gain, bias)
             y = _normalise(*inputs, ctx.eps, ctx.reduce)
             needs = ctx.needs_input_grad[:3]
-            wanted = list(itertools.compress(inputs, needs))
-            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-            return *(next(found) if needed else None for needed in needs), None, None
+            required = list(itertools.compress(inputs, needs))
+            derivatives = iter(torch.autograd.grad(y, required, dy, create_graph=True))
+            return *(next(derivatives) if needed else None for needed in needs), None, None, None
         bias_grad = dy.sum((2, 3)).to(gain.dtype)
         gain_grad = rstd * ((dy * x).sum((2, 3)).to(gain.dtype) - mean * bias_grad)
         sums = torch.cat([(gain * bias_grad).sum(0), (gain * gain_grad).sum(0)])
@@ -361,7 +366,7 @@ class _Normalise(torch.autograd.Function):
             gain_grad = gain_grad.sum(0, keepdim=True)
         if bias.shape[0] == 1:
             bias_grad = bias_grad.sum(0, keepdim=True)
-        return dx, gain_grad, bias_grad, None, None
+        return dx, gain_grad, bias_grad, None, None, None
 
 
 def _normalise(x: Tensor, gain: Tensor, bias: Tensor, eps: float, reduce: Reduce) -> Tensor:
@@ -376,22 +381,33 @@ def _normalise(x: Tensor, gain: Tensor, bias: Tensor, eps: float, reduce: Reduce
     return (normal * _per_channel(gain, wide) + _per_channel(bias, wide)).to(x.dtype)
 
 
-def _moments(x: Tensor, dtype: torch.dtype) -> tuple[float, Tensor, Tensor]:
-    """Count, sum and sum of squares of each channel of x [n, c, h, w], accumulated in `dtype`."""
-    count = x.numel() // x.shape[1]
+def _moments(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Count, mean and variance of each channel of x [n, c, h, w], in `dtype`: [1 + 2c]."""
     running = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
     mean, variance = torch.batch_norm_update_stats(x, running, running.clone(), 0.0)
-    mean, variance = mean.to(dtype), variance.to(dtype)
-    return count, mean * count, (variance + mean * mean) * count
+    count = running.new_full((1,), x.numel() // x.shape[1])
+    return torch.cat([count, mean.to(dtype), variance.to(dtype)])
+
+
+def merge_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count [1], mean [c] and variance [c] of all parts [p, 1 + 2c] together (Chan et al. 1979)."""
+    counts, rest = parts.split([1, parts.shape[1] - 1], dim=1)
+    means, variances = rest.chunk(2, dim=1)
+    count = counts.sum(0)
+    shares = counts / count
+    # relative to the first part's mean, to lose little precision if all means are far from 0
+    mean = means[0] + (shares * (means - means[0])).sum(0)
+    variance = (shares * (variances + (means - mean).square())).sum(0)
+    return count, mean, variance
 
 
 class BatchNorm(Reducing):
-    """Batch normalisation, its gain and bias learnt: for all, for each class, or as of a vector.
+    """Batch normalisation with a learnt gain and bias: for all, for each class, or from a vector.
 
     With `classes` the condition is labels, which look up gain and bias (Zhang et al. 2019, §4). With
-    `conditioning` it is a vector of that length, in which they are linear (Brock et al. 2019,
-    appendix B); either way 1 + gain is what the condition moves. In training mode the statistics
-    are those of the batch over all workers and no buffer changes; in evaluation mode they are the
+    `conditioning` it is a vector of that length, and gain and bias are linear in it (Brock et al.
+    2019, appendix B). Either way the factor is 1 + gain. In training mode the statistics are
+    those of the batch over all workers, and no buffer changes. In evaluation mode they are the
     standing ones that `standing_statistics` measured (ibid., §4.1).
     """
 
@@ -419,7 +435,7 @@ class BatchNorm(Reducing):
         """Normalise x [n, c, h, w]; `condition` is [n, conditioning], or labels [n]."""
         gain, bias = self._gain_and_bias(condition)
         if self.training:
-            y, mean, variance = _Normalise.apply(x, gain, bias, BATCH_NORM_EPS, self.reduce)
+            y, mean, variance = _Normalise.apply(x, gain, bias, BATCH_NORM_EPS, self.reduce, self.gather)
             if self.measured is not None:
                 self.measured.append((mean, variance))
             return y
@@ -435,13 +451,13 @@ class BatchNorm(Reducing):
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether there are statistics to measure before the module is evaluated."""
+    """Whether the module has statistics to measure before it is evaluated."""
     return any(isinstance(layer, BatchNorm) for layer in module.modules())
 
 
 @contextmanager
 def standing_statistics(module: nn.Module) -> Iterator[None]:
-    """Within, forwards measure; on leaving, the averages become the statistics of evaluation.
+    """Forwards inside measure their batches; on exit the averages become evaluation's statistics.
 
     (Brock et al. 2019, §4.1.) The module is left in evaluation mode.
     """
@@ -466,7 +482,7 @@ def standing_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class SelfAttention(nn.Module):
-    """Each place looks at all others (Zhang et al. 2019, §3): key and value pooled 2×2, gain from 0."""
+    """Attention among all places (Zhang et al. 2019, §3): key and value pooled 2×2, gain from 0."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -481,9 +497,10 @@ class SelfAttention(nn.Module):
         key = F.max_pool2d(self.key(x), 2).flatten(2)
         value = F.max_pool2d(self.value(x), 2).flatten(2)
         weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)
-        seen = (value @ weights.to(value.dtype).transpose(1, 2)).unflatten(2, x.shape[2:])
-        seen = seen.contiguous(memory_format=torch.channels_last) if _is_nhwc(x) else seen
-        return torch.addcmul(x, self.out(seen), self.gain.to(x.dtype))
+        attended = (value @ weights.to(value.dtype).transpose(1, 2)).unflatten(2, x.shape[2:])
+        if _is_nhwc(x):
+            attended = attended.contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(x, self.out(attended), self.gain.to(x.dtype))
 
 
 def _is_nhwc(x: Tensor) -> bool:
