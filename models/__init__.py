@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from models import biggan, biggan_deep, dcgan, mnist_pggan, progan, sagan, stylegan
-from models.growth import Growing, GrowingDiscriminator, Shape, Stage
+from models.growth import GrowingDiscriminator, GrowingGenerator, Mixing, Shape, Stage
 
 
 @dataclass(frozen=True)
 class Family:
-    """A configuration class, which checks itself; what builds from it; the settings of its paper."""
+    """A family: a configuration class that checks itself, its builder, and its paper's settings."""
 
     config: type[Shape]
-    build: Callable[[Any], tuple[Growing, GrowingDiscriminator]]
+    build: Callable[[Any], tuple[GrowingGenerator, GrowingDiscriminator]]
     paper: Callable[[int], dict[str, Any]]
 
 
@@ -33,43 +33,44 @@ FAMILIES: dict[str, Family] = {
 
 
 def configure(family: str, **settings: Any) -> Shape:
-    """The family's checked configuration; ValueError says what does not fit."""
+    """The family's checked configuration; ValueError names the setting that does not fit."""
     if family not in FAMILIES:
-        raise ValueError(f"family {family!r} is unknown; choose of {', '.join(FAMILIES)}")
+        raise ValueError(f"family {family!r} is unknown; choose one of {', '.join(FAMILIES)}")
     config = FAMILIES[family].config
     fields = {field.name: field for field in dataclasses.fields(config)}
     for name, value in settings.items():
         if name not in fields:
             raise ValueError(
-                f"{name} {value!r}: {family} has no such setting; it has {', '.join(fields)}"
+                f"{name} {value!r}: {family} has no such setting; its settings are {', '.join(fields)}"
             )
     for name, field in fields.items():
         if name not in settings and field.default is dataclasses.MISSING:
-            raise ValueError(f"{name} is not given, which {family} needs")
+            raise ValueError(f"{name} is missing; {family} needs it")
     return config(**settings)
 
 
-def build(family: str, **settings: Any) -> tuple[Growing, GrowingDiscriminator]:
+def build(family: str, **settings: Any) -> tuple[GrowingGenerator, GrowingDiscriminator]:
     """(generator, discriminator) of a family, initialised from torch's default random generator.
 
     `generator(latents [n, z], labels [n], stage)` gives images [n, c, r, r], nominally in [-1, 1];
     `discriminator(images, labels, stage)` gives logits [n]. Without classes, labels are ignored.
-    ValueError on settings that don't fit.
+    ValueError if settings do not fit.
     """
     config = configure(family, **settings)
     return FAMILIES[family].build(config)
 
 
 def paper(family: str, resolution: int) -> dict[str, Any]:
-    """The settings that the family is published with at a resolution, for `build`."""
+    """The family's published settings at a resolution, as keyword arguments for `build`."""
     return FAMILIES[family].paper(resolution)
 
 
 __all__ = [
     "FAMILIES",
     "Family",
-    "Growing",
     "GrowingDiscriminator",
+    "GrowingGenerator",
+    "Mixing",
     "Shape",
     "Stage",
     "build",

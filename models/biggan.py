@@ -1,8 +1,8 @@
 """BigGAN (Brock et al. 2019): class-conditional residual networks with spectral norm in both.
 
-Channel tables are multiples of the width. A ladder that starts below the full resolution gives each
-rung a head of its own: norm, ReLU and 3×3 convolution for the generator, a first block that reads
-the image for the discriminator.
+Channel tables are multiples of the width. On a ladder of several rungs each rung has its own head:
+norm, ReLU and 3×3 convolution in the generator, a first block that reads images in the
+discriminator.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from models.layers import (
 _G = TypeVar("_G", bound=nn.Module)
 _D = TypeVar("_D", bound=nn.Module)
 
-# By doublings of the base: 3 make 32 px, or 56 px on base 7; 5 make 128 px.
+# Keyed by doublings of the base: 3 make 32 px, or 56 px on base 7; 5 make 128 px.
 GENERATOR_CHANNELS = {
     2: (4, 4, 4),
     3: (4, 4, 4, 4),
@@ -51,9 +51,10 @@ CHUNK = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualConfig(Shape):
-    """What SAGAN, BigGAN and BigGAN-deep share.
+    """The settings that SAGAN, BigGAN and BigGAN-deep share.
 
-    `attention` is the rung where it sits, if anywhere; `spectral_norm` False leaves weights as they are.
+    `attention` is the resolution of self-attention, if any; `spectral_norm` False leaves weights as
+    they are.
     """
 
     attention: int | None = None
@@ -69,29 +70,27 @@ class ResidualConfig(Shape):
         super().__post_init__()
         if self.doublings not in self.channel_tables[0]:
             sizes = [self.base << doublings for doublings in self.channel_tables[0]]
-            raise ValueError(
-                f"resolution {self.resolution}: on base {self.base} there are tables for {sizes}"
-            )
+            raise ValueError(f"resolution {self.resolution}: on base {self.base} choose one of {sizes}")
         places = self.attention_places
         if self.attention is not None and self.attention not in places:
             raise ValueError(
-                f"attention {self.attention}: no block works there in both networks;"
-                f" choose of {list(places)}, or null for none"
+                f"attention {self.attention}: the networks do not both have a block there;"
+                f" choose one of {list(places)}, or null for none"
             )
         if self.attention is not None and self.width * min(self.channel_tables[0][self.doublings]) < 8:
             raise ValueError(
-                f"width {self.width}: attention splits its channels by 8; take a greater width,"
+                f"width {self.width}: attention divides its channels by 8; give a larger width,"
                 " or attention null"
             )
 
     @property
     def attention_places(self) -> tuple[int, ...]:
-        """Resolutions that a block of the generator and one of the discriminator put out."""
+        """Resolutions at which both a generator block and a discriminator block put out features."""
         return tuple(r for r in growth.ladder(2 * self.base, self.resolution) if r < self.resolution)
 
     @property
     def generator_widths(self) -> list[int]:
-        """Feature maps: of the base, then put out by each step up."""
+        """Feature maps at the base, then after each doubling."""
         return [self.width * factor for factor in self.channel_tables[0][self.doublings]]
 
     @property
@@ -101,13 +100,13 @@ class ResidualConfig(Shape):
 
 
 def paper_attention(resolution: int) -> int | None:
-    """Where the published networks attend: 64 px, but at 256 px at 128 (Brock et al. 2019, app. B)."""
+    """The published place: 64 px, but 128 px in networks of 256 px (Brock et al. 2019, app. B)."""
     return {32: 16, 64: 32, 128: 64, 256: 128, 512: 64}.get(resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BigGANConfig(ResidualConfig):
-    """`latents` are split among the dense layer and the blocks (skip-z); `embedding` is shared."""
+    """`latents` are split among the dense layer and the blocks (skip-z), which share an `embedding`."""
 
     width: int = 96
     latents: int
@@ -117,8 +116,8 @@ class BigGANConfig(ResidualConfig):
         super().__post_init__()
         if self.latents % self.chunks:
             raise ValueError(
-                f"latents {self.latents} do not split into the {self.chunks} equal chunks of skip-z"
-                f" at {self.resolution} px; take a multiple of {self.chunks}"
+                f"latents {self.latents}: skip-z at {self.resolution} px splits them into"
+                f" {self.chunks} equal chunks; give a multiple of {self.chunks}"
             )
 
     @property
@@ -128,7 +127,7 @@ class BigGANConfig(ResidualConfig):
 
 
 def paper(resolution: int) -> dict[str, Any]:
-    """The paper's settings, beside the width: chunks of 20 latents, 1000 classes."""
+    """The paper's settings except the width: chunks of 20 latents, 1000 classes."""
     doublings = (resolution // 4).bit_length() - 1
     chunks = len(GENERATOR_CHANNELS.get(doublings, (1,)))
     return {
@@ -140,9 +139,9 @@ def paper(resolution: int) -> dict[str, Any]:
 
 
 class GeneratorBlock(nn.Module):
-    """Norm, ReLU, up, conv, norm, ReLU, conv, beside an enlarged 1×1 shortcut.
+    """Norm, ReLU, up, conv, norm, ReLU, conv, plus an enlarged 1×1 shortcut.
 
-    `norm` makes a batch norm of so many channels, which takes the condition.
+    `norm(channels)` makes a batch norm, which takes the condition.
     """
 
     def __init__(self, inputs: int, outputs: int, norm: Callable[[int], BatchNorm]):
@@ -162,9 +161,9 @@ class GeneratorBlock(nn.Module):
 
 
 class SharedEmbedding(nn.Module):
-    """The label's embedding, one for all blocks, beside the latents: [n, size + z].
+    """The label's embedding, which all blocks share, followed by the latents: [n, size + z].
 
-    Without classes there is none, and its `size` is 0.
+    Without classes there is no embedding, and `size` is 0.
     """
 
     def __init__(self, classes: int | None, size: int):
@@ -195,7 +194,7 @@ class GeneratorHead(nn.Module):
 class ResidualGenerator(GrowingGenerator):
     """A dense layer to the base, the blocks of the channel table, attention, and heads.
 
-    `block` makes one that leads from so many feature maps to so many, at twice the size.
+    `block(inputs, outputs)` makes a block that doubles the size; both are numbers of feature maps.
     """
 
     def __init__(self, config: ResidualConfig, inputs: int, block: Callable[[int, int], nn.Module]):
@@ -229,14 +228,14 @@ class Generator(ResidualGenerator):
         self.chunk = chunk
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
+        """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
         first, *rest = latents.split(self.chunk, dim=1)
         conditions = ((self.embedding(labels, chunk),) for chunk in rest)
         return self.ascend(self.open(first), stage, conditions)
 
 
 class DiscriminatorBlock(nn.Module):
-    """ReLU, conv, ReLU, conv, halved or not, beside a shortcut; the first of a rung reads images."""
+    """ReLU, conv, ReLU, conv plus a shortcut, halved if `down`; no first ReLU if it reads images."""
 
     def __init__(self, inputs: int, outputs: int, down: bool, reads_images: bool = False):
         super().__init__()
@@ -257,7 +256,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(GrowingDiscriminator):
-    """One logit an image from images [n, channels, r, r] and, where there are classes, labels [n]."""
+    """One logit an image from images [n, channels, r, r] and, if there are classes, labels [n]."""
 
     def __init__(self, config: ResidualConfig):
         super().__init__(config.rungs)
@@ -293,7 +292,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 class Projection(nn.Module):
-    """Pooled features to a logit: linear, plus their product with the label's embedding.
+    """Pooled features to a logit: linear, plus their dot product with the label's embedding.
 
     (Miyato & Koyama 2018, §3.)
     """
@@ -311,7 +310,7 @@ class Projection(nn.Module):
 
 
 def with_spectral_norm(config: ResidualConfig, generator: _G, discriminator: _D) -> tuple[_G, _D]:
-    """Both networks, their weights normalised as the configuration says."""
+    """Both networks, with or without spectral norm as configured."""
     for network in (generator, discriminator):
         use_spectral_norm(network, config.spectral_norm)
     return generator, discriminator
@@ -326,7 +325,7 @@ class _BlockPlan:
 
 
 def _plan_discriminator(config: ResidualConfig) -> list[_BlockPlan]:
-    """The blocks from the image down. They halve until the base; those of 32 px but twice, to 8."""
+    """The blocks from the image down. They halve to the base, but those of 32 px only twice, to 8."""
     resolution = config.resolution
     lowest = 2 * config.base if config.doublings == 3 else config.base
     widths = config.discriminator_widths

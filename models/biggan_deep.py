@@ -1,7 +1,7 @@
-"""BigGAN-deep (Brock et al. 2019, appendix B): two bottleneck blocks a resolution, shortcuts that keep.
+"""BigGAN-deep (Brock et al. 2019, appendix B): two bottleneck blocks a resolution, plain shortcuts.
 
-The latents are not split: with the label's embedding, all of them condition every batch norm. A
-shortcut drops or gains channels, but convolves none of those that it carries.
+The latents are not split: together with the label's embedding they condition every batch norm. A
+shortcut drops or adds channels, but does not convolve those that it carries.
 """
 
 import itertools
@@ -33,7 +33,7 @@ DISCRIMINATOR_CHANNELS = biggan.DISCRIMINATOR_CHANNELS | {2: (4, 4, 4)}
 
 @dataclass(frozen=True, kw_only=True)
 class BigGANDeepConfig(ResidualConfig):
-    """`latents` stay whole; `embedding` is the length of the label's, shared by all blocks."""
+    """`latents` stay whole; `embedding` is the length of the label's embedding, which blocks share."""
 
     width: int = 128
     latents: int = 128
@@ -45,12 +45,12 @@ class BigGANDeepConfig(ResidualConfig):
         super().__post_init__()
         if self.width % BOTTLENECK:
             raise ValueError(
-                f"width {self.width}: bottlenecks are a quarter of it; take a multiple of 4"
+                f"width {self.width}: bottlenecks have a quarter of it; give a multiple of 4"
             )
 
 
 def paper(resolution: int) -> dict[str, Any]:
-    """The paper's settings, beside the width: 1000 classes, attention at 64 px."""
+    """The paper's settings except the width: 1000 classes, attention at 64 px."""
     attention = 64 if resolution > 64 else resolution // 2
     return {"resolution": resolution, "classes": 1000, "attention": attention}
 
@@ -58,7 +58,7 @@ def paper(resolution: int) -> dict[str, Any]:
 class GeneratorBlock(nn.Module):
     """Four times norm, ReLU, convolution: 1×1 to a quarter, 3×3 (after enlarging), 3×3, 1×1.
 
-    The shortcut drops the channels that are too many, and is enlarged.
+    The shortcut drops surplus channels and is enlarged. Only `up` enlarges.
     """
 
     def __init__(self, inputs: int, outputs: int, up: bool, norm: Callable[[int], BatchNorm]):
@@ -84,7 +84,7 @@ class GeneratorBlock(nn.Module):
 
 
 class GeneratorPair(nn.Module):
-    """The two blocks of a doubling: one that keeps the size, one that enlarges."""
+    """The two blocks of a doubling: the first keeps the size, the second enlarges."""
 
     def __init__(self, inputs: int, outputs: int, norm: Callable[[int], BatchNorm]):
         super().__init__()
@@ -106,7 +106,7 @@ class Generator(ResidualGenerator):
         self.embedding = embedding
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
+        """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
         condition = self.embedding(labels, latents)
         return self.ascend(self.open(condition), stage, itertools.repeat((condition,)))
 
@@ -114,7 +114,7 @@ class Generator(ResidualGenerator):
 class DiscriminatorBlock(nn.Module):
     """Four times ReLU, convolution: 1×1 to a quarter, 3×3, 3×3, (halving) 1×1.
 
-    The shortcut is halved, and a 1×1 convolution adds the channels that are missing.
+    The shortcut is halved, and a 1×1 convolution adds missing channels. Only `down` halves.
     """
 
     def __init__(self, inputs: int, outputs: int, down: bool):
@@ -140,7 +140,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(GrowingDiscriminator):
-    """One logit an image from images [n, channels, r, r] and, where there are classes, labels [n]."""
+    """One logit an image from images [n, channels, r, r] and, if there are classes, labels [n]."""
 
     def __init__(self, config: BigGANDeepConfig):
         super().__init__(config.rungs)
@@ -156,7 +156,7 @@ class Discriminator(GrowingDiscriminator):
 
 
 def _steps(config: BigGANDeepConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
-    """From the image down: a resolution, its head, and the two blocks that halve it."""
+    """From the image down: each resolution, its head, and the two blocks that halve it."""
     resolution = config.resolution
     for inputs, outputs in itertools.pairwise(config.discriminator_widths):
         down: list[nn.Module] = [

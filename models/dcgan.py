@@ -1,8 +1,8 @@
 """DCGAN (Radford et al. 2016): strided and transposed convolutions, batch norm in both networks.
 
-The baseline that the others are measured against. Feature maps are `width` at half the full
-resolution and double with each halving, to 8 × width at 4 px for images of 64 px. A rung's head
-enlarges or halves too: the generator's draws images of r px from features at r / 2.
+The baseline for the other families. There are `width` feature maps at half the full resolution, and
+twice as many after each halving: 8 × width at 4 px for images of 64 px. A rung's head also enlarges
+or halves: the generator's draws images of r px from features at r / 2.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ WEIGHT_STD = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class DCGANConfig(Shape):
-    """`width` is the number of feature maps at half the full resolution; the paper's figure has 128."""
+    """`width` is the number of feature maps at half the full resolution, 128 in the paper's figure."""
 
     width: int = 64
     latents: int = 100
@@ -28,7 +28,7 @@ class DCGANConfig(Shape):
     lowest_doublings: ClassVar[int] = 1
 
     def features(self, size: int) -> int:
-        """Feature maps at a size."""
+        """Number of feature maps at a size in pixels."""
         return self.width * self.resolution // (2 * size)
 
     @property
@@ -38,7 +38,7 @@ class DCGANConfig(Shape):
 
 
 def paper(resolution: int) -> dict[str, Any]:
-    """The usual settings, beside the width: one rung."""
+    """The usual settings except the width: one rung."""
     return {"resolution": resolution}
 
 
@@ -78,7 +78,7 @@ class Generator(GrowingGenerator):
         _initialise(self)
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
+        """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
         x = self.labelled(latents, labels)[:, :, None, None]
         return self.ascend(x, stage)
 
@@ -105,7 +105,7 @@ class FromImages(nn.Sequential):
 class Discriminator(GrowingDiscriminator):
     """One logit an image from images [n, channels, r, r] and labels [n].
 
-    With classes the last layer has an output for each, of which the label picks one.
+    With classes the last layer has an output for each, and the label picks its own.
     """
 
     mixes_batch = True
@@ -127,7 +127,7 @@ class Discriminator(GrowingDiscriminator):
 
 
 def _steps(config: DCGANConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
-    """From the image down: a resolution, its head, which halves it, and what halves it once more."""
+    """From the image down: each resolution, its head, which halves, and the block that halves again."""
     for size in reversed(config.sizes):
         features = config.features(size)
         down: list[nn.Module] = []

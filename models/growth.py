@@ -1,6 +1,6 @@
 """How a network grows: stages, the ladder of resolutions, and the fade between two rungs.
 
-The one place that knows which rungs are active and how two of them blend (Karras et al. 2018, §2).
+Only this module knows which rungs are active and how two rungs blend (Karras et al. 2018, §2).
 """
 
 import itertools
@@ -27,7 +27,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(f"alpha is {self.alpha}, but lies in [0, 1]")
+            raise ValueError(f"alpha is {self.alpha}; give a number in [0, 1]")
 
     @property
     def fading(self) -> bool:
@@ -36,7 +36,7 @@ class Stage:
 
 
 def ladder(first: int, last: int) -> tuple[int, ...]:
-    """The rungs from `first` to `last`, each twice the one before; ValueError if none such exist."""
+    """The rungs from `first` to `last`, each twice the one before; ValueError if there are none."""
     rungs = [first]
     while 0 < rungs[-1] < last:
         rungs.append(rungs[-1] * 2)
@@ -50,11 +50,11 @@ BASES = (4, 7)
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What shapes the networks of every family, checked when it is made; families add their own.
+    """The settings that all families share, checked on construction; a family adds its own.
 
-    The ladder leads from `first_resolution` to `resolution`, and without the former has one rung.
-    Resolutions are `base`·2ᵏ pixels, images have 1 or 3 `channels`, `classes` is None where there
-    are no labels. ValueError says which setting does not fit, and what would.
+    The ladder leads from `first_resolution` to `resolution`; without the former it has one rung.
+    Resolutions are `base`·2ᵏ pixels, images have 1 or 3 `channels`, `classes` is None if there are
+    no labels. ValueError names the setting that does not fit and the values that would.
     """
 
     resolution: int
@@ -69,12 +69,16 @@ class Shape:
     """The lowest rung is this many doublings above the base."""
     batch_group: ClassVar[int] = 1
     """The discriminator takes batches that are multiples of this."""
+    has_styles: ClassVar[bool] = False
+    """The generator maps latents to styles, so it can mix them, truncate in w, and add noise."""
+    normalises_latents: ClassVar[bool] = False
+    """The generator normalises latents to one length, so truncating them does nothing."""
 
     def __post_init__(self) -> None:
         if self.base not in BASES:
-            raise ValueError(f"base {self.base}: networks start at 4 or 7 px")
+            raise ValueError(f"base {self.base}: networks start at 4 or 7 px; give one of these")
         if self.channels not in (1, 3):
-            raise ValueError(f"channels {self.channels}: 1 for gray images, 3 for RGB")
+            raise ValueError(f"channels {self.channels}: give 1 for gray images or 3 for RGB")
         for name in ("classes", "width", "latents"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -95,12 +99,12 @@ class Shape:
 
     @property
     def doublings(self) -> int:
-        """From the base to the full resolution."""
+        """How many doublings lead from the base to the full resolution."""
         return (self.resolution // self.base).bit_length() - 1
 
 
 def ladder_down(resolution: int) -> list[int]:
-    """The resolution, and its halves for as long as they are whole."""
+    """The resolution and its repeated halves, as long as they are whole numbers."""
     halves = [resolution]
     while halves[-1] % 2 == 0:
         halves.append(halves[-1] // 2)
@@ -108,12 +112,12 @@ def ladder_down(resolution: int) -> list[int]:
 
 
 def upsample(images: Tensor) -> Tensor:
-    """Twice as large, by nearest neighbour."""
+    """Images at twice the size, by nearest neighbour."""
     return F.interpolate(images, scale_factor=2, mode="nearest")
 
 
 def downsample(images: Tensor) -> Tensor:
-    """Half as large, by the average of each 2×2 pixels."""
+    """Images at half the size: the average of each 2×2 pixels."""
     return F.avg_pool2d(images, 2)
 
 
@@ -123,17 +127,17 @@ def blend(below: Tensor, current: Tensor, alpha: float) -> Tensor:
 
 
 def fade_images(images: Tensor, stage: Stage) -> Tensor:
-    """Real images [n, c, h, w] as detailed as the fading generator's (Karras et al. 2018, §A.1)."""
+    """Real images [n, c, h, w], blended like a fading generator's (Karras et al. 2018, §A.1)."""
     if not stage.fading:
         return images
     return blend(upsample(downsample(images)), images, stage.alpha)
 
 
 class Growing(nn.Module):
-    """A network on a ladder: knows its rungs, and freezes what a stage does not use.
+    """A network on a ladder: it knows its rungs, and freezes what a stage does not use.
 
-    `heads` maps a rung to what reads or draws images there, and is used at no other; `joins_at` names
-    what joins at a rung and stays. All else is always active.
+    `heads` maps each rung to the module that reads or draws images at that rung only. `joins_at`
+    names the modules that join at a rung and stay. All other modules are always active.
     """
 
     def __init__(self, rungs: tuple[int, ...]):
@@ -142,18 +146,18 @@ class Growing(nn.Module):
         self.heads = nn.ModuleDict()
 
     def joins_at(self, rung: int) -> Iterable[nn.Module]:
-        """What is used at this rung and at all above it, but at none below."""
+        """The modules that are used at this rung and above, but not below."""
         raise NotImplementedError
 
     def check_stage(self, stage: Stage) -> None:
-        """Raise ValueError where the network has no such stage."""
+        """Raise ValueError if the network has no such stage."""
         if stage.resolution not in self.rungs:
             raise ValueError(f"no rung of {stage.resolution} px; the rungs are {self.rungs}")
         if stage.fading and stage.resolution == self.rungs[0]:
             raise ValueError(f"the lowest rung, {self.rungs[0]} px, has none below to fade from")
 
     def activate(self, stage: Stage) -> list[nn.Parameter]:
-        """Make exactly the parameters that the stage uses require gradients, and return them."""
+        """Require gradients of exactly those parameters that the stage uses, and return them."""
         self.check_stage(stage)
         idle = {id(p) for p in self._idle_parameters(stage)}
         active = []
@@ -175,11 +179,20 @@ class Growing(nn.Module):
                     yield from module.parameters()
 
 
-class GrowingGenerator(Growing):
-    """Blocks from the base up, each leading to a resolution, where a head may draw.
+@dataclass(frozen=True)
+class Mixing:
+    """Second latents [n, z]; they steer each image's layers from `first_layer` [n] (int64) on."""
 
-    `blocks` and `attention`, which follows a block, are keyed by the rung that their features are
-    drawn at. A family fills them in.
+    latents: Tensor
+    first_layer: Tensor
+
+
+class GrowingGenerator(Growing):
+    """Blocks from the base up. Each leads to a resolution at which a head may draw images.
+
+    `blocks`, and the `attention` that follows a block, are keyed by the rung that their features are
+    drawn at. A family fills them in. The methods about styles are for families whose configuration
+    `has_styles`; in all others they raise TypeError.
     """
 
     def __init__(self, rungs: tuple[int, ...]):
@@ -190,7 +203,7 @@ class GrowingGenerator(Growing):
     def ascend(
         self, x: Tensor, stage: Stage, conditions: Iterable[Sequence[Any]] = itertools.repeat(())
     ) -> Tensor:
-        """Images of the stage; a block takes its features and what `conditions` has for it."""
+        """Images at the stage; `conditions` yields each block's arguments besides the features."""
         self.check_stage(stage)
         features = {}
         for (rung, block), condition in zip(self.blocks.items(), conditions, strict=False):
@@ -211,13 +224,42 @@ class GrowingGenerator(Growing):
         if str(rung) in self.attention:
             yield self.attention[str(rung)]
 
+    def layer_count(self, stage: Stage) -> int:
+        """Layers that take a style at this stage."""
+        raise self._no_styles()
+
+    def styles(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
+        """Styles [n, layers, z] of latents [n, z] and labels [n]."""
+        raise self._no_styles()
+
+    def truncate(
+        self, styles: Tensor, psi: float | Sequence[float], cutoff: int | None = None
+    ) -> Tensor:
+        """Styles [n, layers, z] pulled towards their average by `psi`, in the layers below `cutoff`."""
+        raise self._no_styles()
+
+    def draw_noise(self, seeds: Sequence[int], stage: Stage) -> list[Tensor]:
+        """One plane of noise [len(seeds), 1, r, r] a layer; an image's depends on its seed alone."""
+        raise self._no_styles()
+
+    def synthesise(self, styles: Tensor, stage: Stage, noise: Sequence[Tensor] | None) -> Tensor:
+        """Images from styles [n, layers, z] and one plane of noise [n or 1, 1, r, r] a layer."""
+        raise self._no_styles()
+
+    def average_styles(self, latents: Tensor, labels: Tensor, decay: float) -> None:
+        """Move the average style towards the mean style of all workers' latents."""
+        raise self._no_styles()
+
+    def _no_styles(self) -> TypeError:
+        return TypeError(f"{type(self).__module__} has no styles")
+
 
 class GrowingDiscriminator(Growing):
-    """The way down, mirrored: heads that read images, `descents` from rung to rung, then a tail.
+    """The generator mirrored: heads read images, `descents` lead from rung to rung, then a tail.
 
-    `descents[r]` goes from the features that `heads[r]` yields to those that `heads[r / 2]` yields.
-    `mixes_batch` says that a logit depends on other images of the batch. A family says what its last
-    layer sees (`features`) and makes of it (`judge`).
+    `descents[r]` leads from the features that `heads[r]` yields to those that `heads[r / 2]` yields.
+    `mixes_batch` is True if a logit depends on other images of the batch. A family defines the input
+    of its last layer (`features`) and the logits from it (`judge`).
     """
 
     mixes_batch = False
@@ -227,14 +269,14 @@ class GrowingDiscriminator(Growing):
         self.descents = nn.ModuleDict()
 
     def forward(self, images: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Logits [n] of images [n, channels, r, r] and, where there are classes, labels [n].
+        """Logits [n] of images [n, channels, r, r] and, if there are classes, labels [n].
 
-        ValueError where the ladder has no such rung.
+        ValueError if the ladder has no such rung.
         """
         return self.judge(self.features(images, stage), labels)
 
     def features(self, images: Tensor, stage: Stage) -> Tensor:
-        """What the last layer sees of each image: [n, f]."""
+        """The last layer's input for each image: [n, f]."""
         raise NotImplementedError
 
     def judge(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -242,9 +284,10 @@ class GrowingDiscriminator(Growing):
         raise NotImplementedError
 
     def stack(self, steps: Iterable[tuple[int, nn.Module, Sequence[nn.Module]]]) -> list[nn.Module]:
-        """Fill in from the image down: resolution, its head, and what leads from there to the next.
+        """Fill in heads and descents; each step is a resolution, its head, and the way to the next.
 
-        Heads off the ladder are left out. Returns what follows the lowest rung.
+        Steps come from the image down. Heads off the ladder are left out. Returns the modules that
+        follow the lowest rung.
         """
         above: list[nn.Module] = []
         for resolution, head, down in steps:
@@ -257,7 +300,7 @@ class GrowingDiscriminator(Growing):
         return above
 
     def descend(self, images: Tensor, stage: Stage) -> Tensor:
-        """Features at the lowest rung, from images at the stage's."""
+        """Features at the lowest rung from images at the stage's resolution."""
         self.check_stage(stage)
         rung = stage.resolution
         features = self.heads[str(rung)](images)

@@ -1,6 +1,6 @@
-"""Adversarial losses by name, and what is added to them: penalties of gradients and of weights.
+"""Adversarial losses by name, and regularisers: penalties on gradients, logits and weights.
 
-A loss is a pair of functions of logits [n]. Regularisers go with any of them.
+A loss is a pair of functions of logits [n]. Every regulariser goes with every loss.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Loss:
-    """`discriminator(real, fake)` and `generator(fake)`, each from logits [n] to a scalar, the mean.
+    """`discriminator(real, fake)` and `generator(fake)`; each maps logits [n] to their mean loss.
 
-    Logits above `boundary` say "real"; wgan's have no zero of their own, and say so only in comparison.
+    Logits above `boundary` mean "real". wgan's have no natural zero: only their differences count.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -77,27 +77,27 @@ def drift(real: Tensor) -> Tensor:
 
 
 def r1_penalty(discriminate: Discriminate, reals: Tensor) -> Tensor:
-    """½ |∇ D(real)|², the mean over images [n, …]; times γ it is R1 (Mescheder et al. 2018, eq. 9)."""
+    """½ |∇ D(real)|², the mean over images [n, …]; γ times this is R1 (Mescheder et al. 2018, eq. 9)."""
     return 0.5 * _squared_gradients(discriminate, reals).mean()
 
 
 def gradient_penalty(
     discriminate: Discriminate, reals: Tensor, fakes: Tensor, shares: Tensor, target: float
 ) -> Tensor:
-    """((|∇ D(x)| − target) / target)², the mean, at x = fake + share · (real − fake).
+    """The mean of ((|∇ D(x)| − target) / target)² at x = fake + share · (real − fake).
 
-    `shares` [n] are drawn evenly from [0, 1) (Gulrajani et al. 2017, §4; the target as of Karras et
-    al. 2018, §A.1).
+    `shares` [n] are uniform in [0, 1) (Gulrajani et al. 2017, §4; the target from Karras et al. 2018,
+    §A.1).
     """
     shares = shares.to(reals.dtype).view(-1, *[1] * (reals.ndim - 1))
     squared = _squared_gradients(discriminate, torch.lerp(fakes, reals, shares))
-    # the slope of a root at 0 is infinite, and stddev or ReLU may leave an image without gradient
+    # a root's slope at 0 is infinite, and stddev or ReLU may give an image a gradient of 0
     norms = torch.sqrt(squared + torch.finfo(squared.dtype).tiny)
     return ((norms - target) / target).square().mean()
 
 
 def _squared_gradients(discriminate: Discriminate, images: Tensor) -> Tensor:
-    """|∇ D|² by image, to be differentiated again."""
+    """|∇ D|² of each image [n], differentiable again."""
     images = images.detach().requires_grad_()
     logits = discriminate(images)
     (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -106,10 +106,10 @@ def _squared_gradients(discriminate: Discriminate, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def add_orthogonal_gradient(network: nn.Module, strength: float) -> None:
-    """Add to the gradients what orthogonal regularisation does (Brock et al. 2019, eq. 3).
+    """Add `strength` times the gradient of orthogonal regularisation (Brock et al. 2019, eq. 3).
 
-    2 · ((W Wᵀ) ⊙ (1 − I)) W, which is the gradient of ½ |(W Wᵀ) ⊙ (1 − I)|², for every dense or
-    convolution weight W, as a matrix [out, in · kh · kw], that has a gradient. Embeddings are left out.
+    It is 2 · ((W Wᵀ) ⊙ (1 − I)) W, the gradient of ½ |(W Wᵀ) ⊙ (1 − I)|². W is each dense or
+    convolution weight that has a gradient, as a matrix [out, in · kh · kw]. Embeddings are left out.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Embedding):
@@ -121,5 +121,5 @@ def add_orthogonal_gradient(network: nn.Module, strength: float) -> None:
             rows = weight.transpose(0, 1) if transposed else weight
             grad = weight.grad.transpose(0, 1) if transposed else weight.grad
             matrix = rows.flatten(1)
-            alike = (matrix @ matrix.T).fill_diagonal_(0)
-            grad.add_((alike @ matrix).view_as(rows), alpha=2 * strength)
+            overlaps = (matrix @ matrix.T).fill_diagonal_(0)
+            grad.add_((overlaps @ matrix).view_as(rows), alpha=2 * strength)

@@ -8,7 +8,7 @@ from models.progan import Discriminator, Generator, ProGANConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MnistPGGANConfig(ProGANConfig):
-    """Gray images of 28 px, without labels unless `classes` says how many."""
+    """Gray images of 28 px, without labels unless `classes` is given."""
 
     resolution: int = 28
     base: int = 7
@@ -25,7 +25,7 @@ class MnistPGGANConfig(ProGANConfig):
             )
 
     def features(self, resolution: int) -> int:
-        """Feature maps of the layers at a resolution: halved at 28 px."""
+        """Number of feature maps at a resolution: halved at 28 px."""
         return self.width * min(14, resolution) // resolution
 
 

@@ -1,7 +1,7 @@
-"""ProGAN (Karras et al. 2018): plain stacks that grow, equalized learning rate, no norm that learns.
+"""ProGAN (Karras et al. 2018): plain stacks that grow, equalized learning rate, no learnt norm.
 
-The number of feature maps follows the resolution of a rung, whatever the last one is: `width` up to
-8 times the base (32 px), halved at each doubling from there on.
+The number of feature maps depends on the resolution alone, not on the ladder: `width` up to 8 times
+the base (32 px), then halved at each doubling.
 """
 
 import math
@@ -37,6 +37,7 @@ class ProGANConfig(Shape):
     latents: int = 512
 
     batch_group: ClassVar[int] = STDDEV_GROUP
+    normalises_latents: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,21 +48,21 @@ class ProGANConfig(Shape):
             )
         if self.features(self.resolution) < 1:
             raise ValueError(
-                f"width {self.width}: leaves no feature map at {self.resolution} px; take a greater one"
+                f"width {self.width}: leaves no feature map at {self.resolution} px; give a larger one"
             )
 
     def features(self, resolution: int) -> int:
-        """Feature maps of the layers at a resolution."""
+        """Number of feature maps at a resolution."""
         return self.width * min(8 * self.base, resolution) // resolution
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """All resolutions from the base up, also those that the ladder does not stop at."""
+        """All resolutions from the base up, including those that are no rungs of the ladder."""
         return growth.ladder(self.base, self.resolution)
 
 
 def paper(resolution: int) -> dict[str, Any]:
-    """The paper's settings, beside the width: all rungs from 4 px up."""
+    """The paper's settings except the width: all rungs from 4 px up."""
     return {"resolution": resolution, "first_resolution": 4}
 
 
@@ -71,7 +72,7 @@ class GeneratorBase(nn.Module):
     def __init__(self, inputs: int, outputs: int, base: int):
         super().__init__()
         self.base = base
-        # √2 / 4 for 4 px: the gain of the authors' code, which fits its reshape to 4×4 places
+        # √2 / 4 for 4 px: the gain in the authors' code, which allows for its reshape to 4×4 places
         self.dense = EqualLinear(inputs, outputs * base * base, gain=math.sqrt(2) / 4, bias=False)
         self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
         self.conv = EqualConv2d(outputs, outputs, 3)
@@ -113,7 +114,7 @@ class Generator(GrowingGenerator):
             inputs = outputs
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
+        """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
         x = pixel_norm(self.labelled(latents, labels))
         return self.ascend(x, stage)
 
@@ -126,7 +127,7 @@ class FromImages(nn.Sequential):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Twice convolution and leaky ReLU, then halved; StyleGAN's blurs before it halves."""
+    """Two convolutions with leaky ReLU. The second halves; in StyleGAN a blur comes before it."""
 
     def __init__(self, inputs: int, outputs: int, blurs: bool):
         super().__init__()
@@ -140,7 +141,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorBase(nn.Module):
-    """Minibatch standard deviation, convolution, a dense layer; `dense2` has a logit for each class."""
+    """Minibatch stddev, convolution, a dense layer; `judge` applies `dense2`, one logit a class."""
 
     def __init__(self, features: int, base: int, classes: int | None):
         super().__init__()
@@ -156,7 +157,7 @@ class DiscriminatorBase(nn.Module):
 class Discriminator(GrowingDiscriminator):
     """One logit an image from images [n, channels, r, r] and labels [n].
 
-    With classes the last layer has an output for each, of which the label picks one.
+    With classes the last layer has an output for each, and the label picks its own.
     """
 
     mixes_batch = True
@@ -175,7 +176,7 @@ class Discriminator(GrowingDiscriminator):
 
 
 def _steps(config: ProGANConfig, blurs: bool) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
-    """From the image down: a resolution, its head, and the block that halves it, but for the base."""
+    """From the image down: each resolution, its head, and, above the base, the block that halves it."""
     for resolution in reversed(config.stack):
         features = config.features(resolution)
         down: list[nn.Module] = []

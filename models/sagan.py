@@ -1,7 +1,7 @@
-"""SAGAN (Zhang et al. 2019): residual networks with spectral norm in both and self-attention.
+"""SAGAN (Zhang et al. 2019): residual networks with self-attention, and spectral norm in both.
 
-Beside BigGAN's, the generator takes all latents at once, and each batch norm has a gain and a bias
-of its own for every class. The discriminator is the same.
+Unlike BigGAN's, the generator takes all latents at once, and each batch norm has its own gain and
+bias for every class. The discriminator is BigGAN's.
 """
 
 import itertools
@@ -25,14 +25,14 @@ from models.layers import BatchNorm
 
 @dataclass(frozen=True, kw_only=True)
 class SAGANConfig(ResidualConfig):
-    """Latents of any length."""
+    """`latents` may have any length."""
 
     width: int = 64
     latents: int = 128
 
 
 def paper(resolution: int) -> dict[str, Any]:
-    """The usual settings, beside the width: 1000 classes."""
+    """The usual settings except the width: 1000 classes."""
     return {"resolution": resolution, "classes": 1000, "attention": paper_attention(resolution)}
 
 
@@ -44,7 +44,7 @@ class Generator(ResidualGenerator):
         super().__init__(config, config.latents, partial(GeneratorBlock, norm=norm))
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
-        """Images at `stage.resolution`; ValueError where the ladder has no such rung."""
+        """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
         return self.ascend(self.open(latents), stage, itertools.repeat((labels,)))
 
 

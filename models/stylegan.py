@@ -1,4 +1,4 @@
-"""StyleGAN (Karras et al. 2019, the first): latents are mapped to styles that steer every layer.
+"""The first StyleGAN (Karras et al. 2019): latents are mapped to styles, which steer every layer.
 
 The discriminator is ProGAN's, with a blur before each halving.
 """
@@ -6,12 +6,12 @@ The discriminator is ProGAN's, with a blur before each halving.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.growth import GrowingGenerator, Stage
+from models.growth import GrowingGenerator, Mixing, Stage
 from models.layers import (
     EqualConv2d,
     EqualLinear,
@@ -25,35 +25,30 @@ from models.progan import Discriminator, ProGANConfig
 
 INSTANCE_NORM_EPS = 1e-8
 MAPPING_RATE = 0.01
+MOST_MAPPING_LAYERS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGANConfig(ProGANConfig):
-    """As ProGAN's; z and w both have the length `latents`."""
+    """ProGAN's settings and the mapping's depth; z and w both have the length `latents`."""
 
     mapping_layers: int = 8
 
+    has_styles: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mapping_layers < 1:
-            raise ValueError(f"mapping_layers is {self.mapping_layers}: give 1 or more")
+        if not 1 <= self.mapping_layers <= MOST_MAPPING_LAYERS:
+            raise ValueError(f"mapping_layers is {self.mapping_layers}: give 1 to {MOST_MAPPING_LAYERS}")
 
 
 def paper(resolution: int) -> dict[str, Any]:
-    """The paper's settings, beside the width. It trains from 8 px up, with heads from 4 px up."""
+    """The paper's settings except the width. It trains from 8 px up, with heads from 4 px up."""
     return {"resolution": resolution, "first_resolution": 4}
 
 
-@dataclass(frozen=True)
-class Mixing:
-    """Other latents [n, z], which steer each image's layers from `first_layer` [n] (int64) on."""
-
-    latents: Tensor
-    first_layer: Tensor
-
-
 class Mapping(nn.Module):
-    """Latents [n, z] to w [n, z]: normalised, then dense layers that learn at 1/100 of the rate."""
+    """Latents [n, z] to w [n, z]: a norm, then dense layers that learn at 1/100 of the rate."""
 
     def __init__(self, config: StyleGANConfig):
         super().__init__()
@@ -72,9 +67,9 @@ class Mapping(nn.Module):
 
 
 class StyleLayer(nn.Module):
-    """Convolution, noise, bias, leaky ReLU, then AdaIN: the features' own statistics give way to w's.
+    """Convolution, noise, bias, leaky ReLU, then AdaIN, which gives features w's statistics.
 
-    The first layer of all has no convolution. (Karras et al. 2019, §2 and figure 1.)
+    The very first layer has no convolution. (Karras et al. 2019, §2 and figure 1.)
     """
 
     def __init__(self, inputs: int | None, outputs: int, latents: int, up: bool = False):
@@ -98,7 +93,7 @@ class StyleLayer(nn.Module):
 
 
 class StyleBlock(nn.Module):
-    """The two layers of a resolution, which all but the first enlarge to; `inputs` None is the first."""
+    """The two layers of a resolution. The first enlarges, except in the first block (`inputs` None)."""
 
     def __init__(self, inputs: int | None, outputs: int, latents: int):
         super().__init__()
@@ -106,13 +101,13 @@ class StyleBlock(nn.Module):
         self.layer2 = StyleLayer(outputs, outputs, latents)
 
     def forward(self, x: Tensor, styles: Tensor, noise: Sequence[Tensor | None]) -> Tensor:
-        """`styles` is [n, 2, z], `noise` one plane or None for each layer."""
+        """`styles` is [n, 2, z]; `noise` has one plane, or None, for each layer."""
         x = self.layer1(x, styles[:, 0], noise[0])
         return self.layer2(x, styles[:, 1], noise[1])
 
 
 def adaptive_instance_norm(x: Tensor, style: Tensor) -> Tensor:
-    """x [n, c, h, w] normalised for itself, times 1 + style[:, :c], plus style[:, c:].
+    """Each feature map of x [n, c, h, w] normalised, times 1 + style[:, :c], plus style[:, c:].
 
     (Huang & Belongie 2017, eq. 8; Karras et al. 2019, eq. 1.)
     """
@@ -127,7 +122,7 @@ def adaptive_instance_norm(x: Tensor, style: Tensor) -> Tensor:
 class Generator(GrowingGenerator, Reducing):
     """Images [n, channels, r, r], nominally in [-1, 1], from latents [n, latents] and labels [n].
 
-    `w_average` is a running average of w, which truncation draws towards.
+    Truncation pulls styles towards `w_average`, a running average of w.
     """
 
     w_average: Tensor
@@ -156,7 +151,7 @@ class Generator(GrowingGenerator, Reducing):
         mixing: Mixing | None = None,
         noise: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Images at `stage.resolution`, without noise where none is given; ValueError off the ladder."""
+        """Images at `stage.resolution`, without noise if `noise` is None; ValueError off the ladder."""
         styles = self.styles(latents, labels, stage)
         if mixing is not None:
             others = self.styles(mixing.latents, labels, stage)
@@ -178,22 +173,22 @@ class Generator(GrowingGenerator, Reducing):
     def truncate(
         self, styles: Tensor, psi: float | Sequence[float], cutoff: int | None = None
     ) -> Tensor:
-        """Styles [n, layers, z] drawn towards the average: by `psi`, or by one psi for each layer.
+        """Styles [n, layers, z] pulled towards the average: by `psi`, or by one psi for each layer.
 
-        Layers from `cutoff` on stay as they are (Karras et al. 2019, appendix B). ValueError where
-        there are fewer psi than layers.
+        Layers from `cutoff` on stay as they are (Karras et al. 2019, appendix B). ValueError if there
+        are fewer psi than layers.
         """
         count = styles.shape[1]
-        each = [psi] * count if isinstance(psi, int | float) else list(psi[:count])
-        if len(each) < count:
-            raise ValueError(f"{len(each)} psi for {count} layers; give one for each, or a single one")
+        psis = [psi] * count if isinstance(psi, int | float) else list(psi[:count])
+        if len(psis) < count:
+            raise ValueError(f"{len(psis)} psi for {count} layers; give one for each, or a single one")
         if cutoff is not None:
-            each[cutoff:] = [1.0] * len(each[cutoff:])
-        shares = styles.new_tensor(each)[:, None]
+            psis[cutoff:] = [1.0] * len(psis[cutoff:])
+        shares = styles.new_tensor(psis)[:, None]
         return torch.lerp(self.w_average.to(styles.dtype).expand_as(styles), styles, shares)
 
     def draw_noise(self, seeds: Sequence[int], stage: Stage) -> list[Tensor]:
-        """Normals for each layer, a plane [len(seeds), 1, r, r]; an image's depend on its seed alone."""
+        """One plane of normals [len(seeds), 1, r, r] a layer; an image's depend on its seed alone."""
         sides = [r for r in self.resolutions if r <= stage.resolution for _ in range(2)]
         places = [side * side for side in sides]
         device = self.constant.device
@@ -213,7 +208,7 @@ class Generator(GrowingGenerator, Reducing):
 
     @torch.no_grad()
     def average_styles(self, latents: Tensor, labels: Tensor, decay: float) -> None:
-        """Move `w_average` towards the mean of w over these latents and those of all workers."""
+        """Move `w_average` towards the mean of w over all workers' latents."""
         w = self.mapping(latents, labels)
         total = self.reduce(torch.cat([w.sum(0), w.new_full((1,), len(w))]))
         self.w_average.lerp_(total[:-1] / total[-1], 1 - decay)

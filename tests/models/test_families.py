@@ -1,4 +1,4 @@
-"""Each family as it is published: numbers of parameters, and settings that make no network."""
+"""Each family as published: parameter counts, and settings that make no network."""
 
 import subprocess
 import sys
@@ -43,15 +43,15 @@ def test_parameter_counts_are_the_published_ones(family, resolution, change, gen
 
 def test_the_command_prints_the_counts():
     command = [sys.executable, "-m", "models", "--params", "progan", "--resolution", "1024"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "generator {}\ndiscriminator {}\n".format(*PROGAN_1024)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "generator {}\ndiscriminator {}\n".format(*PROGAN_1024)
 
 
 def test_the_command_says_what_makes_no_network():
     command = [sys.executable, "-m", "models", "--params", "dcgan", "--resolution", "48"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "48" in done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "48" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -137,5 +137,5 @@ def test_settings_that_make_no_network_say_so(family, change, words):
 
 
 def test_a_setting_that_a_family_needs_is_named():
-    with pytest.raises(ValueError, match="latents is not given"):
+    with pytest.raises(ValueError, match="latents is missing; biggan needs it"):
         models.build("biggan", resolution=32)

@@ -16,7 +16,7 @@ from models.layers import use_fused
 
 @dataclass(frozen=True)
 class Case:
-    """A family made tiny, on a ladder of three rungs."""
+    """A tiny network pair of a family, on a ladder of two or three rungs."""
 
     family: str
     settings: dict[str, Any]
@@ -38,21 +38,21 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def cases() -> list[Case]:
-    """Base 4 in RGB with labels, and base 7 in gray without; the MNIST GAN knows base 7 alone."""
-    found = []
+    """Base 4 in RGB with labels, and base 7 in gray without; the MNIST GAN only has base 7."""
+    result = []
     for family, settings in TINY.items():
         coloured = {"resolution": 32, "first_resolution": 8, "channels": 3, "classes": 5}
         gray = {"resolution": 28, "first_resolution": 14, "channels": 1, "base": 7}
         if family == "mnist-pggan":
-            found.append(Case(family, settings | gray | {"first_resolution": 7, "classes": 5}))
+            result.append(Case(family, settings | gray | {"first_resolution": 7, "classes": 5}))
         else:
-            found.append(Case(family, settings | coloured))
+            result.append(Case(family, settings | coloured))
         if settings.get("attention"):
             gray |= {"attention": 14}
         if family == "biggan":
             gray |= {"latents": 15}
-        found.append(Case(family, settings | gray))
-    return found
+        result.append(Case(family, settings | gray))
+    return result
 
 
 @pytest.fixture(scope="module", params=cases(), ids=str)
@@ -66,7 +66,7 @@ def networks(case):
     networks = models.build(case.family, **case.settings)
     for network in networks:
         network.double()
-        for parameter in network.parameters():  # no gain at zero, or what it scales would be hidden
+        for parameter in network.parameters():  # a gain of zero would hide what it scales
             parameter.data += 0.05 * torch.randn_like(parameter)
     return networks
 
@@ -85,16 +85,17 @@ def stages(networks) -> list[Stage]:
     return [Stage(rung) for rung in rungs] + fades
 
 
-def options(generator, stage: Stage) -> dict[str, Any]:
-    """Noise, where there is noise, for its gains are parameters too."""
-    return {"noise": generator.draw_noise(range(8), stage)} if hasattr(generator, "draw_noise") else {}
+def options(case: Case, generator, stage: Stage) -> dict[str, Any]:
+    """Noise for families with styles, because its gains are parameters too."""
+    has_styles = models.FAMILIES[case.family].config.has_styles
+    return {"noise": generator.draw_noise(range(8), stage)} if has_styles else {}
 
 
 def test_gradients_reach_every_active_parameter_and_no_inactive_one(case, networks, inputs):
     generator, discriminator = networks
     for stage in stages(networks):
         active = [network.activate(stage) for network in networks]
-        images = generator(*inputs, stage, **options(generator, stage))
+        images = generator(*inputs, stage, **options(case, generator, stage))
         assert images.shape == (8, case.settings["channels"], stage.resolution, stage.resolution)
         discriminator(images, inputs[1], stage).square().sum().backward()
         for network, used in zip(networks, active, strict=True):

@@ -1,4 +1,4 @@
-"""Losses by hand-computed values; penalties against finite differences in float64."""
+"""Losses against hand-computed values; penalties against finite differences in float64."""
 
 import math
 
@@ -83,7 +83,7 @@ def images():
 
 
 def slopes(discriminate, images: torch.Tensor, step: float = 1e-5) -> torch.Tensor:
-    """|∇|² by image from central differences along every pixel."""
+    """|∇|² of each image, from central differences along every pixel."""
     total = torch.zeros(len(images), dtype=torch.float64)
     with torch.no_grad():
         for image in range(len(images)):
@@ -116,7 +116,7 @@ def test_penalties_are_their_formulas_with_differences_for_gradients(judge, imag
 
 
 def test_gradients_of_penalties_agree_with_finite_differences(judge, images):
-    """In a few random directions through all parameters at once; short steps, for ReLUs jump."""
+    """In a few random directions through all parameters at once; steps are short because ReLUs jump."""
     discriminate, network = judge
     parameters = list(network.parameters())
     for penalty in penalties(discriminate, images):
