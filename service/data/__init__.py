@@ -1,1 +1,1 @@
-"""From shards to batches: index, order, stream, decode, loader. Knows nothing of Ray."""
+"""Images to shards: sources, packing. Shards to batches: index, order, stream, decode, loader."""

@@ -1,7 +1,7 @@
-"""A node's own copy of what it read of the shards: blocks in a folder, for all its workers.
+"""A node's copy of what its workers read of the shards: blocks in a folder.
 
-A training reads every shard once an epoch; from the second epoch on, this spares the network. Each
-process may read and write at any time: blocks appear whole, and vanish by their age.
+A training reads every shard once an epoch; from the second epoch on, this spares the network. Any
+process may read and write at any time: blocks appear whole, and the oldest are cleared.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from service.config.schema import CACHE_BLOCK_BYTES as BLOCK_BYTES
 from service.data.index import Index
 from service.storage import Storage
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 4 << 20
-# Once the folder is full, so much of it is cleared at a time.
+# The share of a full folder that is cleared at a time.
 _CLEARED_SHARE = 0.1
-# A process that was stopped with the lock in hand holds up nobody: the others go on without keeping.
+# A process that was stopped while it held the lock blocks nobody: the others go on without storing.
 _LOCK_LIMIT_S = 2.0
 _LOCK_POLL_S = 0.01
 _BLOCK, _PART = ".block", ".part"
@@ -33,7 +33,7 @@ _BLOCK, _PART = ".block", ".part"
 
 @dataclass(frozen=True)
 class BlockKey:
-    """Which bytes of which object: its address, and the `version` that tells it from later ones."""
+    """A block of an object: its address, and the `version` that distinguishes it from later objects."""
 
     address: str
     size: int
@@ -42,7 +42,7 @@ class BlockKey:
 
     @property
     def length(self) -> int:
-        """Bytes of the block: all but the last are whole."""
+        """Bytes of the block; only the last one of an object is shorter."""
         return min(BLOCK_BYTES, self.size - self.number * BLOCK_BYTES)
 
     @property
@@ -53,9 +53,9 @@ class BlockKey:
 
 
 class Cache:
-    """Blocks in a folder of at most `limit_bytes`, the least recently used ones cleared first.
+    """Blocks in a folder of at most `limit_bytes`; the least recently used ones are cleared first.
 
-    Trouble with the folder costs the cache, never the reading: it is told once, then read past.
+    Trouble with the folder is logged once; reading then goes on without the cache.
     """
 
     def __init__(self, folder: str, limit_bytes: int):
@@ -63,10 +63,10 @@ class Cache:
         self.limit_bytes = limit_bytes
         self.hits = self.misses = 0
         self._lock = threading.Lock()
-        self._told = False
+        self._warned = False
 
     def read(self, key: BlockKey, start: int, length: int, fetch: Callable[[], bytes]) -> bytes:
-        """`length` bytes from `start` of a block, which `fetch` gets where it is not at hand."""
+        """`length` bytes from `start` of a block; `fetch` gets the block if it is not in the folder."""
         data = self._find(key, start, length)
         with self._lock:
             self.hits += data is not None
@@ -84,12 +84,12 @@ class Cache:
             with open(path, "rb", buffering=0) as file:
                 if os.fstat(file.fileno()).st_size != key.length:
                     return None
-                os.utime(file.fileno())  # its last use, by which it ages
+                os.utime(file.fileno())  # the time of its last use
                 return os.pread(file.fileno(), length, start)
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._tell(error)
+            self._warn_once(error)
             return None
 
     def _keep(self, key: BlockKey, block: bytes) -> None:
@@ -104,11 +104,11 @@ class Cache:
                     part.write_bytes(block)
                     os.replace(part, path)
         except OSError as error:
-            self._tell(error)
+            self._warn_once(error)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator["_Count"]:
-        """Hold the folder against all other processes and threads, with its count of bytes."""
+        """Lock the folder against all other processes and threads; yields its count of bytes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "bytes", "a+") as file:
             deadline = time.monotonic() + _LOCK_LIMIT_S
@@ -123,14 +123,14 @@ class Cache:
             yield _Count(file)
 
     def _make_room(self, count: "_Count", needed: int) -> None:
-        """Clear the oldest blocks where the folder would grow beyond its limit."""
+        """Clear the oldest blocks if the folder would exceed its limit."""
         present = count.get()
         if present is None or present + needed > self.limit_bytes:
             present = self._clear(needed)
         count.set(present + needed)
 
     def _clear(self, needed: int) -> int:
-        """Bytes that stay, counted anew; what a killed process left half written goes."""
+        """Clear blocks, and what a killed process left half written; returns the bytes that stay."""
         blocks = []
         for entry in os.scandir(self.folder):
             if entry.name.endswith(_PART):
@@ -148,20 +148,20 @@ class Cache:
                 present -= size
         return present
 
-    def _tell(self, error: OSError) -> None:
-        if not self._told:
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
             log.warning("event=cache_failed folder=%s error=%s", self.folder, error)
-        self._told = True
+        self._warned = True
 
 
 class _Count:
-    """The bytes in the folder, as all its users add them up in one small file."""
+    """The bytes in the folder, in a small file that all its users update."""
 
     def __init__(self, file: TextIO):
         self._file = file
 
     def get(self) -> int | None:
-        """None where it is not known: the blocks are to be counted."""
+        """The count; None if it is unknown and the blocks have to be counted."""
         self._file.seek(0)
         text = self._file.read()
         return int(text) if text.isdecimal() else None

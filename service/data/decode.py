@@ -1,7 +1,7 @@
-"""From encoded bytes to pixels of the rung: uint8, the average over the area of each pixel.
+"""From encoded bytes to pixels at a resolution: uint8, the average over the area of each pixel.
 
 An image that is not square is cut to its centred square. JPEGs are scaled while they are decoded, so
-that a low rung costs a fraction; decoding lets go of Python's lock, so threads do it side by side.
+that a low resolution costs a fraction. Decoding releases Python's lock, so threads can work in parallel.
 """
 
 import functools
@@ -26,7 +26,7 @@ _NOWHERE: Pixels = np.empty(0, np.uint8)
 
 
 class _Habits(threading.local):
-    """What a decoding thread's last JPEG was like, which its next will be like too."""
+    """What a decoding thread's last JPEG was like; the next one probably is alike."""
 
     def __init__(self) -> None:
         self.exact: dict[int, bool] = {}
@@ -39,7 +39,7 @@ _habits = _Habits()
 def decode(data: Encoded, out: Pixels) -> None:
     """Fill `out`, uint8 [resolution, resolution, 1 or 3] and contiguous, with an image.
 
-    DataError says what is wrong with a bad sample, or that it is smaller than the rung.
+    DataError says what is wrong with a bad sample, or that it is smaller than the resolution.
     """
     if data[:2] == _JPEG:
         pixels = _decode_jpeg(data, out)
@@ -51,7 +51,7 @@ def decode(data: Encoded, out: Pixels) -> None:
 
 
 def _decode_jpeg(data: Encoded, out: Pixels) -> Pixels | None:
-    """The image, scaled to no less than `out`; None where that is its size and it lies there already."""
+    """The image, scaled to no less than `out`; None if it has just that size and is in `out` already."""
     resolution, colour = len(out), _COLOURS[out.shape[2]][0]
     buffer = out if _habits.exact.get(resolution, True) else _habits.scratch
     try:
@@ -70,14 +70,14 @@ def _decode_jpeg(data: Encoded, out: Pixels) -> Pixels | None:
 
 
 def _decode_jpeg_of_any_size(data: Encoded, colour: str, resolution: int) -> Pixels:
-    """In memory of its own, once its size is seen to be sane."""
+    """The image in its own memory, after a check that its size is sane."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height)
         return simplejpeg.decode_jpeg(
             data, colour, min_height=resolution, min_width=resolution, min_factor=1
         )
-    except ValueError:  # colours that libjpeg-turbo does not turn into these, such as CMYK
+    except ValueError:  # colours that libjpeg-turbo does not convert, such as CMYK
         return _decode_other(data, 1 if colour == "GRAY" else 3)
 
 
@@ -99,7 +99,7 @@ def _check_size(width: int, height: int) -> None:
 def fit(pixels: Pixels, resolution: int) -> Pixels:
     """Area average [resolution, resolution, c] of the centred square of uint8 [h, w, c].
 
-    DataError where the image is smaller.
+    DataError if the image is smaller.
     """
     height, width, _ = pixels.shape
     side = min(height, width)
@@ -113,7 +113,7 @@ def fit(pixels: Pixels, resolution: int) -> Pixels:
 
 
 def _whole(pixels: Pixels, resolution: int) -> Pixels:
-    """Rounded averages of whole tiles: exact, rows first, which lie together in memory."""
+    """Rounded averages of whole tiles, exact. Rows come first: they are contiguous in memory."""
     factor, channels = pixels.shape[0] // resolution, pixels.shape[2]
     rows = pixels.reshape(resolution, factor, -1)
     sums = np.add.reduce(rows, axis=1, dtype=np.uint32)
@@ -123,7 +123,7 @@ def _whole(pixels: Pixels, resolution: int) -> Pixels:
 
 
 def _fractional(pixels: Pixels, resolution: int) -> Pixels:
-    """Averages where a pixel takes parts of others, by how much of each it covers."""
+    """Averages in which a new pixel covers parts of old ones, weighted by the covered area."""
     side, _, channels = pixels.shape
     weights = _coverage(side, resolution)
     rows = weights @ pixels.reshape(side, -1).astype(np.float32)

@@ -1,8 +1,8 @@
 """Processes that read and decode beside the training, and fill batches in memory they share with it.
 
-Threads would not do: whatever holds Python's lock, be it the training loop or a request to S3, stops
-every one of them at each image. So one process reads windows for a worker, and one or more decode
-them. Each ends when its parent does, however that comes about.
+Threads would not do: whatever holds Python's lock, such as the training loop or a request to S3, stops
+all of them at each image. So one process reads a worker's windows, and one or more decode them. Each
+ends with its parent, however that ends.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.data.dataset import BadSamples, BadWindow, Batch, Dataset, Request, Samples, unlabelled
 from service.data.order import Order, WindowKey
-from service.data.samples import BadSamples, BadWindow, Batch, Request, Samples, Source, unlabelled
 from service.data.stream import READ_OVER_BYTES, Stream, Window, WindowReader
 from service.errors import DataError, ServiceError
 from service.glibc import KEEP_FREED_MEMORY
@@ -42,7 +42,7 @@ SPARE_SLOTS = 16
 
 @dataclass(frozen=True)
 class _Job:
-    """Part of a batch: where the whole begins in the shared memory, its shape, the places to fill."""
+    """Part of a batch: where the batch begins in shared memory, its shape, and the places to fill."""
 
     begin: int
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Answer:
-    """The rows that were shown at the job's places, new bad samples, and what was read so far."""
+    """The rows shown at the job's places, new bad samples, and counts of what was read so far."""
 
     rows: NDArray[np.int64]
     bad: dict[tuple[int, int], str]
@@ -61,34 +61,35 @@ class _Answer:
 
 @dataclass(frozen=True)
 class Ticket:
-    """A batch that is being filled, and by whom."""
+    """A batch that is being filled: for which clock, and by which processes."""
 
     begin: int
     shape: tuple[int, ...]
     shares: list[tuple["_Process", NDArray[np.intp]]]
+    clock: int
 
 
 class Feeders:
-    """A reading process and some that decode, each lanes of its own; together they fill batches.
+    """One process that reads and some that decode, each its own lanes; together they fill batches.
 
-    `batch_bytes` is the largest batch that will be asked for, `batches` how many at once. Batches are
-    received in the order in which they were asked for. Errors of a process are raised there.
+    `batch_bytes` is the largest batch that will be started, `batches` how many at once. Batches are
+    received in the order in which they were started; `receive` raises the errors of processes.
     """
 
-    def __init__(self, source: Source, decoders: int, batches: int, batch_bytes: int):
-        self.source, self.batches, self.batch_bytes = source, batches, batch_bytes
+    def __init__(self, dataset: Dataset, decoders: int, batches: int, batch_bytes: int):
+        self.dataset, self.batches, self.batch_bytes = dataset, batches, batch_bytes
         self._owners: dict[int, int] = {}
         self._turn = 0
-        self._bad = BadSamples(source)
+        self._bad = BadSamples(dataset)
         self._counts: dict[str, int] = {}
         pairs = [socket.socketpair() for _ in range(decoders)]
         memory = _shared_memory(batches * batch_bytes)
         self._memory = mmap.mmap(memory, batches * batch_bytes)
-        slots = _Slots.for_windows(source)
+        slots = _Slots.for_windows(dataset)
         arenas = [_shared_memory(slots.count * slots.size) for _ in range(decoders)]
         lines = [(end.fileno(), arena) for (end, _), arena in zip(pairs, arenas, strict=True)]
-        self._reader = _Process(_serve_windows, list(itertools.chain(*lines)), (source, slots))
-        setup = (source.order, unlabelled(source), slots)
+        self._reader = _Process(_serve_windows, list(itertools.chain(*lines)), (dataset, slots))
+        setup = (dataset.order, unlabelled(dataset), slots)
         self._decoders = [
             _Process(_serve_batches, [end.fileno(), arena, memory], setup)
             for (_, end), arena in zip(pairs, arenas, strict=True)
@@ -100,11 +101,11 @@ class Feeders:
                 end.close()
 
     def start(self, request: Request) -> Ticket:
-        """Have a batch filled; at most `batches` may be under way."""
-        shape = (len(request.numbers), request.resolution, request.resolution, self.source.channels)
+        """Start to fill a batch; at most `batches` may be under way."""
+        shape = (len(request.numbers), request.resolution, request.resolution, self.dataset.channels)
         begin = self._turn * self.batch_bytes
         self._turn = (self._turn + 1) % self.batches
-        lanes = (request.numbers % self.source.order.lanes).tolist()
+        lanes = (request.numbers % self.dataset.order.lanes).tolist()
         owners = np.array([self._owner(lane) for lane in lanes])
         shares = []
         for i, decoder in enumerate(self._decoders):
@@ -112,10 +113,10 @@ class Feeders:
             if len(places):
                 decoder.send(_Job(begin, shape, places, request.take(places)))
                 shares.append((decoder, places))
-        return Ticket(begin, shape, shares)
+        return Ticket(begin, shape, shares, request.clock)
 
     def receive(self, ticket: Ticket) -> Batch:
-        """The batch; its images lie in the shared memory, until as many others have been started."""
+        """The batch. Its images stay in shared memory until `batches` others have been started."""
         rows = np.empty(ticket.shape[0], np.int64)
         for decoder, places in ticket.shares:
             answer = decoder.receive()
@@ -125,13 +126,13 @@ class Feeders:
                 raise answer
             rows[places] = answer.rows
             self._bad.add(answer.bad)
-            for name, count in answer.counts.items():  # one decoder may know less than another
+            for name, count in answer.counts.items():  # one decoder may be behind another
                 self._counts[name] = max(count, self._counts.get(name, 0))
         images = _view(self._memory, ticket.begin, ticket.shape)
-        return Batch(images, self.source.labels(rows), rows)
+        return Batch(images, self.dataset.labels(rows), rows, ticket.clock)
 
     def counts(self) -> dict[str, int]:
-        """What was read since the processes were started, for the curves; known from a batch on."""
+        """Counts of what was read since the processes started; complete after the first batch."""
         return {"bad_samples": len(self._bad)} | self._counts
 
     def close(self) -> None:
@@ -153,7 +154,7 @@ class Feeders:
 
 
 class _Process:
-    """Another process, seen from its parent: it is sent `setup`, then whatever it serves."""
+    """Another process, seen from its parent, which sends it `setup` and then jobs."""
 
     def __init__(self, serve: Callable[..., None], files: list[int], setup: Any):
         self._connection, end = Pipe()
@@ -168,12 +169,12 @@ class _Process:
         self.send(setup)
 
     def send(self, message: Any) -> None:
-        """Send a job; that the process died is told where an answer is waited for."""
+        """Send a job. If the process has died, `receive` says so."""
         with contextlib.suppress(OSError):
             self._connection.send(message)
 
     def receive(self) -> Any:
-        """The answer to the oldest job that is not yet answered."""
+        """The answer to the oldest unanswered job."""
         try:
             return self._connection.recv()
         except (EOFError, OSError):
@@ -185,7 +186,7 @@ class _Process:
         self._connection.close()
 
     def wait(self) -> None:
-        """Wait for its end, and make it so if need be."""
+        """Wait for its end, and kill it if need be."""
         try:
             self._process.wait(END_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -194,7 +195,7 @@ class _Process:
 
 
 def _shared_memory(size: int) -> int:
-    """A file that is memory alone and has no name: it ends with the last process that holds it."""
+    """A nameless file in memory; it ends with the last process that holds it."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("batches")
     else:
@@ -215,19 +216,19 @@ def _view(memory: mmap.mmap, begin: int, shape: Sequence[int]) -> NDArray[np.uin
 class _Slots:
     """Shared memory cut into `count` pieces of `size` bytes, each for a window.
 
-    A decoder gives a slot out with each window that it asks for, and takes it back once the window is
-    forgotten. A window that finds no slot, or is too large for one, travels by the socket.
+    A decoder assigns a slot to each window that it asks for, and takes it back once the window is
+    dropped. A window without a slot, or too large for one, travels through the socket.
     """
 
     count: int
     size: int
 
     @classmethod
-    def for_windows(cls, source: Source) -> "_Slots":
-        """Two slots a lane and some to spare, of which those that are never used cost nothing."""
-        index, order = source.index, source.order
+    def for_windows(cls, dataset: Dataset) -> "_Slots":
+        """Two slots a lane and some to spare; slots that are never used cost nothing."""
+        index, order = dataset.index, dataset.order
         offset, size = index.offset[order.rows], index.size[order.rows].astype(np.int64)
-        apart = np.diff(offset)  # what lies between two samples is read with them
+        apart = np.diff(offset)  # bytes between two samples are read with them
         together = (np.diff(index.shard[order.rows]) == 0) & (apart - size[:-1] <= READ_OVER_BYTES)
         size[:-1] = np.where(together, apart, size[:-1])
         ends = np.concatenate([[0], np.cumsum(size)])
@@ -244,8 +245,8 @@ class _Slots:
 
 
 def _serve_windows(parent: Connection, *files: int) -> None:
-    """Read the windows that the decoders ask for, until the parent is gone."""
-    setup: tuple[Source, _Slots] = parent.recv()
+    """Read the windows that the decoders ask for, until the parent ends."""
+    setup: tuple[Dataset, _Slots] = parent.recv()
     reader = setup[0].open_reader()
     for decoder, arena in zip(files[::2], files[1::2], strict=True):
         line = _Line(socket.socket(fileno=decoder), memoryview(mmap.mmap(arena, 0)), setup[1], reader)
@@ -264,7 +265,7 @@ class _Line:
         )
 
     def take_asks(self) -> None:
-        """Begin to read what is asked for."""
+        """Begin to read the windows that are asked for."""
         connection = Connection(os.dup(self._socket.fileno()))
         with contextlib.suppress(EOFError, OSError):
             while True:
@@ -272,7 +273,7 @@ class _Line:
                 self._asked.put((key, slot, self._reader.ask(key)))
 
     def send_windows(self) -> None:
-        """Deliver what was read, in the order in which it was asked for."""
+        """Deliver windows in the order in which they were asked for."""
         connection = Connection(os.dup(self._socket.fileno()))
         with contextlib.suppress(OSError):
             while True:
@@ -282,7 +283,7 @@ class _Line:
                     connection.send((key, _portable(error)))
                 else:
                     self._send(connection, key, slot, read.result())
-                del read  # let go of before the next one is waited for
+                del read  # dropped before waiting for the next one
 
     def _send(self, connection: Connection, key: WindowKey, slot: int | None, window: Window) -> None:
         sizes = [len(blob) for blob in window.blobs]
@@ -302,9 +303,9 @@ class _Line:
 
 
 class _RemoteReader:
-    """The reading process, seen from a decoder, which takes what has come whenever it looks.
+    """The reading process, seen from a decoder, which takes windows that have come when it has time.
 
-    A thread that took it would stop the decoding for Python's lock.
+    A thread for this would stop the decoding each time it takes Python's lock.
     """
 
     def __init__(self, end: int, arena: memoryview, slots: _Slots):
@@ -329,26 +330,26 @@ class _RemoteReader:
 
     def take_one(self) -> None:
         """Wait for a window, and take it."""
-        key, found = self._connection.recv()
+        key, answer = self._connection.recv()
         read = self._asked.pop(key)
-        if isinstance(found, Exception):
-            read.found = found
+        if isinstance(answer, Exception):
+            read.outcome = answer
             return
-        window, sizes, in_slot, self.counts = found
+        window, sizes, in_slot, self.counts = answer
         if in_slot and read.slot:
             view = self._slots.view(self._arena, read.slot.number)
             starts = itertools.accumulate(sizes, initial=0)
             blobs = [view[start : start + size] for start, size in zip(starts, sizes, strict=False)]
-            read.found = replace(window, blobs=blobs, memory=read.slot)
+            read.outcome = replace(window, blobs=blobs, memory=read.slot)
         else:
             received = [bytearray(size) for size in sizes]
             for blob in received:
                 _receive_into(self._socket, blob)
-            read.found = replace(window, blobs=received)
+            read.outcome = replace(window, blobs=received)
 
 
 class _Slot:
-    """A slot in use, until the last that refers to it forgets it."""
+    """A slot in use, until nothing refers to it any more."""
 
     def __init__(self, free: list[int]):
         self.number = free.pop()
@@ -362,21 +363,21 @@ class _Read:
     """A window that was asked for."""
 
     def __init__(self, reader: _RemoteReader, slot: _Slot | None):
-        self.found: Window | Exception | None = None
+        self.outcome: Window | Exception | None = None
         self.slot = slot
         self._reader = reader
 
     def result(self) -> Window:
         """The window; waits until it has come."""
-        while self.found is None:
+        while self.outcome is None:
             self._reader.take_one()
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
 
 
 def _receive_into(end: socket.socket, blob: bytearray) -> None:
-    """Fill the blob in as few calls as it takes, each of which lets go of Python's lock."""
+    """Fill the blob in as few calls as it takes; each call releases Python's lock."""
     view = memoryview(blob)
     while view:
         count = end.recv_into(view, len(view), socket.MSG_WAITALL)
@@ -386,7 +387,7 @@ def _receive_into(end: socket.socket, blob: bytearray) -> None:
 
 
 def _serve_batches(parent: Connection, reader: int, arena: int, memory: int) -> None:
-    """Fill batches, job by job, until the parent is gone."""
+    """Fill batches, job by job, until the parent ends."""
     setup: tuple[Order, NDArray[np.int64], _Slots] = parent.recv()
     order, bad_rows, slots = setup
     remote = _RemoteReader(reader, memoryview(mmap.mmap(arena, 0)), slots)
@@ -395,11 +396,11 @@ def _serve_batches(parent: Connection, reader: int, arena: int, memory: int) -> 
     threading.Thread(target=_await_end, args=(parent, jobs.put), daemon=True).start()
     while True:
         job = jobs.get()
-        told = len(samples.bad)
+        known = len(samples.bad)
         try:
             remote.take_what_is_there()
             rows = samples.fill(job.request, _view(pixels, job.begin, job.shape), job.places)
-            parent.send(_Answer(rows, dict(list(samples.bad.items())[told:]), remote.counts))
+            parent.send(_Answer(rows, dict(list(samples.bad.items())[known:]), remote.counts))
         except (EOFError, OSError):
             parent.send(RuntimeError("the process that reads shards died"))
         except Exception as error:
@@ -407,7 +408,7 @@ def _serve_batches(parent: Connection, reader: int, arena: int, memory: int) -> 
 
 
 def _await_end(parent: Connection, take: Callable[[Any], object] = lambda _: None) -> None:
-    """Take what the parent sends, and end this process with it, in the midst of what it does."""
+    """Take what the parent sends; when the parent ends, end this process at once."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             take(parent.recv())
@@ -415,18 +416,18 @@ def _await_end(parent: Connection, take: Callable[[Any], object] = lambda _: Non
 
 
 def _portable(error: BaseException) -> Exception:
-    """The error as one that travels: of a class that all know, with its words."""
+    """The error in a form that travels: of a class that every process knows, with its message."""
     for kind in (DataError, StorageError, ServiceError):
         if isinstance(error, kind):
             return kind(str(error))
     if isinstance(error, BadWindow):
         return error
-    told = "".join(traceback.format_exception(error))
-    return RuntimeError(f"reading data failed:\n{told}")
+    trace = "".join(traceback.format_exception(error))
+    return RuntimeError(f"reading data failed:\n{trace}")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """What each process runs: a function, and its ends of connections and memory by number."""
+    """The entry of each process: a function's name, and its file descriptors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it ends
     serve, parent, *files = arguments
     run = _serve_windows if serve == _serve_windows.__name__ else _serve_batches
@@ -434,6 +435,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from service.data import feeder  # what travels is of this module by its name, not of __main__
+    from service.data import (
+        feeder,  # pickled objects must belong to this module by name, not to __main__
+    )
 
     feeder.main(sys.argv[1:])

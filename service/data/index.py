@@ -1,4 +1,4 @@
-"""Where every sample lies: shards, byte ranges, labels and the held-out mark, column by column."""
+"""Where every sample lies: shards, byte ranges, labels and held-out marks, column by column."""
 
 import functools
 import hashlib
@@ -6,20 +6,21 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
 from tqdm import tqdm
 
 from service.data.tar import NO_LABEL, samples_of
+from service.documents import Count, Digest, Document, Plain
 from service.errors import DataError
 from service.storage import Entry, MissingError, Storage, StorageError
 
 INDEX_KEY = "index.parquet"
-VERSION = 2
 # Where `pack` keeps what it has done, until it writes the index.
 PACKING = "packing/"
 CLAIM_KEY = f"{PACKING}begun"
@@ -28,6 +29,44 @@ REMEDY = f"delete {INDEX_KEY} to have it made anew, or pack again"
 READERS = 16
 HELD_OUT = 0.05
 _HELD_OUT_STEPS = 1 << 32
+COLUMNS: dict[str, Any] = {
+    "shard": np.int32,
+    "offset": np.int64,
+    "size": np.int32,
+    "label": np.int32,
+    "held_out": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class About:
+    """How a data set was made; None or empty if that is unknown.
+
+    `resolution` (pixels of a side) and `channels` are those of all images; `classes` are names by
+    label; `held_out` is the share; `unreadable` are images that packing left out; `without_image`
+    counts samples that hold none; `recipe` is the one that it was packed by.
+    """
+
+    source: str = "tar headers"
+    held_out: Annotated[float, Field(ge=0, lt=1)] | None = None
+    resolution: Annotated[int, Field(ge=1, le=65536)] | None = None
+    channels: Literal[1, 3] | None = None
+    classes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    without_image: Count = 0
+    recipe: Plain | None = None
+
+
+class IndexHead(Document):
+    """What the index says beside its columns, in the parquet file's metadata."""
+
+    remedy: ClassVar[str] = REMEDY
+
+    version: Literal[3] = 3
+    fingerprint: Digest
+    shards: dict[str, Count]
+    etags: dict[str, str]
+    about: About
 
 
 class NoIndexError(DataError):
@@ -36,12 +75,11 @@ class NoIndexError(DataError):
 
 @dataclass(frozen=True)
 class Index:
-    """All samples of a data set, in the order of their shards and of their places in them.
+    """All samples of a data set, in the order of their shards and their places in them.
 
     `shards` maps names to sizes in bytes. The columns have one entry a sample: `shard` (number in
     `shards`), `offset` and `size` (bytes of the image in the shard), `label` (NO_LABEL for none),
-    `held_out`, `keys`. `etags` tells S3's objects from later ones of the same name. `about` tells how
-    it was packed: source, resolution, channels, classes, …
+    `held_out`, `keys`. `etags` distinguishes S3's objects from later ones of the same name.
     """
 
     shards: dict[str, int]
@@ -52,7 +90,7 @@ class Index:
     held_out: NDArray[np.bool_]
     keys: pa.StringArray
     etags: dict[str, str] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
+    about: About = field(default_factory=About)
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -67,7 +105,7 @@ class Index:
         return np.flatnonzero(self.held_out == held_out)
 
     def fingerprint(self) -> str:
-        """A digest of what the data is: shards, ranges, labels, keys and what is held out."""
+        """A digest of the data: shards, ranges, labels, keys and held-out marks."""
         return self._fingerprint
 
     @functools.cached_property
@@ -87,13 +125,13 @@ class Index:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a key falls in the held-out share: by its hash, so the same wherever it lies."""
+    """Whether a key belongs to the held-out share; its hash decides, so the answer never changes."""
     digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") < share * _HELD_OUT_STEPS
 
 
 def write_index(storage: Storage, index: Index) -> None:
-    """Store the index, whole; a data set without one is not finished."""
+    """Store the index; a data set without one is not finished."""
     table = pa.table(
         {
             "shard": index.shard,
@@ -104,20 +142,16 @@ def write_index(storage: Storage, index: Index) -> None:
             "key": index.keys,
         }
     )
-    head = {
-        "version": VERSION,
-        "fingerprint": index.fingerprint(),
-        "shards": index.shards,
-        "etags": index.etags,
-        "about": index.about,
-    }
+    head = IndexHead(
+        fingerprint=index.fingerprint(), shards=index.shards, etags=index.etags, about=index.about
+    )
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"index": json.dumps(head)}), buffer)
+    pq.write_table(table.replace_schema_metadata({"index": head.to_bytes()}), buffer)
     storage.put(INDEX_KEY, buffer.getvalue())
 
 
 def read_index(storage: Storage) -> Index:
-    """The index at this address; NoIndexError, with the remedy, where there is none."""
+    """The index at this address; NoIndexError, with the remedy, if there is none."""
     try:
         data = storage.get(INDEX_KEY)
     except MissingError as error:
@@ -125,34 +159,55 @@ def read_index(storage: Storage) -> Index:
             f"{storage.address}: no {INDEX_KEY}; pack first:"
             f" python -m service.pack SOURCE {storage.address}"
         ) from error
+    address = storage.url(INDEX_KEY)
     try:
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
-        head = json.loads(table.schema.metadata[b"index"])
-        columns = {name: table[name].to_numpy() for name in table.column_names if name != "key"}
-        if head["version"] != VERSION:
-            raise DataError(
-                f"{storage.url(INDEX_KEY)}: version {head['version']}, expected {VERSION}; {REMEDY}"
-            )
-        keys = table["key"].combine_chunks()
-        index = Index(head["shards"], keys=keys, etags=head["etags"], about=head["about"], **columns)
-        if index.fingerprint() != head["fingerprint"]:
+        table = pq.read_table(_arrow_reader(data), use_threads=False)
+        head = IndexHead.from_bytes((table.schema.metadata or {}).get(b"index", b""), address)
+        columns = {
+            name: table[name].to_numpy().astype(kind, casting="safe", copy=False)
+            for name, kind in COLUMNS.items()
+        }
+        keys = table["key"].cast(pa.string()).combine_chunks()
+        index = Index(head.shards, keys=keys, etags=head.etags, about=head.about, **columns)
+        _check_columns(index)
+        if index.fingerprint() != head.fingerprint:
             raise ValueError("it is not what was written")
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{storage.url(INDEX_KEY)}: damaged ({error}); {REMEDY}") from error
+        raise DataError(f"{address}: damaged ({error}); {REMEDY}") from error
     return index
 
 
-def find_index(shards: Storage, place: Storage, held_out: float | None = None) -> Index:
-    """The index at `place`, made of the shards' tar headers where there is none yet.
+def _arrow_reader(data: bytes) -> pa.BufferReader:
+    """The bytes as a file in Arrow's own memory.
 
-    `held_out` is the share of the samples, chosen by their keys, that is held out: of a new index
-    HELD_OUT where it is None; DataError where a present one holds out another.
+    A thread of Arrow's lets go of the file late: where it is one of Python's and Python ends meanwhile,
+    the process is aborted.
+    """
+    stream = pa.BufferOutputStream()
+    stream.write(data)
+    return pa.BufferReader(stream.getvalue())
+
+
+def _check_columns(index: Index) -> None:
+    """ValueError where a sample lies outside its shard, or in none."""
+    if len(index) and not 0 <= index.shard.min() <= index.shard.max() < len(index.shards):
+        raise ValueError("a sample lies in a shard that is not there")
+    sizes = np.array([*index.shards.values()], np.int64)
+    if np.any((index.offset < 0) | (index.size < 0) | (index.offset + index.size > sizes[index.shard])):
+        raise ValueError("a sample lies outside its shard")
+
+
+def find_index(shards: Storage, place: Storage, held_out: float | None = None) -> Index:
+    """The index at `place`; if there is none yet, it is made from the shards' tar headers.
+
+    `held_out` is the share of samples to hold out, chosen by their keys; for a new index, None means
+    HELD_OUT. DataError if an existing index holds out another share.
     """
     try:
         index = read_index(place)
     except NoIndexError:
         index = _index_anew(shards, place, HELD_OUT if held_out is None else held_out)
-    made_with = index.about.get("held_out")
+    made_with = index.about.held_out
     if held_out is not None and made_with is not None and held_out != made_with:
         raise DataError(
             f"data.held_out: {held_out}, but {place.url(INDEX_KEY)} was made with {made_with};"
@@ -183,21 +238,21 @@ def _index_anew(shards: Storage, place: Storage, held_out: float) -> Index:
     return index
 
 
-def make_index(shards: Storage, entries: dict[str, Entry], held_out: float) -> Index:
-    """An index of all tar files among the entries, by one pass over their headers, many at a time."""
+def make_index(storage: Storage, entries: dict[str, Entry], held_out: float) -> Index:
+    """An index of all tar files among the entries, from one pass over their headers, in parallel."""
     packed = [key for key in entries if key.endswith(COMPRESSED)]
     if packed:
         raise DataError(
-            f"{shards.url(packed[0])}: compressed, so that no part of it can be read alone; unpack"
+            f"{storage.url(packed[0])}: compressed, so that no part of it can be read alone; unpack"
             f" the {len(packed)} such shards with gunzip: their images are compressed already"
         )
     names = [key for key in entries if key.endswith(".tar")]
     with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as threads:
-        reads = threads.map(lambda name: samples_of(shards, name), names)
-        found = list(tqdm(reads, "indexing", len(names), unit=" shards", disable=None))
-    rows = [(number, sample) for number, (samples, _) in enumerate(found) for sample in samples]
+        reads = threads.map(lambda name: samples_of(storage, name), names)
+        shards = list(tqdm(reads, "indexing", len(names), unit=" shards", disable=None))
+    rows = [(number, sample) for number, (samples, _) in enumerate(shards) for sample in samples]
     if not rows:
-        raise DataError(f"{shards.address}: {len(names)} shards, but no image in them")
+        raise DataError(f"{storage.address}: {len(names)} shards, but no image in them")
     return Index(
         {name: entries[name].size for name in names},
         np.array([number for number, _ in rows], np.int32),
@@ -207,31 +262,27 @@ def make_index(shards: Storage, entries: dict[str, Entry], held_out: float) -> I
         np.array([is_held_out(sample.key, held_out) for _, sample in rows], bool),
         pa.array([sample.key for _, sample in rows], pa.string()),
         {name: entries[name].etag for name in names if entries[name].etag},
-        {
-            "source": "tar headers",
-            "held_out": held_out,
-            "without_image": sum(without for _, without in found),
-        },
+        About(held_out=held_out, without_image=sum(without for _, without in shards)),
     )
 
 
 def check_shards(storage: Storage, index: Index) -> None:
-    """DataError unless just the shards are there that the index knows, unchanged."""
+    """DataError unless exactly the index's shards are there, unchanged."""
     present = {key: entry for key, entry in storage.entries().items() if key.endswith(".tar")}
     for name, size in index.shards.items():
         if name not in present:
             raise DataError(
                 f"{storage.url(name)}: missing, but in the index; copy it again, or {REMEDY}"
             )
-        found, known = present[name], index.etags.get(name, "")
-        if found.size != size:
+        entry, known = present[name], index.etags.get(name, "")
+        if entry.size != size:
             raise DataError(
-                f"{storage.url(name)}: {found.size} bytes, but {size} in the index: cut short or"
+                f"{storage.url(name)}: {entry.size} bytes, but {size} in the index: cut short or"
                 f" changed; copy it again, or {REMEDY}"
             )
-        if known and found.etag and found.etag != known:
+        if known and entry.etag and entry.etag != known:
             raise DataError(
-                f"{storage.url(name)}: its ETag is {found.etag}, but {known} in the index: changed, or"
+                f"{storage.url(name)}: its ETag is {entry.etag}, but {known} in the index: changed, or"
                 f" copied in other parts; {REMEDY}"
             )
     unknown = sorted(present.keys() - index.shards.keys())
@@ -243,9 +294,9 @@ def check_shards(storage: Storage, index: Index) -> None:
 
 
 def check_labels(index: Index, classes: int | None) -> None:
-    """DataError naming the first sample whose label a model of so many classes has no place for.
+    """DataError naming the first sample whose label is outside a model's classes.
 
-    Samples without a label pass, to be counted as bad ones, unless that is all of them.
+    Samples without a label pass and count as bad ones later, unless no sample has a label.
     """
     if classes is None:
         return
@@ -265,8 +316,8 @@ def check_labels(index: Index, classes: int | None) -> None:
 
 
 def check_channels(index: Index, channels: int) -> None:
-    """DataError where the images' channels are not the model's."""
-    packed = index.about.get("channels")
+    """DataError if the images' channels differ from the model's."""
+    packed = index.about.channels
     if packed not in (None, channels):
         raise DataError(
             f"the data has {packed} channels, the model {channels}; set model.channels to {packed}"

@@ -1,11 +1,11 @@
-"""Batches for one worker, in the order that is asked for, each begun before it is needed."""
+"""Batches for one worker, in the order of requests, each started before it is needed."""
 
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from service.data.dataset import Batch, Dataset, Request
 from service.data.feeder import Feeders, Ticket
-from service.data.samples import Batch, Request, Source
 from service.errors import DataError
 
 BATCHES_AHEAD = 4
@@ -14,9 +14,9 @@ BATCHES_AHEAD = 4
 class Loader:
     """Iterates over the batches of `requests`, with `BATCHES_AHEAD` under way.
 
-    A batch's images are overwritten once the next batch is taken: copy what is to be kept longer.
-    `waited_s` adds up the time that the training stood still for data. Use as a context manager: what
-    is under way at its end is let go of, and the feeders are ready for another loader.
+    A batch's images are overwritten once the next batch is taken: copy them to keep them longer.
+    `waited_s` adds up the time that the training waited for data. Use as a context manager: at its end,
+    batches under way are dropped, and the feeders are ready for another loader.
     """
 
     def __init__(self, feeders: Feeders, requests: Iterable[Request]):
@@ -41,7 +41,7 @@ class Loader:
         if not self._under_way:
             raise StopIteration
         start = time.perf_counter()
-        self._start_next()  # in the place of the batch that was taken before
+        self._start_next()  # takes the place of the batch that was taken before
         batch = self.feeders.receive(self._under_way.popleft())
         self.waited_s += time.perf_counter() - start
         return batch
@@ -52,27 +52,27 @@ class Loader:
             self._under_way.append(self.feeders.start(request))
 
 
-def read_ahead(source: Source, workers: int, batch: int, image_bytes: int) -> tuple[int, int]:
+def read_ahead(dataset: Dataset, workers: int, batch: int, image_bytes: int) -> tuple[int, int]:
     """Most bytes that one of `workers` holds in windows, and in decoded batches.
 
-    That is two windows a lane and those that batches under way still need, and the batches
-    themselves: `batch` images over all workers, of `image_bytes` once decoded.
+    It holds two windows a lane, those that batches under way still need, and the batches: `batch` images
+    over all workers, of `image_bytes` each once decoded.
     """
-    order = source.order
+    order = dataset.order
     lanes, share = order.lanes // workers, -(-batch // workers)
     windows = 2 + 2 * share // (lanes * order.window)
-    encoded = sum(source.index.shards.values()) / len(order.rows)
-    decoded = (BATCHES_AHEAD + 1) * share * image_bytes  # one is trained on
+    encoded = sum(dataset.index.shards.values()) / len(order.rows)
+    decoded = (BATCHES_AHEAD + 1) * share * image_bytes  # one is being trained on
     return int(windows * order.window * lanes * encoded), decoded
 
 
 def check_prefetch(
-    source: Source, workers: int, prefetch_bytes: int, batch: int, image_bytes: int
+    dataset: Dataset, workers: int, prefetch_bytes: int, batch: int, image_bytes: int
 ) -> None:
-    """DataError where what a worker reads ahead would not fit in `prefetch_bytes`."""
-    windows, decoded = read_ahead(source, workers, batch, image_bytes)
+    """DataError if what a worker reads ahead does not fit in `prefetch_bytes`."""
+    windows, decoded = read_ahead(dataset, workers, batch, image_bytes)
     if windows + decoded > prefetch_bytes:
-        order = source.order
+        order = dataset.order
         raise DataError(
             f"data.prefetch_bytes: {prefetch_bytes}, but windows of {order.window} samples on"
             f" {order.lanes // workers} lanes take {windows}, and {BATCHES_AHEAD + 1} batches of"

@@ -1,7 +1,7 @@
 """Which sample comes when: a pure function of seed, sizes and the global sample number.
 
-An epoch's shards are permuted, laid end to end, rotated, and cut into lanes; inside a lane windows
-of samples are shuffled. Any worker finds any sample by arithmetic, so resuming replays nothing.
+An epoch's shards are permuted, laid end to end, rotated, and cut into lanes; inside a lane, windows of
+samples are shuffled. Any worker finds any sample by arithmetic, so resuming replays nothing.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class WindowKey(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a sample number falls: a window, and the place inside it."""
+    """Where a sample number lies: a window, and the place inside it."""
 
     window: WindowKey
     inside: int
@@ -50,7 +50,7 @@ class Order:
         self._epochs: dict[int, _Epoch] = {}
 
     def places(self, numbers: NDArray[np.int64]) -> list[Place]:
-        """Where these global sample numbers fall."""
+        """Where these global sample numbers lie."""
         position, lane = np.divmod(numbers, self.lanes)
         epoch, within = np.divmod(position, self.lane_samples)
         window, inside = np.divmod(within, self.window)
@@ -58,7 +58,7 @@ class Order:
         return [Place(WindowKey(*key), i) for *key, i in zip(*columns, strict=True)]
 
     def window_rows(self, key: WindowKey) -> NDArray[np.int64]:
-        """The index rows of a window, in the order in which they are shown."""
+        """The index rows of a window, in the order of showing."""
         epoch, lane, window = key
         first = window * self.window
         size = self.window_size(key)
@@ -76,22 +76,22 @@ class Order:
         return min(self.window, self.lane_samples - key.window * self.window)
 
     def following(self, key: WindowKey) -> WindowKey:
-        """The window that the lane comes to next."""
+        """The next window of the lane."""
         if key.window + 1 < self.lane_windows:
             return WindowKey(key.epoch, key.lane, key.window + 1)
         return WindowKey(key.epoch + 1, key.lane, 0)
 
     def _epoch(self, epoch: int) -> "_Epoch":
-        """The epoch's layout; the last few are kept, for lanes cross into the next one by one."""
-        found = self._epochs.get(epoch)
-        if found is None:
+        """The epoch's layout; the last few are cached, because lanes enter a new epoch one by one."""
+        layout = self._epochs.get(epoch)
+        if layout is None:
             shards = philox.permutation(philox.key("shards", self.seed, epoch), len(self._counts))
             word = philox.words(philox.key("rotation", self.seed), np.array([epoch]), 1)
             rotation = int(philox.integers(word, len(self.rows))[0, 0])
-            found = _Epoch(shards, np.cumsum(self._counts[shards]), rotation)
+            layout = _Epoch(shards, np.cumsum(self._counts[shards]), rotation)
             recent = dict(list(self._epochs.items())[1 - _EPOCHS_KEPT :])
-            self._epochs = recent | {epoch: found}
-        return found
+            self._epochs = recent | {epoch: layout}
+        return layout
 
 
 class _Epoch(NamedTuple):

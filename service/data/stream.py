@@ -1,4 +1,4 @@
-"""The bytes of samples, window by window, read ahead by threads that end with their reader."""
+"""Reads the bytes of samples, window by window and ahead of need, in threads."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from service.data.order import Order, Place, WindowKey
 from service.errors import DataError
 from service.storage import ChangedError, MissingError, Storage
 
-# What lies between two samples is read over rather than asked around, if it is no more than this
-# or two samples: a request takes as long.
+# Bytes between two samples are read rather than skipped if they are no more than this, or than two
+# samples: another request would take as long.
 READ_OVER_BYTES = 1 << 20
-# Over which part of a window the lanes ask for their next ones; the rest is time to read the last.
+# The part of a window over which lanes ask for their next one; the rest is time to read the last.
 _SPREAD = 0.75
 _GOLDEN = 0.6180339887498949
 
 
 class Shards(Protocol):
-    """Where shards are read: a storage, or a cache before it."""
+    """A source of shards: a storage, or a cache in front of it."""
 
     def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
         """`length` bytes of the shard from `start`, fewer at its end."""
@@ -35,10 +35,10 @@ class Shards(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """A window's index rows in the order in which they are shown, and what was read for them.
+    """A window's index rows in the order of showing, and the bytes that were read for them.
 
-    `spans` tells for each row in which of the `blobs` its image lies, where it begins and its bytes.
-    `memory` is what the blobs lie in, kept for as long as the window is.
+    `spans` says for each row which of the `blobs` holds its image, where it begins, and its bytes.
+    `memory` owns the blobs' memory for as long as the window lives.
     """
 
     rows: list[int]
@@ -53,9 +53,9 @@ class Window:
 
 
 def read_window(shards: Shards, index: Index, rows: NDArray[np.int64]) -> Window:
-    """The encoded images of these rows; DataError where a shard is not as indexed.
+    """The encoded images of these rows; DataError if a shard is not as indexed.
 
-    Rows of one shard are read in one request if they lie close together, as those of a window do.
+    Rows of a shard are read in one request if they lie close together, as those of a window do.
     """
     order = np.argsort(rows, kind="stable")
     spans = [(0, 0, 0)] * len(rows)
@@ -79,7 +79,7 @@ def read_samples(shards: Shards, index: Index, rows: NDArray[np.int64]) -> list[
 def _neighbours(
     index: Index, rows: NDArray[np.int64], order: NDArray[np.intp]
 ) -> Sequence[NDArray[np.intp]]:
-    """`order` of the sorted rows, cut where the shard changes or too much lies between."""
+    """`order` of the sorted rows, cut where the shard changes or the gap is too large."""
     gaps = index.offset[rows[1:]] - index.offset[rows[:-1]] - index.size[rows[:-1]]
     far = gaps > max(READ_OVER_BYTES, 2 * int(index.size[rows].max(initial=0)))
     return np.split(order, np.flatnonzero(far | (np.diff(index.shard[rows]) != 0)) + 1)
@@ -102,7 +102,7 @@ def _read(shards: Shards, index: Index, shard: int, start: int, end: int) -> byt
 
 
 class WindowReader:
-    """Reads windows in the background, many at a time. Closes its storage."""
+    """Reads windows in the background, many at a time; `close` closes its storage too."""
 
     def __init__(
         self, storage: Storage, index: Index, order: Order, threads: int, cache: Cache | None = None
@@ -116,7 +116,7 @@ class WindowReader:
         return self._threads.submit(self._read, key)
 
     def counts(self) -> dict[str, int]:
-        """What was read since this reader was opened."""
+        """Counts of what was read since this reader was opened."""
         traffic, cache = self._storage.traffic, self._cache
         return {
             "data_requests": traffic.requests,
@@ -127,7 +127,7 @@ class WindowReader:
         }
 
     def close(self) -> None:
-        """End the threads, and their second tries."""
+        """End the threads and their retries."""
         self._storage.close()
         self._threads.shutdown(cancel_futures=True)
 
@@ -136,7 +136,7 @@ class WindowReader:
 
 
 class Reading(Protocol):
-    """A window that was asked for: a future, or what is like one."""
+    """A window that was asked for: a future, or something like it."""
 
     def result(self) -> Window:
         """The window; waits until it is read."""
@@ -144,7 +144,7 @@ class Reading(Protocol):
 
 @dataclass
 class _Held:
-    """A window that a stream holds, and the place in it from which its lane's next one is wanted."""
+    """A window that a stream holds, and the place in it from which the lane's next one is needed."""
 
     key: WindowKey
     read: Reading
@@ -152,9 +152,9 @@ class _Held:
 
 
 class Stream:
-    """The windows of samples: of each lane the one in use and, from some place in it on, the next.
+    """The windows of samples: for each lane the one in use and, from some place in it on, the next.
 
-    That place is another in each lane, so that the reading spreads over time.
+    That place differs from lane to lane, so that reading spreads over time.
     """
 
     def __init__(self, order: Order, ask: Callable[[WindowKey], Reading]):
@@ -164,8 +164,8 @@ class Stream:
         self._next: dict[int, tuple[WindowKey, Reading]] = {}
 
     def windows(self, places: Sequence[Place]) -> list[Window]:
-        """The window of each place; waits for what is not yet read."""
-        found = []
+        """The window of each place; waits until all are read."""
+        reads = []
         for key, inside in places:
             held = self._current.get(key.lane)
             if held is None or held.key != key:
@@ -174,11 +174,11 @@ class Stream:
                 held.next_from = math.inf
                 following = self.order.following(key)
                 self._next[key.lane] = following, self._ask(following)
-            found.append(held.read)
-        return [read.result() for read in found]
+            reads.append(held.read)
+        return [read.result() for read in reads]
 
     def _enter(self, key: WindowKey) -> _Held:
-        """Take the lane's window in use and let go of its former one."""
+        """Make this the lane's window in use, and drop the former one."""
         following, read = self._next.pop(key.lane, (None, None))
         if read is None or following != key:
             read = self._ask(key)

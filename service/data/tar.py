@@ -1,6 +1,6 @@
-"""Where the samples of a shard lie: one pass over the headers of an uncompressed tar file.
+"""Finds the samples of a shard in one pass over the headers of an uncompressed tar file.
 
-Members are grouped into samples by webdataset's own rule, so that both find the same ones.
+Members are grouped into samples by webdataset's own rule, so that both see the same samples.
 """
 
 import io
@@ -22,7 +22,7 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class Sample:
-    """An image in a shard: its key, first byte, bytes, and label (NO_LABEL where none can be read)."""
+    """An image in a shard: its key, first byte, size in bytes, and label (NO_LABEL if it has none)."""
 
     key: str
     offset: int
@@ -31,9 +31,9 @@ class Sample:
 
 
 def samples_of(storage: Storage, shard: str) -> tuple[list[Sample], int]:
-    """The samples of a shard that hold an image, and how many hold none.
+    """The samples of a shard that hold an image, and the number of those that hold none.
 
-    DataError where the file is compressed, cut short, or no tar file.
+    DataError if the file is compressed, cut short, or no tar file.
     """
     file = cast(BinaryIO, io.BufferedReader(_RangedFile(storage, shard), _RangedFile.LARGEST))
     magic = file.read(2)
@@ -43,10 +43,10 @@ def samples_of(storage: Storage, shard: str) -> tuple[list[Sample], int]:
             f"{storage.url(shard)}: compressed, so that no part of it can be read alone; unpack it:"
             " gunzip (the images in it are compressed already)"
         )
-    # Here, for it brings torch with it, which processes that read do without.
+    # Imported here, because it imports torch, which reading processes do without.
     from webdataset.tariterators import group_by_keys
 
-    found, without = [], 0
+    samples, without = [], 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for sample in group_by_keys(_members(tar, file, shard)):
@@ -55,7 +55,7 @@ def samples_of(storage: Storage, shard: str) -> tuple[list[Sample], int]:
                     without += 1
                 else:
                     label = _label(sample.get(LABEL, b""))
-                    found.append(Sample(_printable(sample["__key__"]), *image, label))
+                    samples.append(Sample(printable(sample["__key__"]), *image, label))
             _check_end(tar, file)
     except ValueError as error:
         raise DataError(
@@ -65,13 +65,13 @@ def samples_of(storage: Storage, shard: str) -> tuple[list[Sample], int]:
         raise DataError(
             f"{storage.url(shard)}: not a whole tar file ({error}); copy it again or pack again"
         ) from error
-    return found, without
+    return samples, without
 
 
 def _members(tar: tarfile.TarFile, file: BinaryIO, shard: str) -> Iterator[dict[str, Any]]:
-    """Name of each file in a tar with its place, or in a label's case its bytes."""
+    """Name of each file in a tar with its place, or with its bytes if it is a label."""
     for member in tar:
-        tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+        tar.members = []  # type: ignore[attr-defined]  # or it would keep them all
         if member.isreg() and not member.name.startswith("__"):
             data: Any = (member.offset_data, member.size)
             if member.name.lower().endswith(f".{LABEL}"):
@@ -81,7 +81,7 @@ def _members(tar: tarfile.TarFile, file: BinaryIO, shard: str) -> Iterator[dict[
 
 
 def _image(sample: dict[str, Any]) -> tuple[int, int] | None:
-    """Place of the first image: under a plain suffix, or under one such as `left.png`."""
+    """Place of the first image: one with a plain suffix, or else with one such as `left.png`."""
     members = [(name.rpartition("."), place) for name, place in sample.items() if name[0] != "_"]
     for plain in (True, False):
         for (before, _, suffix), place in members:
@@ -90,8 +90,8 @@ def _image(sample: dict[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _printable(name: str) -> str:
-    """The name, its bytes that are no UTF-8 written out: keys are stored and shown as text."""
+def printable(name: str) -> str:
+    """The name as text; bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -104,7 +104,7 @@ def _label(text: bytes) -> int:
 
 
 def _check_end(tar: tarfile.TarFile, file: BinaryIO) -> None:
-    """tarfile ends in silence where a header is damaged; a whole file ends here or in zeros."""
+    """ReadError at a damaged header, where tarfile stops silently; a whole file ends, or in zeros."""
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
@@ -112,7 +112,7 @@ def _check_end(tar: tarfile.TarFile, file: BinaryIO) -> None:
 
 
 class _RangedFile(io.RawIOBase):
-    """An object as a file: it reads ever more at once, until it is made to jump far ahead."""
+    """An object as a file: each read fetches more than the last one, until a seek jumps far ahead."""
 
     SMALLEST, LARGEST = 1 << 16, 1 << 22
     NEAR = 1 << 20

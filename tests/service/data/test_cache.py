@@ -10,9 +10,9 @@ import pytest
 
 from service.data import cache as cache_module
 from service.data.cache import BLOCK_BYTES, Cache, CachedShards
+from service.data.dataset import Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
-from service.data.samples import Request, Source, read
 from service.storage import open_storage
 from tests.conftest import ROOT
 
@@ -135,8 +135,8 @@ def test_several_threads_share_it(digits, tmp_path, small_blocks):
 def test_a_training_reads_through_it(digits, tmp_path):
     index = read_index(open_storage(str(digits)))
     order = Order(index, index.rows(False), 0, 8, 64)
-    plain = Source(str(digits), index, order, 1)
-    cached = Source(str(digits), index, order, 1, cache_dir=str(tmp_path), cache_bytes=1 << 30)
+    plain = Dataset(str(digits), index, order, 1)
+    cached = Dataset(str(digits), index, order, 1, cache_dir=str(tmp_path), cache_bytes=1 << 30)
     request = Request(np.arange(100), 8)
     expected = read(plain, request)
     for _ in range(2):

@@ -47,9 +47,9 @@ def test_a_png_decodes_to_its_own_pixels(channels):
 def test_a_jpeg_is_scaled_to_the_rung(resolution):
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     pixels = np.stack([np.tile(ramp, (64, 1))] * 3, axis=2)
-    found = decoded(encode(pixels, "JPEG", quality=95), 3, resolution)
-    assert found.shape == (resolution, resolution, 3)
-    assert abs(found.astype(int) - fit(pixels, resolution)).max() <= 6
+    result = decoded(encode(pixels, "JPEG", quality=95), 3, resolution)
+    assert result.shape == (resolution, resolution, 3)
+    assert abs(result.astype(int) - fit(pixels, resolution)).max() <= 6
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_any_size_is_averaged_by_how_much_of_each_pixel_is_covered(side, resolut
 def test_what_is_not_square_is_cut_to_its_middle(kind):
     pixels = np.zeros((16, 48, 3), np.uint8)
     pixels[:, 16:32] = 255
-    found = decoded(encode(pixels, kind, quality=100), 3, 8)
-    assert found[:, 1:-1].min() > 220
+    result = decoded(encode(pixels, kind, quality=100), 3, 8)
+    assert result[:, 1:-1].min() > 220
 
 
 def test_sizes_may_change_from_image_to_image():
@@ -92,8 +92,8 @@ def test_sizes_may_change_from_image_to_image():
     rng = np.random.default_rng(0)
     for side in (64, 256, 32, 32, 100, 64, 32, 512, 32):
         smooth = rng.integers(0, 256, (1, 1, 3)).repeat(side, 0).repeat(side, 1).astype(np.uint8)
-        found = decoded(encode(smooth, "JPEG", quality=95), 3, 32)
-        assert abs(found.astype(int) - smooth[0, 0]).max() <= 3
+        result = decoded(encode(smooth, "JPEG", quality=95), 3, 32)
+        assert abs(result.astype(int) - smooth[0, 0]).max() <= 3
 
 
 def test_colours_that_only_pillow_knows_are_read_too():

@@ -7,11 +7,11 @@ hangs, for which each test has a time limit.
 import numpy as np
 import pytest
 
+from service.data.dataset import Dataset, Request, read
 from service.data.feeder import Feeders
 from service.data.index import find_index
 from service.data.loader import BATCHES_AHEAD, Loader
 from service.data.order import Order
-from service.data.samples import Request, Source, read
 from service.errors import DataError
 from service.storage import MissingError, StorageError, open_storage
 from service.storage.s3 import PART_BYTES
@@ -44,15 +44,15 @@ def proxy(bucket, s3, stack, monkeypatch):
     proxy.close()
 
 
-def source_of(bucket: str, retry_s: float = 30.0, timeout_s: float = 1.0) -> Source:
+def dataset_of(bucket: str, retry_s: float = 30.0, timeout_s: float = 1.0) -> Dataset:
     storage = open_storage(bucket)
     index = find_index(storage, storage, 0.05)
     order = Order(index, index.rows(False), 0, 8, 64)
-    return Source(bucket, index, order, 1, retry_s=retry_s, timeout_s=timeout_s)
+    return Dataset(bucket, index, order, 1, retry_s=retry_s, timeout_s=timeout_s)
 
 
 def expected(digits) -> np.ndarray:
-    return read(source_of(str(digits)), REQUEST).images
+    return read(dataset_of(str(digits)), REQUEST).images
 
 
 TRANSIENT = {
@@ -68,10 +68,10 @@ TRANSIENT = {
 
 @pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT)
 def test_the_transient_is_tried_again_and_counted(proxy, bucket, digits, fault):
-    source = source_of(bucket)
+    dataset = dataset_of(bucket)
     storage = open_storage(bucket, retry_s=30, timeout_s=1)
     proxy.faults.extend([fault, fault])
-    name = source.index.names[0]
+    name = dataset.index.names[0]
     data = storage.get(name, 1000, 200_000)
     assert data == open_storage(str(digits)).get(name, 1000, 200_000)
     assert storage.traffic.retries == 2
@@ -80,11 +80,11 @@ def test_the_transient_is_tried_again_and_counted(proxy, bucket, digits, fault):
 
 
 def test_a_burst_of_faults_changes_nothing_in_the_batches(proxy, bucket, digits):
-    source = source_of(bucket)
+    dataset = dataset_of(bucket)
     proxy.faults.extend(
         [error(503, "SlowDown"), cut, whole, stall, short, crawl, error(503, "SlowDown")]
     )
-    with Feeders(source, 1, BATCHES_AHEAD + 1, 64 * 64) as feeders:
+    with Feeders(dataset, 1, BATCHES_AHEAD + 1, 64 * 64) as feeders:
         with Loader(feeders, [REQUEST]) as loader:
             (batch,) = loader
             assert np.array_equal(batch.images, expected(digits))
@@ -104,37 +104,37 @@ LASTING = {
 }
 
 
-@pytest.mark.parametrize(("fault", "told"), LASTING.values(), ids=LASTING)
-def test_the_lasting_ends_it_with_the_key_and_the_reason(proxy, bucket, fault, told):
-    source = source_of(bucket, retry_s=1.0)
+@pytest.mark.parametrize(("fault", "words"), LASTING.values(), ids=LASTING)
+def test_the_lasting_ends_it_with_the_key_and_the_reason(proxy, bucket, fault, words):
+    dataset = dataset_of(bucket, retry_s=1.0)
     proxy.lasting = fault
-    with Feeders(source, 1, BATCHES_AHEAD + 1, 64 * 64) as feeders:
+    with Feeders(dataset, 1, BATCHES_AHEAD + 1, 64 * 64) as feeders:
         loader = Loader(feeders, [REQUEST])
-        with pytest.raises((DataError, StorageError), match=told):
+        with pytest.raises((DataError, StorageError), match=words):
             next(loader)
 
 
 def test_a_shard_that_was_cut_short_meanwhile_is_named(proxy, bucket, stack, monkeypatch):
-    source = source_of(bucket, retry_s=1.0)
+    dataset = dataset_of(bucket, retry_s=1.0)
     straight = open_storage(bucket)
-    name = source.index.names[1]
+    name = dataset.index.names[1]
     content = straight.get(name)
     straight.put(name, content[:5000])
     try:
         with pytest.raises(DataError, match=rf"{name}.*(changed since the index was made|cut short)"):
-            read(source, Request(np.arange(1600), 4))
-        source.index.etags.clear()  # as of a server that has none
+            read(dataset, Request(np.arange(1600), 4))
+        dataset.index.etags.clear()  # as of a server that has none
         with pytest.raises(DataError, match=rf"{name}.*cut short"):
-            read(source, Request(np.arange(1600), 4))
+            read(dataset, Request(np.arange(1600), 4))
     finally:
         straight.put(name, content)
 
 
 def test_the_end_of_a_run_does_not_wait_for_a_server_that_is_silent(proxy, bucket):
     """However long it would be tried again."""
-    source = source_of(bucket, retry_s=3600, timeout_s=3600)
+    dataset = dataset_of(bucket, retry_s=3600, timeout_s=3600)
     proxy.lasting = stall
-    with Feeders(source, 2, BATCHES_AHEAD + 1, 64 * 64) as feeders:
+    with Feeders(dataset, 2, BATCHES_AHEAD + 1, 64 * 64) as feeders:
         Loader(feeders, [REQUEST])
 
 

@@ -1,17 +1,25 @@
 """The index of shards that any webdataset tool wrote: the samples are those of its own reader."""
 
+import dataclasses
 import io
+import json
+import math
+import os
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.data.dataset import Dataset, Request, read
 from service.data.index import (
     INDEX_KEY,
     check_labels,
@@ -20,13 +28,13 @@ from service.data.index import (
     is_held_out,
     make_index,
     read_index,
+    write_index,
 )
 from service.data.order import Order
-from service.data.samples import Request, Source, read
 from service.data.stream import read_samples
 from service.data.tar import NO_LABEL, samples_of
 from service.errors import DataError
-from service.storage import FolderStorage, open_storage
+from service.storage import FolderStorage, Storage, open_storage
 
 
 def png(value: int = 0, side: int = 8) -> bytes:
@@ -98,8 +106,8 @@ def test_any_tar_of_any_format_is_read_as_it_is(tmp_path_factory, members, form,
 def test_large_members_are_jumped_over(tmp_path):
     write_shards(tmp_path, shards=1, samples=5, bin=b"x" * (6 << 20))
     storage = open_storage(str(tmp_path))
-    found, _ = samples_of(storage, "part-000.tar")
-    assert len(found) == 5
+    samples, _ = samples_of(storage, "part-000.tar")
+    assert len(samples) == 5
     assert storage.traffic.bytes < 12 << 20
 
 
@@ -193,7 +201,7 @@ def test_samples_without_an_image_are_counted(tmp_path):
         writer.write({"__key__": "c", "left.png": png(1), "png": png(2)})
     storage, index = indexed(tmp_path)
     assert index.keys.to_pylist() == ["b", "c"]
-    assert index.about["without_image"] == 1
+    assert index.about.without_image == 1
     assert read_samples(storage, index, np.array([1]))[0] == png(2)
 
 
@@ -214,11 +222,11 @@ def test_a_label_that_is_no_number_makes_a_bad_sample_where_labels_are_used(tmp_
     check_labels(index, 5)
     order = Order(index, index.rows(False), 0, 1, len(index))
     everything = Request(np.arange(len(index)), 8)
-    source = Source(str(tmp_path), index, order, 1, labelled=True, max_bad_samples=4)
-    assert read(source, everything).labels.min() == 0
+    dataset = Dataset(str(tmp_path), index, order, 1, labelled=True, max_bad_samples=4)
+    assert read(dataset, everything).labels.min() == 0
     with pytest.raises(DataError, match=r"max_bad_samples is 3.*not a number"):
-        read(Source(str(tmp_path), index, order, 1, labelled=True, max_bad_samples=3), everything)
-    assert len(read(Source(str(tmp_path), index, order, 1), everything).rows) == len(index)
+        read(Dataset(str(tmp_path), index, order, 1, labelled=True, max_bad_samples=3), everything)
+    assert len(read(Dataset(str(tmp_path), index, order, 1), everything).rows) == len(index)
 
 
 def test_data_without_any_label_says_so(tmp_path):
@@ -261,10 +269,10 @@ def test_no_damage_to_an_index_goes_unseen(digits, place, count, value):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FolderStorage, "get", lambda self, key: bytes(data))
         try:
-            found = read_index(open_storage(str(digits)))
+            damaged = read_index(open_storage(str(digits)))
         except DataError:
             return
-    assert found.fingerprint() == index.fingerprint()
+    assert damaged.fingerprint() == index.fingerprint()
 
 
 def test_names_that_are_no_text_are_written_out(tmp_path):
@@ -290,8 +298,104 @@ def test_linked_folders_are_read_and_dead_links_are_not(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1"])
 def test_a_damaged_index_says_pack_again(tmp_path, content):
     (tmp_path / INDEX_KEY).write_bytes(content)
-    with pytest.raises(DataError, match="pack again"):
+    with pytest.raises(DataError, match=r"index\.parquet: damaged .*pack again"):
         read_index(open_storage(str(tmp_path)))
+
+
+def rewrite(folder: Path, digits: Path, head: Callable[[dict], object], **columns: object) -> Storage:
+    """The digits' index in the folder, with its head changed by `head`, and these columns."""
+    table = pq.read_table(digits / INDEX_KEY)
+    content = json.loads(table.schema.metadata[b"index"])
+    head(content)
+    for name, values in columns.items():
+        table = table.drop([name]) if values is None else table.set_column(
+            table.column_names.index(name), name, pa.array(values)
+        )  # fmt: skip
+    table = table.replace_schema_metadata({"index": json.dumps(content)})
+    pq.write_table(table, folder / INDEX_KEY)
+    return open_storage(str(folder))
+
+
+def test_an_index_that_is_written_anew_is_read_as_it_was(digits, tmp_path):
+    index = read_index(rewrite(tmp_path, digits, lambda head: None))
+    packed = read_index(open_storage(str(digits)))
+    assert (index.about, index.shards, index.etags) == (packed.about, packed.shards, packed.etags)
+    assert index.about.classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 2}, "has version 2, but this service reads version 3; use the version of the"),
+        ({"version": None}, "has no version, but this service reads version 3"),
+        ({"fingerprint": "12ab"}, r"damaged \(fingerprint: String should match"),
+        ({"fingerprint": "0" * 64}, r"damaged \(it is not what was written\)"),
+        ({"shards": {"a.tar": -1}}, r"damaged \(shards\.a\.tar: Input should be greater than or equal"),
+        ({"shards": {"a.tar": "1"}}, r"damaged \(shards\.a\.tar: Input should be a valid integer"),
+        ({"shards": {"a.tar": 1 << 40}}, r"damaged \(a sample lies in a shard that is not there\)"),
+        ({"etags": []}, r"damaged \(etags: Input should be an object"),
+        ({"mood": "good"}, r"damaged \(mood: Extra inputs are not permitted"),
+        ({"about": {"held_out": 1.0}}, r"damaged \(about\.held_out: Input should be less than 1"),
+        ({"about": {"held_out": math.nan}}, r"damaged \(about\.held_out: Input should be"),
+        ({"about": {"channels": 2}}, r"damaged \(about\.channels: Input should be 1 or 3"),
+        ({"about": {"resolution": 0}}, r"damaged \(about\.resolution: Input should be greater"),
+        ({"about": {"classes": [7]}}, r"damaged \(about\.classes\.0: Input should be a valid string"),
+        ({"about": {"mood": "good"}}, r"damaged \(about\.mood: Unexpected keyword"),
+    ],
+    ids=str,
+)
+def test_a_head_that_no_pack_writes_is_told_with_its_field(digits, tmp_path, change, words):
+    storage = rewrite(tmp_path, digits, lambda head: head.update(change))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/index\.parquet: {words}"):
+        read_index(storage)
+
+
+def test_an_index_without_a_head_is_damaged(digits, tmp_path):
+    table = pq.read_table(digits / INDEX_KEY)
+    pq.write_table(table.replace_schema_metadata(None), tmp_path / INDEX_KEY)
+    with pytest.raises(DataError, match=r"index\.parquet: damaged .*; delete index\.parquet to have it"):
+        read_index(open_storage(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("size", None), ("key", None), ("label", [0.5] * 1797), ("offset", ["1"] * 1797),
+     ("shard", [1 << 40] * 1797), ("held_out", [None] * 1797)],
+)  # fmt: skip
+def test_a_column_that_is_missing_or_of_another_kind_is_damage(digits, tmp_path, name, values):
+    storage = rewrite(tmp_path, digits, lambda head: None, **{name: values})
+    with pytest.raises(DataError, match=r"index\.parquet: damaged \(.*pack again"):
+        read_index(storage)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("shard", 9, "in a shard that is not there"),
+        ("shard", -1, "in a shard that is not there"),
+        ("offset", -512, "outside its shard"),
+        ("offset", 1 << 40, "outside its shard"),
+        ("size", 1 << 30, "outside its shard"),
+        ("size", -1, "outside its shard"),
+    ],
+)
+def test_a_sample_that_lies_nowhere_is_damage_though_the_fingerprint_fits(
+    digits, tmp_path, column, value, words
+):
+    index = read_index(open_storage(str(digits)))
+    values = getattr(index, column).copy()
+    values[1000] = value
+    storage = open_storage(str(tmp_path))
+    write_index(storage, dataclasses.replace(index, **{column: values}))
+    with pytest.raises(DataError, match=rf"index\.parquet: damaged \(a sample lies {words}\)"):
+        read_index(storage)
+
+
+def test_a_shard_whose_name_is_no_text_is_told(digits, tmp_path):
+    shutil.copy(digits / "shard-000000.tar", os.fsencode(tmp_path) + b"/caf\xe9.tar")
+    with pytest.raises(DataError, match=r"'caf\\udce9\.tar': no UTF-8, .*; rename it"):
+        indexed(tmp_path)
+    assert not (tmp_path / INDEX_KEY).exists()
 
 
 def test_no_shards_at_all_says_pack_first(tmp_path):

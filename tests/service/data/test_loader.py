@@ -14,11 +14,11 @@ import pytest
 
 from service.config import Phase
 from service.data import feeder
+from service.data.dataset import Dataset, Request, read
 from service.data.feeder import Feeders
 from service.data.index import check_shards, read_index
 from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
 from service.data.order import Order, at
-from service.data.samples import Request, Source, read
 from service.engine.curriculum import Curriculum
 from service.errors import DataError
 from service.storage import open_storage
@@ -28,19 +28,19 @@ LANES, WINDOW = 8, 16
 LARGEST = 64 * 32 * 32
 
 
-def source_of(folder: Path | str, max_bad_samples: int = 10, **settings) -> Source:
+def dataset_of(folder: Path | str, max_bad_samples: int = 10, **settings) -> Dataset:
     index = read_index(open_storage(str(folder)))
     order = Order(index, index.rows(False), 0, LANES, WINDOW)
-    return Source(str(folder), index, order, 1, max_bad_samples=max_bad_samples, **settings)
+    return Dataset(str(folder), index, order, 1, max_bad_samples=max_bad_samples, **settings)
 
 
 def ask(*chunks: range) -> list[Request]:
     return [Request(np.array(chunk), 8) for chunk in chunks]
 
 
-def load(source: Source, requests: list[Request], decoders: int = 1) -> tuple[list, list, dict]:
+def load(dataset: Dataset, requests: list[Request], decoders: int = 1) -> tuple[list, list, dict]:
     """Copies of the images, the rows, and what was counted."""
-    with Feeders(source, decoders, BATCHES_AHEAD + 1, LARGEST) as feeders:
+    with Feeders(dataset, decoders, BATCHES_AHEAD + 1, LARGEST) as feeders:
         with Loader(feeders, requests) as loader:
             batches = [(batch.images.copy(), batch.rows) for batch in loader]
         return [images for images, _ in batches], [rows for _, rows in batches], feeders.counts()
@@ -61,32 +61,50 @@ def damage(folder: Path, tmp_path: Path, numbers) -> tuple[Path, list[int]]:
 
 @pytest.mark.parametrize("decoders", [1, 3])
 def test_samples_come_in_the_order_that_was_asked_for(digits, decoders):
-    source = source_of(digits)
+    dataset = dataset_of(digits)
     numbers = [range(start, start + 24) for start in (0, 24, 48, 72, 96, 120, 100_000, 7)]
-    images, rows, counts = load(source, ask(*numbers), decoders)
+    images, rows, counts = load(dataset, ask(*numbers), decoders)
     assert counts["bad_samples"] == 0
     assert len(images) == len(numbers)
-    for chunk, shown, found in zip(numbers, rows, images, strict=True):
-        assert shown.tolist() == [at(source.index, 0, LANES, WINDOW, n)[1] for n in chunk]
-        here = read(source, Request(np.array(chunk), 8))
-        assert np.array_equal(found, here.images)
-        assert here.labels.tolist() == source.index.label[shown].tolist()
+    for chunk, shown, batch in zip(numbers, rows, images, strict=True):
+        assert shown.tolist() == [at(dataset.index, 0, LANES, WINDOW, n)[1] for n in chunk]
+        here = read(dataset, Request(np.array(chunk), 8))
+        assert np.array_equal(batch, here.images)
+        assert here.labels.tolist() == dataset.index.label[shown].tolist()
+
+
+@pytest.mark.parametrize("decoders", [1, 2])
+def test_a_batch_carries_the_clock_that_it_was_asked_for_at(digits, decoders):
+    dataset, clocks = dataset_of(digits), [48, 0, 16, 16, 1 << 40, 7, 8]
+    requests = [Request(np.arange(8), 8, clock=clock) for clock in clocks]
+    feeders = Feeders(dataset, decoders, BATCHES_AHEAD + 1, LARGEST)
+    with feeders, Loader(feeders, requests) as loader:
+        assert [batch.clock for batch in loader] == clocks
+    assert [read(dataset, request).clock for request in requests] == clocks
+
+
+def test_a_part_of_a_request_keeps_its_flips_its_resolution_and_its_clock():
+    request = Request(np.arange(10, 20), 16, np.arange(10) % 3 == 0, clock=32)
+    part = request.take(np.array([9, 0, 3]))
+    assert (part.numbers.tolist(), part.mirrored.tolist()) == ([19, 10, 13], [True, True, True])
+    assert (part.resolution, part.clock) == (16, 32)
+    assert Request(np.arange(4), 8).take(np.array([1])).mirrored is None
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1 << 20), (100, 4096)])
 def test_windows_that_find_no_room_in_shared_memory_come_all_the_same(digits, monkeypatch, count, size):
-    source, requests = source_of(digits), ask(range(0, 64), range(64, 128), range(128, 192))
-    expected = load(source, requests)[0]
+    dataset, requests = dataset_of(digits), ask(range(0, 64), range(64, 128), range(128, 192))
+    expected = load(dataset, requests)[0]
     few = feeder._Slots(count, size)
-    monkeypatch.setattr(feeder._Slots, "for_windows", lambda source: few)
-    for images, same in zip(load(source, requests)[0], expected, strict=True):
+    monkeypatch.setattr(feeder._Slots, "for_windows", lambda dataset: few)
+    for images, same in zip(load(dataset, requests)[0], expected, strict=True):
         assert np.array_equal(images, same)
 
 
 def test_mirrored_images_are_the_others_from_right_to_left(digits):
-    source, numbers = source_of(digits), np.arange(16)
+    dataset, numbers = dataset_of(digits), np.arange(16)
     mirrored = numbers % 3 == 0
-    plain, flipped = (read(source, Request(numbers, 32, m)).images for m in (None, mirrored))
+    plain, flipped = (read(dataset, Request(numbers, 32, m)).images for m in (None, mirrored))
     expected = np.where(mirrored[:, None, None, None], plain[:, :, ::-1], plain)
     assert np.array_equal(flipped, expected)
 
@@ -98,7 +116,7 @@ def test_stopped_anywhere_and_started_with_other_workers_the_sequence_of_keys_is
         Phase(resolution=16, fade_images=48, hold_images=48, batch=24),
         Phase(resolution=32, hold_images=64, batch=8),
     ]
-    curriculum, source = Curriculum(table, d_steps=2), source_of(digits)
+    curriculum, dataset = Curriculum(table, d_steps=2), dataset_of(digits)
 
     def rows_of(start: int, stop: int, workers: int) -> list[list[int]]:
         """Rows of each global batch, put together from the workers' shares."""
@@ -110,7 +128,7 @@ def test_stopped_anywhere_and_started_with_other_workers_the_sequence_of_keys_is
             shares = [numbers[numbers % workers == worker] for numbers in shares]
             sizes = [cycle.stage.resolution for _, cycle in starts]
             requests = [Request(*pair) for pair in zip(shares, sizes, strict=True)]
-            for batch, numbers, rows in zip(batches, shares, load(source, requests)[1], strict=True):
+            for batch, numbers, rows in zip(batches, shares, load(dataset, requests)[1], strict=True):
                 batch |= dict(zip(numbers.tolist(), rows.tolist(), strict=True))
         return [[row for _, row in sorted(batch.items())] for batch in batches]
 
@@ -121,36 +139,36 @@ def test_stopped_anywhere_and_started_with_other_workers_the_sequence_of_keys_is
 
 
 def test_to_start_late_asks_for_no_more_than_to_start_at_0(digits):
-    source = source_of(digits)
+    dataset = dataset_of(digits)
     asked = [
-        load(source, ask(range(start, start + 16)))[2]["data_requests"] for start in (0, 50_000_000)
+        load(dataset, ask(range(start, start + 16)))[2]["data_requests"] for start in (0, 50_000_000)
     ]
     assert 0 < asked[1] <= asked[0] + LANES
 
 
 def test_a_bad_sample_is_counted_and_replaced_by_the_same_other_one(digits, tmp_path):
     copied, rows = damage(digits, tmp_path, [5, 30])
-    source = source_of(copied)
-    results = [load(source, ask(range(48)), decoders) for decoders in (1, 2)]
+    dataset = dataset_of(copied)
+    results = [load(dataset, ask(range(48)), decoders) for decoders in (1, 2)]
     for images, (shown,), counts in results:
         assert counts["bad_samples"] == 2
         assert not set(shown) & set(rows)
         assert len(images[0]) == 48
     assert results[0][1][0].tolist() == results[1][1][0].tolist()
-    untouched = load(source_of(digits), ask(range(48)))[1][0]
+    untouched = load(dataset_of(digits), ask(range(48)))[1][0]
     assert (untouched != results[0][1][0]).sum() == 2
 
 
 def test_too_many_bad_samples_end_it_naming_the_last(digits, tmp_path):
     copied, _ = damage(digits, tmp_path, range(5))
     with pytest.raises(DataError, match=r"data\.max_bad_samples is 4.*sample \d+"):
-        load(source_of(copied, max_bad_samples=4), ask(range(48)))
+        load(dataset_of(copied, max_bad_samples=4), ask(range(48)))
 
 
 def test_a_window_without_one_good_sample_ends_it(digits, tmp_path):
     copied, _ = damage(digits, tmp_path, range(0, LANES * WINDOW, LANES))
     with pytest.raises(DataError, match=r"sample \d+: its whole window is bad"):
-        load(source_of(copied, max_bad_samples=100), ask(range(48)))
+        load(dataset_of(copied, max_bad_samples=100), ask(range(48)))
 
 
 def test_a_shard_that_is_cut_short_is_found_at_the_start_and_while_reading(digits, tmp_path):
@@ -162,21 +180,21 @@ def test_a_shard_that_is_cut_short_is_found_at_the_start_and_while_reading(digit
     with pytest.raises(DataError, match=r"shard-000001\.tar: 5000 bytes"):
         check_shards(storage, read_index(storage))
     with pytest.raises(DataError, match=r"shard-000001\.tar.*cut short"):
-        load(source_of(copied), [Request(np.arange(1600), 4)])
+        load(dataset_of(copied), [Request(np.arange(1600), 4)])
 
 
 def test_what_is_read_ahead_beyond_the_memory_limit_is_refused(digits):
-    source = source_of(digits)
-    check_prefetch(source, 1, 1 << 20, 16, 1024)
+    dataset = dataset_of(digits)
+    check_prefetch(dataset, 1, 1 << 20, 16, 1024)
     for batch, image_bytes in ((16, 1 << 20), (1 << 20, 16)):
         with pytest.raises(DataError, match=r"data\.prefetch_bytes"):
-            check_prefetch(source, 1, 1 << 20, batch, image_bytes)
+            check_prefetch(dataset, 1, 1 << 20, batch, image_bytes)
 
 
 def test_no_thread_and_no_process_is_left_behind(digits):
     before, children = set(threading.enumerate()), set(psutil.Process().children(recursive=True))
     endless = (Request(np.arange(n, n + 8), 8) for n in range(0, 10**9, 8))
-    with Feeders(source_of(digits), 2, BATCHES_AHEAD + 1, LARGEST) as feeders:
+    with Feeders(dataset_of(digits), 2, BATCHES_AHEAD + 1, LARGEST) as feeders:
         with Loader(feeders, endless) as loader:
             next(loader)
         with Loader(feeders, [Request(np.arange(8), 8)]) as again:
@@ -189,7 +207,7 @@ CHILD = """
 import sys, time
 import numpy as np
 from tests.service.data.test_loader import *
-feeders = Feeders(source_of(sys.argv[1]), 1, BATCHES_AHEAD + 1, LARGEST)
+feeders = Feeders(dataset_of(sys.argv[1]), 1, BATCHES_AHEAD + 1, LARGEST)
 loader = Loader(feeders, (Request(np.arange(n, n + 8), 8) for n in range(0, 10**9, 8)))
 next(loader)
 print("ready", flush=True)
@@ -211,7 +229,7 @@ def test_the_processes_end_with_a_parent_that_is_killed(digits):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_a_process_is_an_error_and_no_hang(digits, victim):
-    with Feeders(source_of(digits), 1, BATCHES_AHEAD + 1, LARGEST) as feeders:
+    with Feeders(dataset_of(digits), 1, BATCHES_AHEAD + 1, LARGEST) as feeders:
         endless = (Request(np.arange(n, n + 64), 32) for n in range(0, 10**9, 64))
         loader = Loader(feeders, endless)
         next(loader)

@@ -1,4 +1,4 @@
-"""Where images to pack come from: digits, folders, zip archives, IDX files."""
+"""Sources of images to pack: digits, folders, zip archives, IDX files."""
 
 import gzip
 import hashlib
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from service.data.tar import printable
 from service.errors import DataError, UsageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -25,9 +26,10 @@ LARGEST_LABEL = 10**6
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images by number: `names`, `labels` and `load` of each, and the names of the classes.
 
+    Names are for people: what is no UTF-8 in them is written out.
     `marks`, such as sizes or checksums, tell an image from a later one of its name.
     """
 
@@ -38,19 +40,19 @@ class Source:
     marks: Sequence[int] = ()
 
     def load(self, number: int) -> Image.Image:
-        """The image, upright; OSError where it cannot be read. From any thread."""
+        """The image, upright; OSError if it cannot be read. Callable from any thread."""
         with self.open(number) as image:
             return ImageOps.exif_transpose(image)
 
     def digest(self) -> str:
-        """Of names, labels and marks: another list of images is another source."""
+        """A digest of names, labels and marks: another list of images is another source."""
         labels = [int(label) for label in self.labels]
         listed = json.dumps([list(self.names), labels, list(self.marks)])
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
-def open_source(source: str, labels: str | None) -> Source:
-    """The source of this name, folder or IDX file; UsageError or DataError where it is none."""
+def open_source(source: str, labels: str | None) -> ImageSource:
+    """The source at this name, folder or file; UsageError or DataError if it is none."""
     path = Path(source).expanduser()
     if labels and (source == "digits" or not path.is_file()):
         raise UsageError(f"--labels {labels}: only an IDX file of images has labels in a file")
@@ -67,7 +69,7 @@ def open_source(source: str, labels: str | None) -> Source:
     raise UsageError(f"{source}: neither `digits` nor a folder nor a file; see --help")
 
 
-def _digits() -> Source:
+def _digits() -> ImageSource:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -76,23 +78,24 @@ def _digits() -> Source:
     return _in_memory(names, images, bunch.target)
 
 
-def _folder(path: Path) -> Source:
+def _folder(path: Path) -> ImageSource:
     found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     files = sorted(p for p in found if not any(n.startswith(".") for n in p.relative_to(path).parts))
     members = [file.relative_to(path).as_posix() for file in files]
     listed = path / LABELS
     labels, classes = _labels(str(path), members, listed.read_bytes() if listed.is_file() else None)
     sizes = [file.stat().st_size if file.exists() else 0 for file in files]
-    return Source([str(f) for f in files], labels, classes, lambda i: Image.open(files[i]), sizes)
+    names, classes = ([printable(str(name)) for name in names] for names in (files, classes))
+    return ImageSource(names, labels, classes, lambda i: Image.open(files[i]), sizes)
 
 
-def _zip(path: Path) -> Source:
+def _zip(path: Path) -> ImageSource:
     archive = zipfile.ZipFile(path)
     names = (name for name in archive.namelist() if Path(name).suffix.lower() in IMAGE_SUFFIXES)
     members = sorted(n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/")))
     if not members:
         raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    # A folder that was zipped whole lies below its own name.
+    # A folder that was zipped whole has its own name on top.
     tops = {member.partition("/")[0] for member in members}
     below = f"{min(tops)}/" if len(tops) == 1 else ""
     top = below if f"{below}{LABELS}" in archive.namelist() else ""
@@ -103,14 +106,14 @@ def _zip(path: Path) -> Source:
         try:
             return Image.open(io.BytesIO(archive.read(members[number])))
         except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise OSError(str(error)) from error  # damaged, encrypted, or packed in an unknown way
+            raise OSError(str(error)) from error  # damaged, encrypted, or compressed in an unknown way
 
     checksums = [archive.getinfo(member).CRC for member in members]
-    return Source([f"{path}/{member}" for member in members], labels, classes, load, checksums)
+    return ImageSource([f"{path}/{member}" for member in members], labels, classes, load, checksums)
 
 
 def _labels(where: str, members: list[str], listed: bytes | None) -> tuple[list[int], list[str]]:
-    """Label of each image and the classes' names: of a list, or else of the folders at the top."""
+    """Label of each image and the classes' names, from a list or else from the top folders."""
     if not members:
         raise DataError(f"{where}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     given = _read_labels(f"{where}/{LABELS}", listed) if listed is not None else None
@@ -129,7 +132,7 @@ def _labels(where: str, members: list[str], listed: bytes | None) -> tuple[list[
 
 
 def _read_labels(where: str, listed: bytes) -> dict[str, int] | None:
-    """Label of each name in a dataset.json; None where it says that there are none."""
+    """Label of each name in a dataset.json; None if it says that there are none."""
     try:
         pairs: Any = json.loads(listed)["labels"]
         if pairs is None:
@@ -149,7 +152,7 @@ def _read_labels(where: str, listed: bytes) -> dict[str, int] | None:
     return labels
 
 
-def _idx(path: Path, labels_path: Path | None) -> Source:
+def _idx(path: Path, labels_path: Path | None) -> ImageSource:
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     images = _read_idx(path)
     labels = _read_idx(labels_path or beside)
@@ -160,10 +163,10 @@ def _idx(path: Path, labels_path: Path | None) -> Source:
     return _in_memory([f"image {i}" for i in range(len(images))], images, labels)
 
 
-def _in_memory(names: list[str], images: np.ndarray, labels: np.ndarray) -> Source:
+def _in_memory(names: list[str], images: np.ndarray, labels: np.ndarray) -> ImageSource:
     classes = [str(i) for i in range(int(labels.max()) + 1)]
     marks = [zlib.crc32(image.tobytes()) for image in images]
-    return Source(names, labels.tolist(), classes, lambda i: Image.fromarray(images[i]), marks)
+    return ImageSource(names, labels.tolist(), classes, lambda i: Image.fromarray(images[i]), marks)
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Samples by number, decoded: what a run asks for, where it comes from, and what was bad in it."""
+"""Samples by number, decoded: requests, where the samples come from, and which of them are bad."""
 
 import logging
 from dataclasses import dataclass
@@ -20,35 +20,38 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """One worker's share of a micro-batch: global sample numbers, and the rung to decode for.
+    """One worker's share of a micro-batch: global sample numbers, and the resolution to decode to.
 
-    `mirrored` tells which images are flipped from left to right; None flips none.
+    `mirrored` says which images are flipped from left to right; None flips none. `clock` is that of the
+    training's step.
     """
 
     numbers: NDArray[np.int64]
     resolution: int
     mirrored: NDArray[np.bool_] | None = None
+    clock: int = 0
 
     def take(self, places: NDArray[np.intp]) -> "Request":
         """The part of the request at these places in it."""
         mirrored = None if self.mirrored is None else self.mirrored[places]
-        return Request(self.numbers[places], self.resolution, mirrored)
+        return Request(self.numbers[places], self.resolution, mirrored, self.clock)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images uint8 [n, h, w, c], labels int64 [n], and the keys' rows in the index."""
+    """Images uint8 [n, h, w, c], labels int64 [n], their rows in the index; the clock they are for."""
 
     images: Pixels
     labels: NDArray[np.int64]
     rows: NDArray[np.int64]
+    clock: int = 0
 
 
 @dataclass(frozen=True)
-class Source:
-    """Samples in an order, and how they are read: plain values, which travel to other processes.
+class Dataset:
+    """Samples in an order, and how to read them: plain values, which travel to other processes.
 
-    `labelled` makes a sample without a label a bad one. Channels are 1 or 3.
+    With `labelled`, a sample without a label is a bad one. Channels are 1 or 3.
     """
 
     address: str
@@ -64,7 +67,7 @@ class Source:
     cache_bytes: int = 0
 
     def open_reader(self) -> WindowReader:
-        """What reads the windows, in this process."""
+        """A reader of windows in this process."""
         storage = open_storage(self.address, self.retry_s, self.timeout_s)
         cache = Cache(self.cache_dir, self.cache_bytes) if self.cache_dir else None
         return WindowReader(storage, self.index, self.order, self.readers, cache)
@@ -75,13 +78,13 @@ class Source:
 
 
 class BadWindow(Exception):
-    """Not one sample of a window can be shown; the argument is its first row."""
+    """No sample of a window can be shown; the argument is its first row."""
 
 
 class Samples:
-    """Decodes samples from the windows of a stream. `unlabelled` rows, in order, are bad ones.
+    """Decodes samples from the windows of a stream. The `unlabelled` rows are bad ones.
 
-    `bad` tells of each row that failed at a resolution what was wrong.
+    `bad` says for each row and resolution that failed what was wrong.
     """
 
     def __init__(self, stream: Stream, unlabelled: NDArray[np.int64]):
@@ -90,18 +93,18 @@ class Samples:
         self._unlabelled = frozenset(unlabelled.tolist())
 
     def fill(self, request: Request, images: Pixels, places: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Put the samples of a request at these places of uint8 [n, h, w, c]; returns their rows."""
+        """Write the samples of a request to these places of uint8 [n, h, w, c]; returns their rows."""
         rows = np.empty(len(places), np.int64)
-        found = self._stream.order.places(request.numbers)
-        for i, window in enumerate(self._stream.windows(found)):
+        sources = self._stream.order.places(request.numbers)
+        for i, window in enumerate(self._stream.windows(sources)):
             image = images[places[i]]
-            rows[i] = self._decode(window, found[i].inside, image)
+            rows[i] = self._decode(window, sources[i].inside, image)
             if request.mirrored is not None and request.mirrored[i]:
                 image[:] = image[:, ::-1].copy()
         return rows
 
     def _decode(self, window: Window, inside: int, out: Pixels) -> int:
-        """Fill `out` with the sample, or in its place the next good one of its window; its row."""
+        """Fill `out` with the sample, or with the next good one of its window; returns the row shown."""
         size, resolution = len(window.rows), len(out)
         for step in range(size):
             i = (inside + step) % size
@@ -114,32 +117,32 @@ class Samples:
                 decode(window.image(i), out)
                 return row
             except DataError as error:
-                # Of this rung alone: what another rung shows may not depend on the past.
+                # At this resolution only: what another one shows must not depend on the past.
                 self.bad[row, resolution] = str(error)
         raise BadWindow(window.rows[0])
 
 
 class BadSamples:
-    """The bad samples of a run so far, told once each, and the limit to them."""
+    """The bad samples of a run so far, each logged once, and their limit."""
 
-    def __init__(self, source: Source):
-        self._source = source
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
         self._rows: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, found: dict[tuple[int, int], str]) -> None:
+    def add(self, bad: dict[tuple[int, int], str]) -> None:
         """Take note of some; DataError past the limit."""
-        for (row, _), error in found.items():
+        for (row, _), error in bad.items():
             self._rows.add(row)
-            what = f"{self._source.index.describe(row)}: {error}"
+            what = f"{self._dataset.index.describe(row)}: {error}"
             log.warning("event=bad_sample count=%d what=%s", len(self), what)
-            check_bad_samples(len(self), self._source.max_bad_samples, what)
+            check_bad_samples(len(self), self._dataset.max_bad_samples, what)
 
     def whole_window(self, error: BadWindow) -> DataError:
-        """What to raise where a window has no good sample at all."""
-        return DataError(f"{self._source.index.describe(error.args[0])}: its whole window is bad")
+        """The error to raise if a window has no good sample at all."""
+        return DataError(f"{self._dataset.index.describe(error.args[0])}: its whole window is bad")
 
 
 def check_bad_samples(count: int, limit: int, last: str) -> None:
@@ -151,17 +154,17 @@ def check_bad_samples(count: int, limit: int, last: str) -> None:
         )
 
 
-def unlabelled(source: Source) -> NDArray[np.int64]:
-    """Rows that are bad for want of a label."""
-    return np.flatnonzero(source.index.label == NO_LABEL) if source.labelled else np.empty(0, np.int64)
+def unlabelled(dataset: Dataset) -> NDArray[np.int64]:
+    """Rows that are bad because they have no label."""
+    return np.flatnonzero(dataset.index.label == NO_LABEL) if dataset.labelled else np.empty(0, np.int64)
 
 
-def read(source: Source, request: Request) -> Batch:
+def read(dataset: Dataset, request: Request) -> Batch:
     """The samples of a request, read and decoded here and now."""
-    shape = (len(request.numbers), request.resolution, request.resolution, source.channels)
+    shape = (len(request.numbers), request.resolution, request.resolution, dataset.channels)
     images = np.empty(shape, np.uint8)
-    reader, bad = source.open_reader(), BadSamples(source)
-    samples = Samples(Stream(source.order, reader.ask), unlabelled(source))
+    reader, bad = dataset.open_reader(), BadSamples(dataset)
+    samples = Samples(Stream(dataset.order, reader.ask), unlabelled(dataset))
     try:
         rows = samples.fill(request, images, np.arange(len(images)))
     except BadWindow as error:
@@ -169,4 +172,4 @@ def read(source: Source, request: Request) -> Batch:
     finally:
         reader.close()
         bad.add(samples.bad)
-    return Batch(images, source.labels(rows), rows)
+    return Batch(images, dataset.labels(rows), rows, request.clock)

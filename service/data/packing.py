@@ -1,0 +1,407 @@
+"""Packs images into shuffled WebDataset shards, with an index written last.
+
+The same recipe gives the same bytes. A pack that was killed goes on: finished shards stay.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import webdataset
+from PIL import Image, ImageColor
+from tqdm import tqdm
+
+from service.data.decode import decode
+from service.data.index import (
+    CLAIM_KEY,
+    INDEX_KEY,
+    PACKING,
+    About,
+    Index,
+    check_shards,
+    is_held_out,
+    make_index,
+    read_index,
+    write_index,
+)
+from service.data.sources import ImageSource
+from service.data.stream import read_samples
+from service.documents import Count, Document
+from service.errors import DataError, UsageError
+from service.random import philox
+from service.storage import Storage, Writer, open_storage
+from service.storage.lock import RunLock
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MODES = {"gray": "L", "rgb": "RGB"}
+CHANNELS: dict[str, Literal[1, 3]] = {"gray": 1, "rgb": 3}
+SUFFIXES = {"jpeg": "jpg", "png": "png"}
+TAR_BLOCK = 512
+_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the shards' bytes depend on, beside the source's images."""
+
+    source: str
+    source_digest: str
+    resolution: int
+    base: int
+    channels: str
+    background: str
+    encoding: str
+    quality: int
+    seed: int
+    shard_samples: int
+    held_out: float
+
+    def __post_init__(self) -> None:
+        multiple = self.resolution // self.base
+        if self.resolution % self.base or multiple & (multiple - 1):
+            raise UsageError(
+                f"--resolution {self.resolution}: not {self.base} times a power of two;"
+                f" take {self.base * 2 ** max(0, multiple.bit_length() - 1)}, or another --base"
+            )
+        if not 0 <= self.held_out < 1:
+            raise UsageError(f"--held-out {self.held_out}: a share, from 0 to below 1")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as error:
+            raise UsageError(
+                f"--background {self.background}: no colour; give a name such as white, or #rrggbb"
+            ) from error
+
+    def digest(self) -> str:
+        """A digest that distinguishes this recipe from others."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+
+def prepare(image: Image.Image, resolution: int, mode: str, background: str = "white") -> Image.Image:
+    """The centred square of an image, resized with Lanczos, in `mode`, over the background."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of type {image.mode}, whose range is not known")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    image = image.convert(mode)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
+
+
+def encode(image: Image.Image, encoding: str, quality: int) -> bytes:
+    """The image as a PNG, or as a JPEG of full colour resolution."""
+    buffer = io.BytesIO()
+    if encoding == "jpeg":
+        image.save(buffer, "JPEG", quality=quality, subsampling=0)
+    else:
+        image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Unreadable:
+    """Counts and names the images that could not be read, up to the user's limit."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.names: list[str] = []
+
+    def add(self, names: list[str]) -> None:
+        """Take note of some; DataError past the limit."""
+        self.names += names
+        if len(self.names) > self.limit:
+            raise DataError(
+                f"{len(self.names)} unreadable images, --max-unreadable is {self.limit};"
+                f" the last is {self.names[-1]}"
+            )
+
+
+@dataclass
+class Part:
+    """A finished shard: the recipe's digest, its samples, and its object."""
+
+    recipe: str
+    name: str
+    size: Count = 0
+    etag: str = ""
+    keys: list[str] = field(default_factory=list)
+    labels: list[Count] = field(default_factory=list)
+    offsets: list[Count] = field(default_factory=list)
+    sizes: list[Count] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not len(self.keys) == len(self.labels) == len(self.offsets) == len(self.sizes):
+            raise ValueError("its keys, labels, offsets and sizes are not of one length")
+
+
+class PartDocument(Document):
+    """What packing writes beside each finished shard, so that a later call goes on from there."""
+
+    version: Literal[2] = 2
+    part: Part
+
+
+def pack(
+    recipe: Recipe, source: ImageSource, storage: Storage, max_unreadable: int, workers: int
+) -> Index:
+    """Write the shards, then the index, and return it; the same recipe gives the same bytes.
+
+    `workers` threads prepare images. Shards that an earlier, unfinished call completed stay.
+    """
+    _refuse_foreign(storage)
+    with _alone(storage):
+        storage.put(CLAIM_KEY, b"")
+        storage.sweep("shard-")
+        index = _pack(recipe, source, storage, max_unreadable, workers)
+    storage.delete(storage.sizes(PACKING))
+    storage.sweep(PACKING)
+    return index
+
+
+@contextlib.contextmanager
+def _alone(storage: Storage) -> Iterator[None]:
+    """LockError if another pack is at work on this destination."""
+    lock = RunLock(open_storage(storage.url(PACKING.rstrip("/")), storage.retry_s))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_foreign(storage: Storage) -> None:
+    """UsageError if there are shards that no pack has written or begun to write."""
+    entries = storage.entries()
+    shards = [key for key in entries if key.endswith(".tar")]
+    if shards and INDEX_KEY not in entries and CLAIM_KEY not in entries:
+        raise UsageError(
+            f"{storage.address}: holds {len(shards)} shards that pack did not write, such as"
+            f" {shards[0]}; choose another destination, or --overwrite"
+        )
+
+
+def _pack(
+    recipe: Recipe, source: ImageSource, storage: Storage, max_unreadable: int, workers: int
+) -> Index:
+    order = philox.permutation(philox.key("pack", recipe.seed), len(source.names))
+    chunks = np.split(order, range(recipe.shard_samples, len(order), recipe.shard_samples))
+    chunk_of = {f"shard-{i:06d}.tar": chunk.tolist() for i, chunk in enumerate(chunks)}
+    parts = _finished(storage, recipe)
+    unreadable = Unreadable(max_unreadable)
+    for part in parts.values():
+        unreadable.add(part.unreadable)
+    missing = [name for name in chunk_of if name not in parts]
+    done = len(order) - sum(len(chunk_of[name]) for name in missing)
+    with (
+        ThreadPoolExecutor(workers, thread_name_prefix="prepare") as threads,
+        tqdm(desc="packing", total=len(order), initial=done, unit=" images", disable=None) as progress,
+    ):
+        numbers = (number for name in missing for number in chunk_of[name])
+        images = _images(recipe, source, numbers, threads, _AHEAD * workers)
+        for name in missing:
+            counted = _progressing(zip(chunk_of[name], images, strict=False), progress)
+            parts[name] = _write_shard(recipe, source, storage, name, counted)
+            unreadable.add(parts[name].unreadable)
+            storage.put(f"{PACKING}{name}.json", PartDocument(part=parts[name]).to_bytes())
+    return _finish(recipe, source, storage, [parts[name] for name in chunk_of])
+
+
+def _progressing(images: Iterable[T], progress: tqdm) -> Iterator[T]:
+    for image in images:
+        yield image
+        progress.update()
+
+
+def _finished(storage: Storage, recipe: Recipe) -> dict[str, Part]:
+    """Finished shards of this recipe that are unchanged, by name."""
+    entries = storage.entries()
+    parts = {}
+    for key in entries:
+        if not key.startswith(f"{PACKING}shard-"):
+            continue
+        try:
+            part = PartDocument.from_bytes(storage.get(key), storage.url(key)).part
+        except DataError as error:
+            log.warning("event=shard_packed_anew reason=%s", error)
+            continue
+        entry = entries.get(part.name)
+        same = entry is not None and (entry.size, entry.etag) == (part.size, part.etag)
+        if part.recipe == recipe.digest() and (same or not part.keys):
+            parts[part.name] = part
+    return parts
+
+
+def _images(
+    recipe: Recipe, source: ImageSource, numbers: Iterable[int], threads: ThreadPoolExecutor, ahead: int
+) -> Iterator[bytes | Exception]:
+    """The encoded images in turn, `ahead` of them in preparation; an exception for an unreadable one."""
+
+    def make(number: int) -> bytes | Exception:
+        try:
+            image = source.load(number)
+            mode = MODES[recipe.channels]
+            image = prepare(image, recipe.resolution, mode, recipe.background)
+            return encode(image, recipe.encoding, recipe.quality)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return error
+
+    made: deque[Future[bytes | Exception]] = deque()
+    for number in numbers:
+        made.append(threads.submit(make, number))
+        if len(made) > ahead:
+            yield made.popleft().result()
+    while made:
+        yield made.popleft().result()
+
+
+class _Counted:
+    """A writer that counts the bytes written."""
+
+    def __init__(self, writer: Writer):
+        self._writer = writer
+        self.count = 0
+
+    def write(self, data: bytes) -> int:
+        """Append bytes."""
+        self._writer.write(data)
+        self.count += len(data)
+        return len(data)
+
+
+def _write_shard(
+    recipe: Recipe,
+    source: ImageSource,
+    storage: Storage,
+    name: str,
+    images: Iterable[tuple[int, bytes | Exception]],
+) -> Part:
+    """Upload a shard while it is made; it appears only if all of it succeeds."""
+    part = Part(recipe.digest(), name)
+    suffix = SUFFIXES[recipe.encoding]
+    with storage.writer(name) as writer:
+        counted = _Counted(writer)
+        with webdataset.TarWriter(counted, encoder=False, mtime=0) as tar:
+            for number, image in images:
+                if isinstance(image, Exception):
+                    part.unreadable.append(f"{source.names[number]}: {image}")
+                    tqdm.write(f"unreadable: {part.unreadable[-1]}", file=sys.stderr)
+                    continue
+                key, label = f"{number:08d}", int(source.labels[number])
+                tar.write({"__key__": key, "cls": str(label).encode(), suffix: image})
+                part.keys.append(key)
+                part.labels.append(label)
+                part.sizes.append(len(image))
+                # Members of a sample are written in the order of their names: the image comes last.
+                part.offsets.append(tar.tarstream.offset - -(-len(image) // TAR_BLOCK) * TAR_BLOCK)
+    part.size, part.etag = counted.count, storage.entries(name)[name].etag
+    return part
+
+
+def _finish(recipe: Recipe, source: ImageSource, storage: Storage, parts: list[Part]) -> Index:
+    """Write the index of all shards, and delete shards that do not belong to it."""
+    full = [part for part in parts if part.keys]
+    if not full:
+        raise DataError(f"{recipe.source}: not one image could be read")
+    names = {part.name for part in full}
+    storage.delete(k for k in storage.sizes("shard-") if k.endswith(".tar") and k not in names)
+    keys = [key for part in full for key in part.keys]
+    about = About(
+        source=recipe.source,
+        held_out=recipe.held_out,
+        resolution=recipe.resolution,
+        channels=CHANNELS[recipe.channels],
+        classes=tuple(source.classes),
+        unreadable=tuple(name for part in parts for name in part.unreadable),
+        recipe=asdict(recipe),
+    )
+    index = Index(
+        {part.name: part.size for part in full},
+        np.repeat(np.arange(len(full), dtype=np.int32), [len(part.keys) for part in full]),
+        np.array([offset for part in full for offset in part.offsets], np.int64),
+        np.array([size for part in full for size in part.sizes], np.int32),
+        np.array([label for part in full for label in part.labels], np.int32),
+        np.array([is_held_out(key, recipe.held_out) for key in keys], bool),
+        pa.array(keys, pa.string()),
+        {part.name: part.etag for part in full if part.etag},
+        about,
+    )
+    write_index(storage, index)
+    return index
+
+
+def verify(storage: Storage, recipe: Recipe, index: Index, workers: int) -> int:
+    """Read everything back, tar headers and every image to its last pixel; returns how many images.
+
+    DataError names what differs.
+    """
+    check_shards(storage, index)
+    made = make_index(storage, storage.entries(), recipe.held_out)
+    if made.fingerprint() != index.fingerprint():
+        raise DataError(
+            f"{storage.address}: the index does not fit the shards; pack again with --overwrite"
+        )
+    shape = (recipe.resolution, recipe.resolution, CHANNELS[recipe.channels])
+
+    def check(rows: np.ndarray) -> int:
+        out = np.empty(shape, np.uint8)
+        for row, data in zip(rows.tolist(), read_samples(storage, index, rows), strict=True):
+            try:
+                decode(data, out)
+            except DataError as error:
+                raise DataError(
+                    f"{storage.address}: {index.describe(row)}: {error}; pack again with --overwrite"
+                ) from error
+        return len(rows)
+
+    pieces = np.array_split(np.arange(len(index)), -(-len(index) // 256))
+    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as threads:
+        progress = tqdm(desc="verifying", total=len(index), unit=" images", disable=None)
+        for count in threads.map(check, pieces):
+            progress.update(count)
+        progress.close()
+    return len(index)
+
+
+def packed_already(storage: Storage, recipe: Recipe) -> Index | None:
+    """The finished index of the same recipe; UsageError if there is one of another recipe.
+
+    None if there is none, or if it is damaged or a shard is missing: packing again repairs that.
+    """
+    if INDEX_KEY not in storage.sizes(INDEX_KEY):
+        return None
+    try:
+        index = read_index(storage)
+    except DataError as error:
+        print(f"packing again: {error}", file=sys.stderr)
+        return None
+    packed = index.about.recipe or {}
+    for key, value in asdict(recipe).items():
+        if packed.get(key) != value:
+            raise UsageError(
+                f"{storage.address}: packed already with {key} {packed.get(key)!r}, now {value!r};"
+                " choose another destination, or --overwrite"
+            )
+    try:
+        check_shards(storage, index)
+    except DataError as error:
+        print(f"packing again: {error}", file=sys.stderr)
+        return None
+    return index
