@@ -1,1 +1,1 @@
-"""Whether a training falls apart: signals are measured, a detector judges them, a response is chosen."""
+"""Does a training fall apart? Signals are measured, a detector judges them, a response is chosen."""

@@ -1,4 +1,4 @@
-"""Judges a training by its signals over time: healthy, warning or collapsed, of which kind, and why.
+"""Judges a training by its signals over time: healthy, warning or collapsed, with kind and reason.
 
 A pure function of the measurements, so that all workers and all restarts judge alike. Its thresholds
 are ratios to the real images or to the run's own past, and the same for every data set.
@@ -7,76 +7,35 @@ are ratios to the real images or to the run's own past, and the same for every d
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-LEVELS = ("healthy", "warning", "collapsed")
-KINDS = ("numeric", "mode_collapse", "divergence", "d_overfit", "d_too_strong", "g_too_strong")
-
-HISTORY = 64
-"""Measurements that a verdict may look back on."""
+from service.collapse.state import HISTORY, Kind, Level, Measurement, Verdict
 
 GRACE, GRACE_CYCLES = 2, 100
-"""Measurements, and cycles, that do not count at the start and after each change of span."""
+"""So many measurements, and cycles, do not count at the start and after each change of span."""
 
 LASTING, WARN = 5, 2
-"""A collapse shows in all but one of so many measurements, a warning in so many of them."""
+"""A collapse shows in all but one of the last LASTING measurements, a warning in WARN of them."""
 
 RISING_AFTER, RISING = 3, 1.15
-"""Little variety that has grown by this factor within so many measurements is no trouble."""
+"""Low variety is no trouble if it grew by the factor RISING within RISING_AFTER measurements."""
 
 
 LOGITS = 4000.0
-"""No bounded discriminator's logits are farther apart: two images of 1024 px in RGB differ by at most
-2 √(3 · 1024²) = 3,547 in length, and logits by no more where the slope is 1, as spectral norm and
-gradient penalty would have it."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The signals at a clock of `images`, so many `cycles` into a span of the curriculum."""
-
-    images: int
-    span: str
-    cycles: int
-    values: dict[str, float]
-
-    def to_plain(self) -> dict[str, Any]:
-        """Fit for JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_plain(content: dict[str, Any]) -> "Measurement":
-        """The measurement that `to_plain` gave."""
-        return Measurement(**content)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One of LEVELS; unless healthy one of KINDS, and a sentence to act on.
-
-    `onset` is the clock of the last measurement before the trouble began.
-    """
-
-    level: str = "healthy"
-    kind: str = ""
-    reason: str = ""
-    onset: int = 0
-
-    def to_plain(self) -> dict[str, Any]:
-        """Fit for JSON."""
-        return asdict(self)
+"""A bounded discriminator's logits are no farther apart. Two images of 1024 px in RGB differ by at most
+2 √(3 · 1024²) = 3,547 in length. Spectral norm and gradient penalty aim at a slope of 1; then logits
+differ by no more."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one kind of trouble shows: `grade` gives 0, 1 or 2 for one measurement, given those before.
+    """How one kind of trouble shows: `grade` gives 0, 1 or 2 for a measurement and those before it.
 
-    0 is nothing, 1 worth a warning where it lasts, 2 a collapse where it lasts. `reason` tells the last
-    measurement in words, with what to do.
+    0 is nothing; if it lasts, 1 is a warning and 2 a collapse. `reason` puts the last measurement in
+    words and says what to do.
     """
 
-    kind: str
+    kind: Kind
     grade: Callable[[Measurement, Sequence[Measurement]], int]
     reason: Callable[[Measurement], str]
     lasting: int = LASTING
@@ -85,21 +44,21 @@ class Rule:
 def judge(history: Sequence[Measurement]) -> Verdict:
     """The verdict on the last measurement of a history, oldest first.
 
-    The most severe of all rules' findings counts, the first in their order of equals.
+    The most severe verdict of all rules counts; of equals, that of the first rule.
     """
     settled = _settled(history)
-    found = [verdict for rule in RULES if (verdict := _apply(rule, history, settled))]
+    verdicts = [verdict for rule in RULES if (verdict := _apply(rule, history, settled))]
     return max(
-        found,
-        key=lambda verdict: LEVELS.index(verdict.level),
-        default=Verdict(onset=history[-1].images if history else 0),
+        verdicts,
+        key=lambda verdict: verdict.level.severity,
+        default=Verdict(onset=history[-1].clock if history else 0),
     )
 
 
 def _apply(rule: Rule, history: Sequence[Measurement], settled: Sequence[int]) -> Verdict | None:
-    """The rule's finding, None where all is well.
+    """The rule's verdict, or None if all is well.
 
-    A warning takes WARN of the last `lasting` measurements, a collapse all but one of them, so that a
+    A warning needs WARN bad ones of the last `lasting` measurements, a collapse all but one, so that a
     single good or bad one changes nothing.
     """
     judged = range(len(history)) if rule.lasting == 1 else settled
@@ -109,16 +68,17 @@ def _apply(rule: Rule, history: Sequence[Measurement], settled: Sequence[int]) -
     recent = grades[-rule.lasting :]
     bad, severe = sum(g >= 1 for g in recent), sum(g >= 2 for g in recent)
     needed = max(1, rule.lasting - 1)
-    level = "collapsed" if severe >= needed and len(recent) >= needed else "warning"
-    if level == "warning" and bad < min(WARN, rule.lasting):
+    collapsed = severe >= needed
+    level = Level.COLLAPSED if collapsed else Level.WARNING
+    if level == Level.WARNING and bad < min(WARN, rule.lasting):
         return None
     at = judged[_begin(grades)]
-    onset = history[at - 1].images if at else 0
+    onset = history[at - 1].clock if at else 0
     return Verdict(level, rule.kind, rule.reason(history[-1]), onset)
 
 
 def _begin(grades: Sequence[int]) -> int:
-    """Where the trouble at the end began: the first bad grade since two good ones in a row."""
+    """Index at which the current trouble began: the first bad grade after two good ones in a row."""
     first = len(grades) - 1
     for i in range(len(grades) - 1, -1, -1):
         if grades[i]:
@@ -129,7 +89,7 @@ def _begin(grades: Sequence[int]) -> int:
 
 
 def _settled(history: Sequence[Measurement]) -> list[int]:
-    """Which measurements count: not the first few of a run, nor those right after a change of span."""
+    """Indices of measurements that count: not the first few of a run, nor just after a new span."""
     settled, since = [], 0
     for i, measurement in enumerate(history):
         changed = i > 0 and measurement.span != history[i - 1].span
@@ -154,7 +114,7 @@ def _variety(m: Measurement) -> float:
 def _mode_collapse(m: Measurement, before: Sequence[Measurement]) -> int:
     variety = _variety(m)
     if before and variety > RISING * _variety(before[-RISING_AFTER:][0]):
-        return 0  # few as they are, they become more: so every training begins
+        return 0  # low but rising, as at the beginning of every training
     return _steps(variety, below=(0.5, 0.4))
 
 
@@ -179,7 +139,7 @@ def _logits(m: Measurement) -> float:
 
 
 def _explosion(m: Measurement, before: Sequence[Measurement], name: str) -> float:
-    """How many times its median over the past a value is; 1 where there is no past to speak of."""
+    """A signal over its median in the past; 1 if there is too little past."""
     past = [_get(b, name, 0.0) for b in before[-HISTORY // 2 :]]
     median = statistics.median(past) if len(past) >= RISING_AFTER else 0.0
     return _get(m, name, 0.0) / median if median > 0 else 1.0
@@ -204,7 +164,7 @@ def _g_too_strong(m: Measurement, _: Sequence[Measurement]) -> int:
 
 
 def _draws_poorly(m: Measurement) -> bool:
-    """Whether the images themselves look wrong: one network ahead of the other is no collapse alone."""
+    """Whether the images look wrong. One network ahead of the other is no collapse by itself."""
     off = _get(m, "shift", 0.0) > 0.8 or not 0.4 < _get(m, "roughness", 1.0) < 2.0
     return off or _variety(m) < 0.6
 
@@ -219,13 +179,13 @@ def _steps(
 
 
 def _get(m: Measurement, name: str, missing: float) -> float:
-    """A signal, or what stands for one that could not be measured."""
+    """A signal, or `missing` if it could not be measured."""
     value = m.values.get(name, missing)
     return missing if math.isnan(value) else value
 
 
-def _tell(text: str) -> Callable[[Measurement], str]:
-    """A sentence that is filled in with the signals of a measurement."""
+def _sentence(text: str) -> Callable[[Measurement], str]:
+    """A function that fills the signals of a measurement into `text`."""
 
     def reason(m: Measurement) -> str:
         values = {name: _get(m, name, math.nan) for name in SIGNALS} | {"variety": _variety(m)}
@@ -239,31 +199,31 @@ SIGNALS = (
     "logit_real", "loss_d", "margin", "nonfinite", "roughness", "saturation", "shift", "spread_fake",
     "spectrum_discriminator", "spectrum_generator", "spread_real", "variety_pixels", "within_pixels",
 )  # fmt: skip
-"""All that the rules look at and reasons quote."""
+"""All signals that rules look at and reasons quote."""
 
 RULES = (
     Rule(
-        "numeric",
+        Kind.NUMERIC,
         _numeric,
-        _tell(
+        _sentence(
             "losses or gradients are NaN or infinite in {nonfinite:.0%} of the cycles: lower the rates,"
             " or set training.precision to fp32"
         ),
         lasting=1,
     ),
     Rule(
-        "mode_collapse",
+        Kind.MODE_COLLAPSE,
         _mode_collapse,
-        _tell(
+        _sentence(
             "generated images are {variety:.2f} times as varied as real ones ({variety_pixels:.2f} over"
             " all, {within_pixels:.2f} within classes): lower the generator's rate, or raise the"
             " discriminator's"
         ),
     ),
     Rule(
-        "divergence",
+        Kind.DIVERGENCE,
         _divergence,
-        _tell(
+        _sentence(
             "generated images leave the real ones: their mean is off by {shift:.2f} of the real spread,"
             " variety {variety_pixels:.2f}, roughness {roughness:.2f}, saturation {saturation:+.2f};"
             " gradient norms D {grad_norm_d:.3g}, G {grad_norm_g:.3g}, largest singular values"
@@ -273,25 +233,25 @@ RULES = (
         ),
     ),
     Rule(
-        "d_overfit",
+        Kind.D_OVERFIT,
         _d_overfit,
-        _tell(
+        _sentence(
             "the discriminator knows its training images by heart: right on {accuracy_real:.0%} of them,"
             " on {accuracy_held_out:.0%} of held-out ones: add data, flips or training.r1, or stop here"
         ),
     ),
     Rule(
-        "d_too_strong",
+        Kind.D_TOO_STRONG,
         _d_too_strong,
-        _tell(
+        _sentence(
             "the discriminator is right on {accuracy_real:.1%} of real and {accuracy_fake:.1%} of"
             " generated images, its loss {loss_d:.3g}: lower its rate or steps, or raise training.r1"
         ),
     ),
     Rule(
-        "g_too_strong",
+        Kind.G_TOO_STRONG,
         _g_too_strong,
-        _tell(
+        _sentence(
             "the discriminator takes generated images for more real than real ones (logits"
             " {logit_fake:.2f} against {logit_real:.2f}): raise its rate or training.d_steps"
         ),

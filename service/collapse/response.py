@@ -1,28 +1,38 @@
-"""What is done about a verdict: a pure decision, which the training loop carries out."""
+"""Decides the response to a verdict: a pure function. `training/respond.py` carries it out."""
 
-from service.collapse.detector import Verdict
-from service.config import Collapse
+from enum import StrEnum
+
+from service.collapse.state import Level, Verdict
+from service.config import CollapseSettings
 from service.errors import ServiceError
-
-RESPONSES = ("none", "alert", "protect", "rewind", "stop")
 
 
 class CollapseError(ServiceError):
-    """A training that fell apart, and was not or could not be saved by rewinds."""
+    """A training collapsed, and rewinds did not or could not save it."""
 
 
-def respond(verdict: Verdict, before: Verdict, settings: Collapse, rewinds: int) -> str:
-    """Which of RESPONSES follows a verdict, and the one `before` it, after so many `rewinds`.
+class Response(StrEnum):
+    """What follows a verdict: nothing, or one of the actions that the configuration offers."""
 
-    Alerts come once for a change for the worse: what collapsed and is left alone is not told again.
+    NONE = "none"
+    ALERT = "alert"
+    PROTECT = "protect"
+    REWIND = "rewind"
+    STOP = "stop"
+
+
+def decide(verdict: Verdict, before: Verdict, settings: CollapseSettings, rewinds: int) -> Response:
+    """The response to a verdict, from the verdict `before` it and the number of `rewinds` so far.
+
+    Each change for the worse raises one alert; a collapse that goes on raises no second.
     """
     changed = (verdict.level, verdict.kind) != (before.level, before.kind)
-    if verdict.level == "healthy":
-        return "none"
-    if verdict.level == "warning":
-        return "alert" if changed and before.level == "healthy" else "none"
+    if verdict.level == Level.HEALTHY:
+        return Response.NONE
+    if verdict.level == Level.WARNING:
+        return Response.ALERT if changed and before.level == Level.HEALTHY else Response.NONE
     if settings.action == "rewind":
-        return "rewind" if rewinds < settings.max_rewinds else "stop"
+        return Response.REWIND if rewinds < settings.max_rewinds else Response.STOP
     if settings.action == "stop":
-        return "stop"
-    return settings.action if changed else "none"
+        return Response.STOP
+    return Response(settings.action) if changed else Response.NONE

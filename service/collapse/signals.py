@@ -1,12 +1,15 @@
-"""Cheap numbers that tell a training that goes well from one that falls apart.
+"""Cheap numbers that tell a healthy training from one that falls apart.
 
-Of generated images and of real ones each worker makes sums, which add up over the workers; what they
-say is compared, so that one scale serves every data set. Weights are told by their singular values.
+Each worker sums over generated images and over real ones, and the sums add up over the workers. Signals
+compare the two, so that one scale serves every data set. Weights are summarised by their largest
+singular values.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +19,30 @@ VIEW_PIXELS = 16
 """Images are shrunk to at most this side before their pixels are compared."""
 
 SATURATED = 0.98
-"""Of a pixel's absolute value, from which on it counts as black or white."""
+"""A pixel whose absolute value exceeds this counts as black or white."""
+
+COLUMNS = (
+    "count",
+    "roughness",
+    "saturation",
+    "logit",
+    "logit_squared",
+    "above",
+    "pixels_squared",
+    "features_squared",
+)
+"""What is summed over images, besides the pixels and the features themselves."""
 
 TOP, START_ITERATIONS = 3, 8
-"""Singular values that are followed of each weight, and steps towards them to begin with."""
+"""Singular values to track of each weight, and iterations at the start."""
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """What sums over a set of images say.
+    """Statistics of a set of images.
 
-    `pixels` and `features` are mean vectors, `…_spread` root mean squares about them, `…_within` those
-    about the mean of each label. `roughness` is the root mean square between neighbouring pixels,
+    `pixels` is the mean vector. `…_spread` are root mean squares about the mean, `…_within` those about
+    the mean of each label. `roughness` is the root mean squared difference of neighbouring pixels,
     `saturation` a share of pixels, `above` the share of logits above the loss's boundary.
     """
 
@@ -53,7 +68,7 @@ def sums(
     group_count: int,
     boundary: float,
 ) -> Tensor:
-    """float64 [group_count, …] of images [n, c, r, r], D's features [n, f] and logits [n].
+    """Sums float64 [group_count, …] of images [n, c, r, r], D's features [n, f] and logits [n].
 
     `groups` [n] in 0 … group_count − 1 are labels, or all 0. The sums of two sets of images add up to
     those of both together; `crowd` reads them.
@@ -61,56 +76,69 @@ def sums(
     groups = groups.to(images.device)
     pixels = _view(images).flatten(1).double()
     features, logits = features.double(), logits.double()
-    columns = [
-        torch.ones_like(logits),
-        _roughness(images),
-        (images.float().abs() > SATURATED).double().mean((1, 2, 3)),
-        logits,
-        logits.square(),
-        (logits > boundary).double(),
-        pixels.square().sum(1),
-        features.square().sum(1),
-    ]
-    rows = torch.cat([torch.stack(columns, 1), pixels, features], 1)
+    columns = {
+        "count": torch.ones_like(logits),
+        "roughness": _roughness(images),
+        "saturation": (images.float().abs() > SATURATED).double().mean((1, 2, 3)),
+        "logit": logits,
+        "logit_squared": logits.square(),
+        "above": (logits > boundary).double(),
+        "pixels_squared": pixels.square().sum(1),
+        "features_squared": features.square().sum(1),
+    }
+    rows = torch.cat([torch.stack([columns[name] for name in COLUMNS], 1), pixels, features], 1)
     members = F.one_hot(groups, group_count).T.to(rows.dtype)
     return members @ rows
 
 
 def crowd(total: Tensor, pixel_count: int) -> Crowd:
-    """What `sums` over all workers come to, each image having `pixel_count` values when shrunk."""
+    """The statistics from `sums` over all workers; a shrunk image has `pixel_count` values."""
     total = total.cpu()
-    counts = total[:, 0]
-    whole = total.sum(0)
-    count = whole[0].item()
+    by_group = dict(zip(COLUMNS, total[:, : len(COLUMNS)].unbind(1), strict=True))
+    whole = {name: column.sum().item() for name, column in by_group.items()}
+    count = whole["count"]
     if not count:
-        return Crowd(0.0, whole[:0], *[math.nan] * 9)
-    rough, saturation, logit, squared, above = (whole[1:6] / count).tolist()
-    pixels, features = total[:, 8 : 8 + pixel_count], total[:, 8 + pixel_count :]
-    mean = pixels.sum(0) / count
+        return _nobody(pixel_count)
+    mean = {name: value / count for name, value in whole.items()}
+    pixels, features = total[:, len(COLUMNS) :].tensor_split([pixel_count], 1)
+    pixels_spread, pixels_within = _spreads(
+        pixels, whole["pixels_squared"], by_group["count"], pixel_count
+    )
+    features_spread, features_within = _spreads(
+        features, whole["features_squared"], by_group["count"], 1
+    )
     return Crowd(
-        count,
-        mean,
-        *_spreads(pixels, whole[6], counts, pixel_count),
-        *_spreads(features, whole[7], counts, 1),
-        math.sqrt(rough) if rough >= 0 else math.nan,
-        saturation,
-        logit,
-        math.sqrt(max(squared - logit**2, 0.0)),
-        above,
+        count=count,
+        pixels=pixels.sum(0) / count,
+        pixels_spread=pixels_spread,
+        pixels_within=pixels_within,
+        features_spread=features_spread,
+        features_within=features_within,
+        roughness=math.sqrt(mean["roughness"]) if mean["roughness"] >= 0 else math.nan,
+        saturation=mean["saturation"],
+        logit=mean["logit"],
+        logit_spread=math.sqrt(max(mean["logit_squared"] - mean["logit"] ** 2, 0.0)),
+        above=mean["above"],
     )
 
 
+def _nobody(pixel_count: int) -> Crowd:
+    """The crowd of no images: every statistic is unknown."""
+    unknown: dict[str, Any] = {field.name: math.nan for field in dataclasses.fields(Crowd)}
+    return Crowd(**unknown | {"count": 0.0, "pixels": torch.full((pixel_count,), math.nan)})
+
+
 def view_size(resolution: int, channels: int) -> int:
-    """How many values an image is compared by."""
+    """How many pixel values of an image are compared."""
     while resolution > VIEW_PIXELS:
         resolution //= 2
     return resolution**2 * channels
 
 
 def compare(fake: Crowd, real: Crowd) -> dict[str, float]:
-    """Signals, all without a unit: ratios are 1, shift and saturation 0 where fakes are like the real.
+    """Signals, all without a unit: for fakes like the real, ratios are 1, shift and saturation 0.
 
-    NaN where there is nothing to compare with.
+    NaN if there is nothing to compare with.
     """
     shift = (fake.pixels - real.pixels).square().mean().sqrt().item() if real.count else math.nan
     return {
@@ -132,20 +160,20 @@ def _view(images: Tensor) -> Tensor:
 
 
 def _roughness(images: Tensor) -> Tensor:
-    """The mean square between neighbours, for each image."""
+    """The mean squared difference of neighbouring pixels, for each image."""
     wide = images.double()
     down = (wide[:, :, 1:] - wide[:, :, :-1]).square().mean((1, 2, 3))
     across = (wide[..., 1:] - wide[..., :-1]).square().mean((1, 2, 3))
     return (down + across) / 2
 
 
-def _spreads(vectors: Tensor, squares: Tensor, counts: Tensor, size: int) -> tuple[float, float]:
-    """Root mean squares, for each of `size` values, about the mean of all and about their group's."""
+def _spreads(vectors: Tensor, squares: float, counts: Tensor, size: int) -> tuple[float, float]:
+    """Root mean squares over `size` values, about the mean of all and about each group's mean."""
     count, groups = counts.sum(), (counts > 0).sum()
     about_mean = squares - vectors.sum(0).square().sum() / count
     about_group = squares - (vectors.square().sum(1) / counts.clamp_min(1)).sum()
     free = torch.stack([count - 1, count - groups])
-    # of one image, or of one in each group, there is no spread to speak of
+    # one image, or one in each group, has no spread
     spreads = torch.stack([about_mean, about_group]).clamp_min(0) / torch.where(free > 0, free, math.nan)
     over_all, within = (spreads / size).sqrt().tolist()
     return over_all, within
@@ -159,10 +187,10 @@ def _ratio(part: float, whole: float) -> float:
 
 
 class Spectra:
-    """Follows the top singular values of raw weights by a block iteration that is kept warm.
+    """Tracks the top singular values of raw weights by a block iteration that is kept warm.
 
-    (Brock et al. 2019, §4.1, follow them by power iteration too.) The vectors are part of what
-    resumes: `state_dict` and `load_state_dict` are as a module's.
+    (Brock et al. 2019, §4.1, track them by power iteration too.) The vectors resume with the training:
+    `state_dict` and `load_state_dict` are as a module's.
     """
 
     def __init__(self, networks: dict[str, nn.Module]):
@@ -175,7 +203,7 @@ class Spectra:
         return self._vectors
 
     def load_state_dict(self, vectors: dict[str, Tensor]) -> None:
-        """Become those; RuntimeError where they are of other weights."""
+        """Take over these vectors; RuntimeError if they belong to other weights."""
         if {k: v.shape for k, v in vectors.items()} != {k: v.shape for k, v in self._vectors.items()}:
             raise RuntimeError("vectors of other weights than these networks have")
         for name, vector in vectors.items():
@@ -185,17 +213,17 @@ class Spectra:
     def values(self, iterations: int = 1) -> dict[str, list[float]]:
         """The top singular values of each weight as [out, in · kh · kw], the largest first.
 
-        Estimates from below, which `iterations` improve by so many steps; 0 of weights not finite.
+        They are estimates from below; `iterations` improve them. Weights that are not finite give 0.
         """
-        found = []
+        rows = []
         for name, weight in self._weights():
             matrix, vectors = _matrix(weight), self._vectors[name]
             for _ in range(iterations):
                 # NaN and Inf, which QR refuses, would stay in the vectors for good
                 vectors.copy_(torch.linalg.qr((matrix.T @ (matrix @ vectors)).nan_to_num(0, 0, 0)).Q)
             values = torch.linalg.svdvals((matrix @ vectors).nan_to_num(0, 0, 0))
-            found.append(F.pad(values, (0, TOP - len(values))))
-        table = torch.stack(found).tolist()
+            rows.append(F.pad(values, (0, TOP - len(values))))
+        table = torch.stack(rows).tolist()
         return {name: row for (name, _), row in zip(self._weights(), table, strict=True)}
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -206,12 +234,12 @@ class Spectra:
 
 
 def largest(values: dict[str, list[float]]) -> dict[str, float]:
-    """By network, as `spectrum_generator`, the largest of the singular values that `Spectra` found."""
-    found: dict[str, float] = {}
+    """Each network's largest of the singular values from `Spectra`, keyed as `spectrum_generator`."""
+    largest_of: dict[str, float] = {}
     for name, top in values.items():
         signal = f"spectrum_{name.partition('/')[0]}"
-        found[signal] = max(found.get(signal, 0.0), *top)
-    return found
+        largest_of[signal] = max(largest_of.get(signal, 0.0), *top)
+    return largest_of
 
 
 def _start(weight: Tensor) -> Tensor:

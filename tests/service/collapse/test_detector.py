@@ -7,18 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.collapse.detector import (
-    GRACE,
-    GRACE_CYCLES,
-    HISTORY,
-    KINDS,
-    LASTING,
-    Measurement,
-    Verdict,
-    judge,
-)
-from service.collapse.response import respond
-from service.config import Collapse
+from service.collapse.detector import GRACE, GRACE_CYCLES, LASTING, RULES, SIGNALS, judge
+from service.collapse.state import HISTORY, Kind, Level, Measurement
 
 HEALTHY = {
     "loss_d": 1.5,
@@ -60,22 +50,23 @@ def history(*changes: dict, span: str = "hold 8 px", start: int = EVERY) -> list
     ]
 
 
-def levels(measurements: list[Measurement]) -> list[str]:
+def levels(measurements: list[Measurement]) -> list[Level]:
     return [judge(measurements[: i + 1]).level for i in range(len(measurements))]
 
 
 def test_the_kinds_tested_here_are_all_that_there_are():
-    assert set(TROUBLES) == set(KINDS)
+    assert set(TROUBLES) == set(Kind)
+    assert [rule.kind for rule in RULES] == list(Kind)
 
 
 @pytest.mark.parametrize("kind", TROUBLES)
 def test_what_lasts_is_a_warning_first_and_then_a_collapse_of_its_kind(kind):
-    told = history(*[{}] * 10, *[TROUBLES[kind]] * LASTING)
-    last = judge(told)
+    measured = history(*[{}] * 10, *[TROUBLES[kind]] * LASTING)
+    last = judge(measured)
     assert (last.level, last.kind) == ("collapsed", kind)
     assert last.onset == 10 * EVERY  # the last measurement before the trouble
     if kind != "numeric":
-        assert levels(told)[10:] == ["healthy", "warning", "warning", "collapsed", "collapsed"]
+        assert levels(measured)[10:] == ["healthy", "warning", "warning", "collapsed", "collapsed"]
 
 
 def test_a_single_nan_is_a_collapse_at_once_even_in_the_first_measurement():
@@ -90,8 +81,8 @@ def test_reasons_give_the_numbers_and_what_to_do():
 
 @pytest.mark.parametrize("kind", [k for k in TROUBLES if k != "numeric"])
 def test_one_bad_measurement_among_good_ones_changes_nothing(kind):
-    told = history(*[{}] * 10, TROUBLES[kind], *[{}] * LASTING, TROUBLES[kind], *[{}] * LASTING)
-    assert set(levels(told)) == {"healthy"}
+    measured = history(*[{}] * 10, TROUBLES[kind], *[{}] * LASTING, TROUBLES[kind], *[{}] * LASTING)
+    assert set(levels(measured)) == {"healthy"}
 
 
 @pytest.mark.parametrize("kind", [k for k in TROUBLES if k != "numeric"])
@@ -125,23 +116,23 @@ def test_little_variety_that_grows_is_how_a_training_begins():
 
 @pytest.mark.parametrize("signal", ["grad_norm_d", "grad_norm_g"])
 def test_gradients_that_explode_are_a_divergence(signal):
-    told = history(*[{}] * 12, *[{signal: 4000.0}] * LASTING)
-    assert (judge(told).level, judge(told).kind) == ("collapsed", "divergence")
+    measured = history(*[{}] * 12, *[{signal: 4000.0}] * LASTING)
+    assert (judge(measured).level, judge(measured).kind) == ("collapsed", "divergence")
 
 
 @pytest.mark.parametrize("signal", ["spectrum_discriminator", "spectrum_generator"])
 def test_singular_values_that_explode_are_a_divergence_and_slow_growth_is_none(signal):
-    told = history(*[{}] * 12, *[{signal: 60.0}] * LASTING)
-    assert (judge(told).level, judge(told).kind) == ("collapsed", "divergence")
-    assert "60" in judge(told).reason
+    measured = history(*[{}] * 12, *[{signal: 60.0}] * LASTING)
+    assert (judge(measured).level, judge(measured).kind) == ("collapsed", "divergence")
+    assert "60" in judge(measured).reason
     grown = history(*[{signal: 1.02**i} for i in range(HISTORY)])
     assert set(levels(grown)) == {"healthy"}
 
 
 @pytest.mark.parametrize("signal", ["spread_real", "spread_fake", "margin"])
 def test_logits_that_no_bounded_discriminator_gives_are_a_divergence(signal):
-    told = history(*[{}] * 12, *[{signal: 50_000.0}] * LASTING)
-    assert (judge(told).level, judge(told).kind) == ("collapsed", "divergence")
+    measured = history(*[{}] * 12, *[{signal: 50_000.0}] * LASTING)
+    assert (judge(measured).level, judge(measured).kind) == ("collapsed", "divergence")
     large = 2 * math.sqrt(3 * 1024**2)  # what images of 1024 px can differ by
     assert set(levels(history(*[{signal: large}] * 12))) == {"healthy"}
 
@@ -181,38 +172,20 @@ def test_signals_that_are_missing_or_no_number_are_no_trouble():
     assert set(levels(bare)) | set(levels(unknown)) == {"healthy"}
 
 
+def test_rules_look_at_nothing_but_the_signals_that_a_checkpoint_keeps():
+    class Watched(dict):
+        def get(self, name, otherwise):
+            looked_at.add(name)
+            return super().get(name, otherwise)
+
+    looked_at: set[str] = set()
+    measured = [replace(m, values=Watched(m.values)) for m in history(*[{}] * 12)]
+    for rule in RULES:
+        rule.grade(measured[-1], measured[:-1])
+        rule.reason(measured[-1])
+    assert looked_at == set(SIGNALS)
+
+
 def test_a_verdict_looks_back_no_further_than_its_history():
-    told = history(*[TROUBLES["mode_collapse"]] * 5, *[{}] * HISTORY)
-    assert judge(told[-HISTORY:]) == judge(told)
-
-
-def test_verdicts_and_measurements_survive_json():
-    measurement = history({})[0]
-    assert Measurement.from_plain(measurement.to_plain()) == measurement
-    verdict = judge(history(*[TROUBLES["numeric"]]))
-    assert Verdict(**verdict.to_plain()) == verdict
-
-
-# Responses ----------------------------------------------------------------------------------------
-
-WARNING = Verdict("warning", "divergence", "words", 0)
-COLLAPSED = Verdict("collapsed", "divergence", "words", 0)
-
-
-@pytest.mark.parametrize(
-    ("action", "rewinds", "expected"),
-    [("alert", 0, "alert"), ("protect", 0, "protect"), ("stop", 0, "stop"), ("rewind", 0, "rewind"),
-     ("rewind", 2, "rewind"), ("rewind", 3, "stop")],
-)  # fmt: skip
-def test_a_collapse_is_answered_as_configured_and_rewound_so_often(action, rewinds, expected):
-    settings = Collapse(action=action, max_rewinds=3)
-    assert respond(COLLAPSED, WARNING, settings, rewinds) == expected
-
-
-@pytest.mark.parametrize("action", ["alert", "protect"])
-def test_what_is_left_alone_is_told_once(action):
-    settings = Collapse(action=action)
-    assert respond(COLLAPSED, COLLAPSED, settings, 0) == "none"
-    assert respond(WARNING, Verdict(), settings, 0) == "alert"
-    assert respond(WARNING, COLLAPSED, settings, 0) == "none"
-    assert respond(Verdict(), COLLAPSED, settings, 0) == "none"
+    measured = history(*[TROUBLES["mode_collapse"]] * 5, *[{}] * HISTORY)
+    assert judge(measured[-HISTORY:]) == judge(measured)

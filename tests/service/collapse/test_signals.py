@@ -30,21 +30,21 @@ def crowd_of(images, features, logits, groups, boundary=0.0):
 
 def test_a_crowd_is_what_numpy_finds():
     images, features, logits, groups = draw(0, 40)
-    found = crowd_of(images, features, logits, groups, boundary=0.25)
+    ours = crowd_of(images, features, logits, groups, boundary=0.25)
     x = images.double().flatten(1).numpy()
-    assert found.count == 40
-    np.testing.assert_allclose(found.pixels, x.mean(0), atol=1e-12)
-    assert found.pixels_spread == pytest.approx(math.sqrt(x.var(0, ddof=1).mean()))
+    assert ours.count == 40
+    np.testing.assert_allclose(ours.pixels, x.mean(0), atol=1e-12)
+    assert ours.pixels_spread == pytest.approx(math.sqrt(x.var(0, ddof=1).mean()))
     inner = sum(((x[groups == g] - x[groups == g].mean(0)) ** 2).sum() for g in range(GROUPS))
-    assert found.pixels_within == pytest.approx(math.sqrt(inner / (40 - GROUPS) / x.shape[1]))
+    assert ours.pixels_within == pytest.approx(math.sqrt(inner / (40 - GROUPS) / x.shape[1]))
     wide = features.double().numpy()
-    assert found.features_spread == pytest.approx(math.sqrt(wide.var(0, ddof=1).sum()))
-    assert found.logit == pytest.approx(logits.double().mean().item())
-    assert found.logit_spread == pytest.approx(logits.double().numpy().std())
-    assert found.above == (logits > 0.25).double().mean().item()
+    assert ours.features_spread == pytest.approx(math.sqrt(wide.var(0, ddof=1).sum()))
+    assert ours.logit == pytest.approx(logits.double().mean().item())
+    assert ours.logit_spread == pytest.approx(logits.double().numpy().std())
+    assert ours.above == (logits > 0.25).double().mean().item()
     rows = np.diff(images.double().numpy(), axis=2) ** 2
     columns = np.diff(images.double().numpy(), axis=3) ** 2
-    assert found.roughness == pytest.approx(math.sqrt((rows.mean() + columns.mean()) / 2))
+    assert ours.roughness == pytest.approx(math.sqrt((rows.mean() + columns.mean()) / 2))
 
 
 @settings(max_examples=20, deadline=None)
@@ -57,11 +57,11 @@ def test_sums_of_shares_are_those_of_the_whole(seed, workers, count):
 
 
 def test_images_like_the_real_ones_give_ratios_of_1_and_differences_of_0():
-    told = compare(crowd_of(*draw(1, 2000)), crowd_of(*draw(2, 2000)))
+    signals = compare(crowd_of(*draw(1, 2000)), crowd_of(*draw(2, 2000)))
     for name in ("variety_pixels", "variety_features", "within_pixels", "within_features", "roughness"):
-        assert told[name] == pytest.approx(1, abs=0.05), name
-    assert told["shift"] < 0.06
-    assert abs(told["saturation"]) < 0.01
+        assert signals[name] == pytest.approx(1, abs=0.05), name
+    assert signals["shift"] < 0.06
+    assert abs(signals["saturation"]) < 0.01
 
 
 def test_each_signal_tells_its_own_trouble():
@@ -82,27 +82,27 @@ def test_each_signal_tells_its_own_trouble():
 
 def test_of_one_image_a_class_nothing_is_said_about_its_variety():
     images, features, logits, _ = draw(3, GROUPS)
-    found = crowd_of(images, features, logits, torch.arange(GROUPS))
-    assert math.isnan(found.pixels_within)
-    assert found.pixels_spread > 0
-    told = compare(found, crowd_of(*draw(1, 400)))
-    assert math.isnan(told["within_pixels"])
-    assert told["variety_pixels"] > 0
+    ours = crowd_of(images, features, logits, torch.arange(GROUPS))
+    assert math.isnan(ours.pixels_within)
+    assert ours.pixels_spread > 0
+    signals = compare(ours, crowd_of(*draw(1, 400)))
+    assert math.isnan(signals["within_pixels"])
+    assert signals["variety_pixels"] > 0
 
 
 def test_without_real_images_there_is_nothing_to_compare_with():
     fake = draw(3, 8)
     nothing = crowd(torch.zeros_like(sums(*fake, GROUPS, 0.0)), view_size(8, CHANNELS))
-    told = compare(crowd_of(*fake), nothing)
-    assert all(math.isnan(value) for value in told.values())
+    signals = compare(crowd_of(*fake), nothing)
+    assert all(math.isnan(value) for value in signals.values())
 
 
 def test_large_images_are_compared_when_shrunk():
     images, features, logits, groups = draw(4, 6, resolution=64)
     assert view_size(64, CHANNELS) == 16 * 16 * CHANNELS
     shrunk = torch.nn.functional.avg_pool2d(images, 4)
-    found = crowd_of(images, features, logits, groups)
-    torch.testing.assert_close(found.pixels, shrunk.flatten(1).double().mean(0))
+    ours = crowd_of(images, features, logits, groups)
+    torch.testing.assert_close(ours.pixels, shrunk.flatten(1).double().mean(0))
 
 
 @pytest.fixture
@@ -122,14 +122,14 @@ def test_kept_warm_the_iteration_follows_singular_values_as_weights_change(netwo
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter += 0.02 * torch.randn_like(parameter)
-        found = spectra.values()
-    assert set(found) == {"g/0.weight", "g/1.weight", "g/2.weight"}
-    for name, values in found.items():
+        values = spectra.values()
+    assert set(values) == {"g/0.weight", "g/1.weight", "g/2.weight"}
+    for name, top in values.items():
         expected = exact(network.get_parameter(name.removeprefix("g/")))
         torch.testing.assert_close(
-            torch.tensor(values[: len(expected)]).double(), expected, rtol=0.03, atol=0
+            torch.tensor(top[: len(expected)]).double(), expected, rtol=0.03, atol=0
         )
-    assert found["g/2.weight"][2] == 0  # a matrix of two rows has two
+    assert values["g/2.weight"][2] == 0  # a matrix of two rows has two
 
 
 def test_an_explosion_is_seen_at_once(network):
@@ -142,11 +142,11 @@ def test_an_explosion_is_seen_at_once(network):
 
 def test_the_largest_singular_value_is_told_by_network(network):
     other = nn.Linear(5, 7)
-    found = largest(Spectra({"generator": network, "discriminator": other}).values(50))
+    values = largest(Spectra({"generator": network, "discriminator": other}).values(50))
     norms = [torch.linalg.matrix_norm(p.flatten(1), 2) for p in network.parameters() if p.ndim > 1]
-    assert found["spectrum_generator"] == pytest.approx(max(norms).item(), rel=1e-3)
+    assert values["spectrum_generator"] == pytest.approx(max(norms).item(), rel=1e-3)
     expected = torch.linalg.matrix_norm(other.weight, 2).item()
-    assert found["spectrum_discriminator"] == pytest.approx(expected, rel=1e-3)
+    assert values["spectrum_discriminator"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_weights_that_are_not_finite_leave_vectors_that_recover(network):
@@ -157,8 +157,8 @@ def test_weights_that_are_not_finite_leave_vectors_that_recover(network):
     spectra.values()
     with torch.no_grad():
         network[0].weight.copy_(good)
-    found = spectra.values(20)["g/0.weight"]
-    torch.testing.assert_close(torch.tensor(found).double(), exact(good), rtol=0.02, atol=0)
+    top = spectra.values(20)["g/0.weight"]
+    torch.testing.assert_close(torch.tensor(top).double(), exact(good), rtol=0.02, atol=0)
 
 
 def test_vectors_resume_and_refuse_those_of_other_weights(network):
