@@ -1,1 +1,1 @@
-"""The mathematics of training: pure torch and numpy. No Ray, no files, no network, no clock on the wall."""
+"""The mathematics of training: pure torch and numpy, with no Ray, no files, no network."""

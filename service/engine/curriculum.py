@@ -1,6 +1,6 @@
-"""From the clock to what is trained: stage, batch, rates. Pure functions of configuration and images."""
+"""Stage, batch and rates at each clock: pure functions of configuration and clock."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models import Stage
@@ -9,10 +9,10 @@ from service.config import Config, Phase
 
 @dataclass(frozen=True)
 class Span:
-    """A phase's fade or its hold, or a part of it: images [start, end), all of whole cycles of one kind.
+    """A phase's fade or hold, or a part of it: images [start, end), in whole cycles of one kind.
 
-    The fade or hold itself is images [whole_start, whole_end). `new_rung` says that the span before, if
-    any, was at another resolution.
+    The whole fade or hold is images [whole_start, whole_end). `new_rung` is True if the span before was
+    at another resolution, and for the first span.
     """
 
     start: int
@@ -29,7 +29,7 @@ class Span:
 
     @property
     def name(self) -> str:
-        """For people: "fade to 16 px", "hold 16 px"."""
+        """A name for people: "fade to 16 px", "hold 16 px"."""
         return f"{'fade to' if self.fading else 'hold'} {self.resolution} px"
 
     @property
@@ -57,10 +57,10 @@ class Cycle:
 
 
 class Curriculum:
-    """The phase table, its fades and holds rounded up to whole cycles.
+    """The phase table, with fades and holds rounded up to whole cycles.
 
-    `changes` are (images, d_steps) in force from that clock on, a boundary of cycles; of two at one
-    clock the later counts. Where they fall inside a fade or hold, they cut it.
+    `changes` are (clock, d_steps), in force from that clock on, which is a boundary of cycles. Of two
+    at one clock the later counts. A change inside a fade or hold cuts it.
     """
 
     def __init__(self, phases: Sequence[Phase], d_steps: int, changes: Sequence[tuple[int, int]] = ()):
@@ -91,7 +91,7 @@ class Curriculum:
         self.spans = tuple(self._held(spans))
 
     def _parts(self, start: int, images: int, batch: int) -> Iterator[tuple[int, int, int]]:
-        """(start, end, images of a cycle) of what a stretch of `images` is cut into, in whole cycles."""
+        """Parts (start, end, images of a cycle) of a stretch of `images`, cut into whole cycles."""
         left = images
         while left > 0:
             cycle = batch * [steps for at, steps in self._steps if at <= start][-1]
@@ -102,7 +102,7 @@ class Curriculum:
             start = end
 
     def _held(self, spans: list[Span]) -> Iterator[Span]:
-        """The spans, and the last phase held on through changes beyond the table."""
+        """The spans; changes beyond the table continue the last one."""
         yield from spans[:-1]
         last = spans[-1]
         beyond = max(self._steps[-1][0] + 1, last.end) - last.start
@@ -110,26 +110,26 @@ class Curriculum:
             rung = last.new_rung and start == last.start
             yield replace(last, start=start, end=end, cycle_images=cycle, new_rung=rung)
 
-    def span_at(self, images: int) -> Span:
-        """The span that the clock is in; beyond the table the last one holds."""
-        return next((span for span in self.spans if images < span.end), self.spans[-1])
+    def span_at(self, clock: int) -> Span:
+        """The span that contains the clock; beyond the table the last one."""
+        return next((span for span in self.spans if clock < span.end), self.spans[-1])
 
-    def at(self, images: int) -> Cycle:
-        """The cycle that begins at `images`; ValueError where none does."""
-        span = self.span_at(images)
-        if (images - span.start) % span.cycle_images:
-            raise ValueError(f"no cycle begins at {images} images: {span}")
+    def at(self, clock: int) -> Cycle:
+        """The cycle that begins at `clock`; ValueError if none does."""
+        span = self.span_at(clock)
+        if (clock - span.start) % span.cycle_images:
+            raise ValueError(f"no cycle begins at {clock} images: {span}")
         whole = span.whole_end - span.whole_start
-        alpha = (images - span.whole_start) / whole if span.fading else 1.0
-        return Cycle(images, span, Stage(span.resolution, alpha))
+        alpha = (clock - span.whole_start) / whole if span.fading else 1.0
+        return Cycle(clock, span, Stage(span.resolution, alpha))
 
-    def containing(self, images: int) -> Cycle:
-        """The cycle that the clock is in."""
-        span = self.span_at(images)
-        return self.at(images - (images - span.start) % span.cycle_images)
+    def containing(self, clock: int) -> Cycle:
+        """The cycle that contains the clock."""
+        span = self.span_at(clock)
+        return self.at(clock - (clock - span.start) % span.cycle_images)
 
     def batch_start(self, number: int) -> int:
-        """The clock at which the discriminator's batch of this number begins; 0 is the first."""
+        """The clock at which the discriminator's batch `number` begins, counted from 0."""
         for span in self.spans[:-1]:
             batches = (span.end - span.start) // span.batch
             if number < batches:
@@ -137,21 +137,21 @@ class Curriculum:
             number -= batches
         return self.spans[-1].start + number * self.spans[-1].batch
 
-    def before(self, images: int) -> Cycle:
-        """The cycle that ended at `images`; the first of all at 0."""
-        return self.at(max(0, images - self.span_at(max(0, images - 1)).cycle_images))
+    def before(self, clock: int) -> Cycle:
+        """The cycle that ended at `clock`; at 0 the first cycle."""
+        return self.at(max(0, clock - self.span_at(max(0, clock - 1)).cycle_images))
 
     def cycles(self, start: int, stop: int) -> Iterator[Cycle]:
         """All cycles from the clock `start` until it reaches `stop`."""
-        images = start
-        while images < stop:
-            cycle = self.at(images)
+        clock = start
+        while clock < stop:
+            cycle = self.at(clock)
             yield cycle
-            images = cycle.end
+            clock = cycle.end
 
 
-def curriculum_of(config: Config, amendments: Sequence[tuple[int, dict[str, float]]]) -> Curriculum:
-    """The phase table under the amendments of a run, each (images, values) in force from there on."""
+def curriculum_of(config: Config, amendments: Sequence[tuple[int, Mapping[str, float]]]) -> Curriculum:
+    """The phase table with a run's amendments, each (clock, values) in force from that clock on."""
     changes = [(at, int(v["training.d_steps"])) for at, v in amendments if "training.d_steps" in v]
     return Curriculum(config.phases, config.training.d_steps, changes)
 

@@ -1,4 +1,4 @@
-"""The only place that says DDP, all-reduce or rank: what one worker is among the others."""
+"""One worker among the others. Only this module knows of DDP, all-reduce and ranks."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class _Sum(torch.autograd.Function):
-    """All-reduce. Its adjoint is itself, so that it can be differentiated any number of times."""
+    """All-reduce. It is its own adjoint, so it can be differentiated any number of times."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -44,31 +44,39 @@ class Workers:
         return self.index == 0
 
     def share(self, start: int, size: int) -> NDArray[np.int64]:
-        """This worker's sample numbers of the global [start, start + size): every count-th one."""
+        """This worker's sample numbers in the global [start, start + size): every count-th one."""
         return np.arange(start + (self.index - start) % self.count, start + size, self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all workers; gradients that come back are summed over all workers too."""
+        """The sum over all workers; its gradient is summed over all workers too."""
         return _Sum.apply(tensor) if self.count > 1 else tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all workers, [count, …], in the order of their index; passes no gradient."""
+        if self.count == 1:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts)
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over all workers."""
         return self.sum(tensor) / self.count
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over the workers; wrap anew when parameters freeze."""
+        """The module with gradients averaged over the workers; wrap it again when parameters freeze."""
         if self.count == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
-            # torch 2.13 renames `broadcast_buffers`; older ones know no other name
+            # torch 2.13 renames `broadcast_buffers`; older versions know only this name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
                 module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
     def accumulate(self, modules: Sequence[nn.Module], last: bool) -> AbstractContextManager:
-        """Around forward and backward of a micro-batch: gradients are exchanged on the last alone."""
+        """Wraps a micro-batch's forward and backward: only the `last` one exchanges gradients."""
         stack = contextlib.ExitStack()
         if not last:
             for module in modules:

@@ -1,10 +1,10 @@
-"""What is looked at: the EMA's images of a fixed latent panel. Changes nothing of the training."""
+"""The panel that people look at: the EMA's images of fixed latents. Does not change the training."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import Growing, Stage
+from models import GrowingGenerator, Stage
 from service.config import Config
 from service.engine.sampler import Sampler
 from service.random.draws import Draws
@@ -13,9 +13,9 @@ STANDING_BATCHES = 4
 
 
 def draw_panel(
-    config: Config, ema: Growing, stage: Stage, autocast: torch.autocast | None = None
+    config: Config, ema: GrowingGenerator, stage: Stage, autocast: torch.autocast | None = None
 ) -> NDArray[np.uint8]:
-    """uint8 [rows · columns, r, r, c] of the EMA at a stage: one class a column, where there are any."""
+    """uint8 [rows · columns, r, r, c] of the EMA at a stage; each column shows one class, if any."""
     shape, columns = config.shape, panel_columns(config)
     sampler = Sampler(
         ema, shape, stage, config.run.seed, standing_batches=STANDING_BATCHES, autocast=autocast
@@ -28,5 +28,5 @@ def draw_panel(
 
 
 def panel_columns(config: Config) -> int:
-    """Classes shown, one a column; without classes as many columns of anything."""
+    """The number of columns: one for each class shown; without classes `panel_classes`."""
     return min(config.model.classes or config.tracking.panel_classes, config.tracking.panel_classes)

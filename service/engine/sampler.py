@@ -1,7 +1,7 @@
-"""From a generator to images: made ready once, then drawn from with the controls of its family.
+"""Images from a generator: it is prepared once, then drawn from with the controls of its family.
 
-Measuring and looking change nothing of the training: the generator is copied, and latents come from
-draws of their own.
+Sampling does not change the training: the generator is copied, and latents come from draws of their
+own.
 """
 
 import contextlib
@@ -14,27 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import Growing, Shape, Stage, stylegan
+from models import GrowingGenerator, Shape, Stage
 from models.layers import has_batch_norm, spectral_iterate, standing_statistics
 from service.random.draws import Draws
 
 SPECTRAL_ITERATIONS = 5
 STANDING_BATCHES = 16
 BATCH = 64
-# Families that no truncation of z does anything to.
-NORMALISES_LATENTS = {"progan", "mnist-pggan"}
 
 
 class Sampler:
     """Draws from a copy of `generator` at `stage`.
 
-    Singular vectors are brought up to date. Where there is batch norm, `standing_batches` batches of
-    64 measure its statistics, their latents drawn from `seed` and within `truncation`.
+    Singular vectors are brought up to date. If there is batch norm, `standing_batches` batches of 64
+    measure its statistics; their latents are drawn from `seed` and within `truncation`.
     """
 
     def __init__(
         self,
-        generator: Growing,
+        generator: GrowingGenerator,
         shape: Shape,
         stage: Stage,
         seed: int,
@@ -65,10 +63,10 @@ class Sampler:
     ) -> NDArray[np.uint8]:
         """uint8 [n, r, r, c] of latents [n, z] and labels [n].
 
-        The rest steers StyleGAN and is nothing to others: `psi` and `cutoff` as in its `truncate`,
-        and a seed of noise for each image, without which there is none.
+        The other arguments steer families with styles; other families ignore them. `psi` and `cutoff`
+        are as in `truncate`. `noise_seeds` has one for each image; None draws without noise.
         """
-        if not isinstance(self.generator, stylegan.Generator):
+        if not self.shape.has_styles:
             return self._in_batches(len(latents), lambda rows: self._plain(latents[rows], labels[rows]))
         return self.paint(self.styles(latents, labels, psi, cutoff), noise_seeds)
 
@@ -79,31 +77,19 @@ class Sampler:
         psi: float | Sequence[float] = 1.0,
         cutoff: int | None = None,
     ) -> Tensor:
-        """StyleGAN's styles [n, layers, z], truncated; TypeError for other families."""
-        generator = self._style_generator()
+        """Styles [n, layers, z], truncated; TypeError for a family without styles."""
         with torch.no_grad():
-            styles = generator.styles(*self._tensors(latents, labels), self.stage)
-            return generator.truncate(styles, psi, cutoff)
+            styles = self.generator.styles(*self._tensors(latents, labels), self.stage)
+            return self.generator.truncate(styles, psi, cutoff)
 
     def paint(self, styles: Tensor, noise_seeds: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """uint8 [n, r, r, c] of StyleGAN's styles [n, layers, z]."""
-        generator = self._style_generator()
+        """uint8 [n, r, r, c] of styles [n, layers, z]; TypeError for a family without styles."""
 
         def synthesise(rows: slice) -> Tensor:
-            noise = generator.draw_noise(noise_seeds[rows], self.stage) if noise_seeds else None
-            return generator.synthesise(styles[rows], self.stage, noise)
+            noise = self.generator.draw_noise(noise_seeds[rows], self.stage) if noise_seeds else None
+            return self.generator.synthesise(styles[rows], self.stage, noise)
 
         return self._in_batches(len(styles), synthesise)
-
-    @property
-    def has_styles(self) -> bool:
-        """Whether this is a StyleGAN."""
-        return isinstance(self.generator, stylegan.Generator)
-
-    def _style_generator(self) -> stylegan.Generator:
-        if not isinstance(self.generator, stylegan.Generator):
-            raise TypeError("only stylegan has styles")
-        return self.generator
 
     def _plain(self, latents: NDArray[np.float64], labels: NDArray[np.int64]) -> Tensor:
         return self.generator(*self._tensors(latents, labels), self.stage)

@@ -1,56 +1,72 @@
-"""All that resumes: networks, EMA, optimizers, clock, attempt. What is not here is derived."""
+"""Everything that resumes: networks, EMA, optimizers, clock, attempt. All else is derived."""
 
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.optim import Adam
 
 import models
-from models import Growing, GrowingDiscriminator
+from models import GrowingDiscriminator, GrowingGenerator
 from models.layers import use_fused
 from service.collapse.signals import Spectra
-from service.config import Config, Training
+from service.collapse.state import CollapseState
+from service.config import Config, TrainingSettings
+from service.documents import Clock, Count
+
+Amended = tuple[Clock, dict[str, float]]
+"""An amendment: the clock from which it is in force, and the settings that it changes, by name."""
+
+
+@dataclass(frozen=True)
+class PlainState:
+    """Everything that resumes, except tensors: plain values, fit for JSON."""
+
+    seed: Count
+    clock: Clock
+    attempt: Count = 0
+    amendments: Annotated[tuple[Amended, ...], Field(max_length=1000)] = ()
+    collapse: CollapseState = field(default_factory=CollapseState)
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds. `images` is the clock; `monitor` and `tracking` hold plain values."""
+    """What a checkpoint holds. `attempt` counts rewinds; `amendments` are their changes."""
 
     PARTS = ("generator", "discriminator", "ema", "optimizer_g", "optimizer_d", "spectra")
-    PLAIN = ("seed", "images", "attempt", "amendments", "monitor", "tracking")
 
-    generator: Growing
+    generator: GrowingGenerator
     discriminator: GrowingDiscriminator
-    ema: Growing
+    ema: GrowingGenerator
     optimizer_g: Adam
     optimizer_d: Adam
     spectra: Spectra
     seed: int
-    images: int = 0
+    clock: int = 0
     attempt: int = 0
-    amendments: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    monitor: dict[str, Any] = field(default_factory=dict)
-    tracking: dict[str, str] = field(default_factory=dict)
+    amendments: tuple[Amended, ...] = ()
+    collapse: CollapseState = field(default_factory=CollapseState)
 
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """The state dictionaries by name: those of networks, optimizers and the spectra's vectors."""
+        """State dictionaries by name: of the networks, the optimizers and the spectra."""
         return {name: getattr(self, name).state_dict() for name in self.PARTS}
 
-    def plain(self) -> dict[str, Any]:
-        """The rest, fit for JSON."""
-        return {name: getattr(self, name) for name in self.PLAIN}
+    def plain(self) -> PlainState:
+        """The plain values of the state."""
+        return PlainState(self.seed, self.clock, self.attempt, self.amendments, self.collapse)
 
-    def load(self, tensors: dict[str, dict[str, Any]], plain: dict[str, Any]) -> None:
-        """Become the state that `tensors` and `plain` gave; RuntimeError where shapes differ."""
+    def load(self, tensors: dict[str, dict[str, Any]], plain: PlainState) -> None:
+        """Take over the state of `tensors` and `plain`; RuntimeError if parts or shapes differ."""
+        if set(tensors) != set(self.PARTS):
+            raise RuntimeError(f"parts {sorted(tensors)}, expected {sorted(self.PARTS)}")
         for name, content in tensors.items():
             getattr(self, name).load_state_dict(content)
-        for name in self.PLAIN:
-            setattr(self, name, plain[name])
-        self.amendments = [(images, change) for images, change in plain["amendments"]]
+        self.seed, self.clock, self.attempt = plain.seed, plain.clock, plain.attempt
+        self.amendments, self.collapse = plain.amendments, plain.collapse
 
 
 def new_state(config: Config, device: torch.device) -> TrainState:
@@ -72,15 +88,15 @@ def new_state(config: Config, device: torch.device) -> TrainState:
     )
 
 
-def _prepare(network: nn.Module, training: Training, device: torch.device) -> None:
+def _prepare(network: nn.Module, training: TrainingSettings, device: torch.device) -> None:
     use_fused(network, training.fused_resampling)
     network.to(device, torch.float64 if training.precision == "fp64" else torch.float32)
     if training.channels_last:
-        # after initialisation, which refuses such weights
+        # after initialisation, which rejects such weights
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _adam(parameters: Iterable[nn.Parameter], rate: float, training: Training) -> Adam:
-    # torch refuses a first beta of integer 0
+def _adam(parameters: Iterable[nn.Parameter], rate: float, training: TrainingSettings) -> Adam:
+    # torch rejects an integer 0 as first beta
     betas = (float(training.adam_beta1), training.adam_beta2)
     return Adam(parameters, lr=rate, betas=betas, eps=training.adam_eps, fused=True)

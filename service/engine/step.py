@@ -1,24 +1,27 @@
-"""One cycle: the discriminator's steps, each on its own real images, then one of the generator.
+"""One cycle: the discriminator's steps, each on its own real images, then one generator step.
 
-Nothing here waits for the device, reads, writes or logs; what is measured stays on the device.
+Nothing here waits for the device, reads, writes or logs; measurements stay on the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import growth, stylegan
-from models.layers import spectral_iterate, use_reduce
+from models import Mixing, growth
+from models.layers import spectral_iterate, use_workers
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config
-from service.data.samples import Batch
+from service.data.dataset import Batch
 from service.engine.curriculum import Cycle, Span
 from service.engine.distributed import Workers
 from service.engine.state import TrainState
 from service.random.draws import Draws
+
+Measures = dict[str, Tensor]
+"""A cycle's measurements by name: numbers that stay on the device until they are read."""
 
 MEASURES = (
     "loss_d",
@@ -33,10 +36,12 @@ MEASURES = (
     "grad_norm_g",
     "nonfinite",
 )
+FINITE = ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g")
+"""A cycle in which one of these is not finite counts as `nonfinite`."""
 
 
 class Step:
-    """Takes the cycles of a run. `cycle` advances the state by one and returns what it measured."""
+    """Takes the cycles of a run. `cycle` advances the state by one and returns its measurements."""
 
     def __init__(self, config: Config, state: TrainState, workers: Workers):
         self.config = config
@@ -45,6 +50,7 @@ class Step:
         self.workers = workers
         self.loss = LOSSES[config.training.loss]
         self.latents = config.shape.latents
+        self.has_styles = config.shape.has_styles
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
         self.draws_d = Draws(state.seed, "discriminator", state.attempt)
         self.draws_g = Draws(state.seed, "generator", state.attempt)
@@ -54,51 +60,49 @@ class Step:
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
         for network in (state.generator, state.discriminator):
-            use_reduce(network, workers.sum)
+            use_workers(network, workers.sum, workers.gather)
 
-    def cycle(self, cycle: Cycle, batches: Iterator[Batch]) -> Tensor:
+    def cycle(self, cycle: Cycle, batches: Iterator[Batch]) -> Measures:
         """Advance the state from `cycle.start` to `cycle.end`.
 
-        `batches` gives this worker's share of each micro-batch in turn. Returns MEASURES, means over
-        the cycle on this worker, as a float64 or float32 tensor on the device.
+        `batches` yields this worker's share of each micro-batch in turn. Returns MEASURES, means over
+        the cycle on this worker. RuntimeError if a batch is for another clock.
         """
         if cycle.span is not self._span:
             self._enter(cycle)
         batch_starts = range(cycle.start, cycle.end, cycle.span.batch)
-        d_measures = torch.stack(
-            [self._discriminator_step(cycle, start, batches) for start in batch_starts]
-        ).mean(0)
-        loss_g, norm_g = self._generator_step(cycle)
+        steps = [self._discriminator_step(cycle, start, batches) for start in batch_starts]
+        measures = _mean(steps) | self._generator_step(cycle)
         self._average(cycle)
-        self.state.images = cycle.end
-        loss_d, penalty, real, fake, right_real, right_fake, norm_d = d_measures.unbind()
-        finite = (loss_d + loss_g + norm_d + norm_g).isfinite()
-        rest = [right_real, right_fake, norm_d, norm_g, 1 - finite.to(loss_d.dtype)]
-        return torch.stack([loss_d, loss_g, penalty, real, fake, real - fake, *rest])
+        self.state.clock = cycle.end
+        watched = torch.stack([measures[name] for name in FINITE])
+        measures["margin"] = measures["logit_real"] - measures["logit_fake"]
+        measures["nonfinite"] = 1 - watched.sum().isfinite().to(watched.dtype)
+        return {name: measures[name] for name in MEASURES}
 
     @torch.no_grad()
     def imagine(
         self, draws: Draws, numbers: NDArray[np.int64], labels: NDArray[np.int64], cycle: Cycle
     ) -> Tensor:
-        """The raw generator's images of these draws and labels; changes nothing of the training."""
+        """The raw generator's images of these draws and labels; does not change the training."""
         with self._autocast():
             fakes, _ = self._generate(self.state.generator, draws, numbers, cycle, labels)
         return fakes.to(self.dtype)
 
     @torch.no_grad()
     def examine(self, images: Tensor, labels: NDArray[np.int64], cycle: Cycle) -> tuple[Tensor, Tensor]:
-        """The discriminator's features [n, f] and logits [n]; changes nothing of the training."""
+        """The discriminator's features [n, f] and logits [n]; does not change the training."""
         discriminator = self.state.discriminator
         with self._autocast():
             features = discriminator.features(images, cycle.stage)
             return features, discriminator.judge(features, self._to_device(labels))
 
     def pixels(self, images: NDArray[np.uint8], cycle: Cycle) -> Tensor:
-        """Real images uint8 [n, h, w, c] as the discriminator is shown them: [n, c, h, w] in [-1, 1]."""
+        """Real images uint8 [n, h, w, c] as the discriminator sees them: [n, c, h, w] in [-1, 1]."""
         return growth.fade_images(self._to_pixels(images), cycle.stage)
 
     def _enter(self, cycle: Cycle) -> None:
-        """Freeze what the span does not use and wrap anew what it does; set up its optimizers."""
+        """Freeze what the span does not use, wrap the networks again, and set up the optimizers."""
         state, span = self.state, cycle.span
         self._active_g = state.generator.activate(cycle.stage)
         self._active_d = state.discriminator.activate(cycle.stage)
@@ -114,14 +118,15 @@ class Step:
                 optimizer.state.clear()
         self._span = span
 
-    def _discriminator_step(self, cycle: Cycle, start: int, batches: Iterator[Batch]) -> Tensor:
+    def _discriminator_step(self, cycle: Cycle, start: int, batches: Iterator[Batch]) -> Measures:
         state, span = self.state, cycle.span
         spectral_iterate(state.discriminator)
         state.optimizer_d.zero_grad()
-        measures = []
+        parts = []
         for i in range(span.accumulation):
-            batch = next(batches)
-            numbers = self.workers.share(start + i * span.micro_batch, span.micro_batch)
+            clock = start + i * span.micro_batch
+            batch = _batch_for(clock, batches)
+            numbers = self.workers.share(clock, span.micro_batch)
             reals = self.pixels(batch.images, cycle)
             real_labels = self._to_device(batch.labels)
             with torch.no_grad(), self._autocast():
@@ -134,12 +139,22 @@ class Step:
                     real, fake = self._judge(reals, real_labels, fakes, labels, cycle)
                 loss = self.loss.discriminator(real, fake)
                 (loss + self.training.drift * drift(real)).div(span.accumulation).backward()
-            right = [(real > self.loss.boundary), (fake < self.loss.boundary)]
-            means = [real.mean(), fake.mean(), *(r.to(real.dtype).mean() for r in right)]
-            measures.append(torch.stack([loss, penalty, *means]).detach())
+            parts.append(self._measure(loss.detach(), penalty.detach(), real.detach(), fake.detach()))
         norm = _gradient_norm(self._active_d)
         state.optimizer_d.step()
-        return torch.cat([torch.stack(measures).mean(0), norm[None]])
+        return _mean(parts) | {"grad_norm_d": norm}
+
+    def _measure(self, loss: Tensor, penalty: Tensor, real: Tensor, fake: Tensor) -> Measures:
+        """Measures of one micro-batch: loss, penalty, and those of the real and the fake logits."""
+        boundary = self.loss.boundary
+        return {
+            "loss_d": loss,
+            "penalty": penalty,
+            "logit_real": real.mean(),
+            "logit_fake": fake.mean(),
+            "accuracy_real": (real > boundary).to(real.dtype).mean(),
+            "accuracy_fake": (fake < boundary).to(fake.dtype).mean(),
+        }
 
     def _judge(
         self, reals: Tensor, real_labels: Tensor, fakes: Tensor, labels: Tensor, cycle: Cycle
@@ -163,12 +178,13 @@ class Step:
         cycle: Cycle,
         start: int,
     ) -> Tensor:
-        """Add the gradients of the penalties that are due to the discriminator's; returns their sum.
+        """Add the gradients of all due penalties to the discriminator's; returns the penalties' sum.
 
-        Images between real and fake are judged as of the real one's class.
+        Images between real and fake have the real image's label.
 
-        In full precision, and apart from the loss: with gradients of gradients not every parameter
-        takes part, for which DDP would wait, while what is here before its backward it exchanges too.
+        This runs in full precision and apart from the loss. Gradients of gradients do not reach every
+        parameter, and DDP would wait for the others. DDP also exchanges the gradients that are there
+        before its backward.
         """
         training, step = self.training, (start - cycle.span.start) // cycle.span.batch
         total = reals.new_zeros(())
@@ -188,7 +204,7 @@ class Step:
             (total / cycle.span.accumulation).backward()
         return total
 
-    def _generator_step(self, cycle: Cycle) -> tuple[Tensor, Tensor]:
+    def _generator_step(self, cycle: Cycle) -> Measures:
         state, span = self.state, cycle.span
         spectral_iterate(state.generator)
         state.optimizer_g.zero_grad()
@@ -209,13 +225,13 @@ class Step:
             add_orthogonal_gradient(state.generator, self.training.orthogonal)
         norm = _gradient_norm(self._active_g)
         state.optimizer_g.step()
-        return torch.stack(losses).mean(), norm
+        return {"loss_g": torch.stack(losses).mean(), "grad_norm_g": norm}
 
     @torch.no_grad()
     def _average(self, cycle: Cycle) -> None:
-        """Move the EMA towards the weights, by half-life in images; its buffers follow at once."""
+        """Move the EMA towards the weights with a half-life in images; copy the buffers."""
         state, training, span = self.state, self.training, cycle.span
-        if isinstance(state.generator, stylegan.Generator):
+        if self.has_styles:
             numbers = self.workers.share(cycle.start, span.batch)
             decay = _decay(span.cycle_images, training.w_average_half_life_images)
             state.generator.average_styles(*self._draw(self.draws_g, numbers), decay)
@@ -230,20 +246,20 @@ class Step:
         draws: Draws,
         numbers: NDArray[np.int64],
         cycle: Cycle,
-        wanted: NDArray[np.int64] | None = None,
+        fixed_labels: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Images of `network`, the generator as it is or wrapped; labels are drawn unless `wanted`."""
+        """Images of `network`, the generator as it is or wrapped; labels are drawn unless fixed."""
         latents, labels = self._draw(draws, numbers)
-        labels = labels if wanted is None else self._to_device(wanted)
-        generator = self.state.generator
-        if not isinstance(generator, stylegan.Generator):
+        labels = labels if fixed_labels is None else self._to_device(fixed_labels)
+        if not self.has_styles:
             return network(latents, labels, cycle.stage), labels
+        generator = self.state.generator
         mixing = self._mix(draws, numbers, generator.layer_count(cycle.stage))
         noise = generator.draw_noise(draws.seeds(numbers, "noise"), cycle.stage)
         return network(latents, labels, cycle.stage, mixing, noise), labels
 
-    def _mix(self, draws: Draws, numbers: NDArray[np.int64], layers: int) -> stylegan.Mixing | None:
-        """Other latents from a random layer on, for a share of the images (Karras et al. 2019, §3.1)."""
+    def _mix(self, draws: Draws, numbers: NDArray[np.int64], layers: int) -> Mixing | None:
+        """Second latents from a random layer on, for a share of images (Karras et al. 2019, §3.1)."""
         if not self.training.style_mixing:
             return None
         chance, place = draws.uniforms(numbers, "mixing", 2).T
@@ -251,7 +267,7 @@ class Step:
             chance < self.training.style_mixing, 1 + (place * (layers - 1)).astype(int), layers
         )
         latents = draws.latents(numbers, self.latents, "mixed latents")
-        return stylegan.Mixing(self._to_device(latents).to(self.dtype), self._to_device(first))
+        return Mixing(self._to_device(latents).to(self.dtype), self._to_device(first))
 
     def _draw(self, draws: Draws, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         latents = draws.latents(numbers, self.latents)
@@ -275,8 +291,22 @@ class Step:
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=enabled)
 
 
+def _batch_for(clock: int, batches: Iterator[Batch]) -> Batch:
+    """The next batch, which must be the one for this clock."""
+    batch = next(batches)
+    if batch.clock != clock:
+        raise RuntimeError(f"the loader gave the batch for clock {batch.clock}, but it is {clock}")
+    return batch
+
+
+def _mean(parts: Sequence[Measures]) -> Measures:
+    """The means of measures that have the same names."""
+    table = torch.stack([torch.stack([*part.values()]) for part in parts])
+    return dict(zip(parts[0], table.mean(0).unbind(), strict=True))
+
+
 def _decay(images: int, half_life: float) -> float:
-    """What remains after so many images."""
+    """The share that remains after `images`."""
     return 0.5 ** (images / half_life)
 
 

@@ -1,1 +1,1 @@
-"""Random draws: words by counter (philox), and what is made of them (draws). Pure functions."""
+"""Random draws: words by counter (philox), and the values from them (draws). Pure functions."""

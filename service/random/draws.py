@@ -1,4 +1,4 @@
-"""The random draws of the training: indexed by global sample numbers, so any worker can make any."""
+"""Random draws of the training, indexed by global sample numbers: any worker can make any draw."""
 
 from dataclasses import dataclass
 
@@ -34,8 +34,8 @@ class Draws:
     ) -> NDArray[np.float64]:
         """Normals [n, size] within ± `truncation`, as if those outside were drawn again.
 
-        By the inverse of the distribution function, so that one number's latents shrink smoothly
-        with the threshold (Brock et al. 2019, §3.1). None leaves them all.
+        This inverts the distribution function, so that one number's latents shrink smoothly with the
+        threshold (Brock et al. 2019, §3.1). None does not truncate.
         """
         uniforms = torch.from_numpy(self.uniforms(numbers, "truncated", size))
         if truncation is not None:
@@ -44,16 +44,16 @@ class Draws:
         return torch.special.ndtri(uniforms).numpy()
 
     def labels(self, numbers: NDArray[np.int64], classes: int | None) -> NDArray[np.int64]:
-        """Labels [n], evenly in 0 … classes − 1; all 0 where there are no classes."""
+        """Labels [n], uniform in 0 … classes − 1; all 0 if there are no classes."""
         return philox.integers(philox.words(self._key("labels"), numbers, 1), classes or 1)[:, 0]
 
     def uniforms(self, numbers: NDArray[np.int64], kind: str, count: int) -> NDArray[np.float64]:
-        """Evenly drawn [n, count] inside (0, 1), apart for every `kind` of use."""
+        """Uniform numbers [n, count] inside (0, 1), independent for each `kind` of use."""
         words = philox.words(self._key(kind), numbers, count)
         return (words.astype(np.float64) + 0.5) / _WORD_RANGE
 
     def seeds(self, numbers: NDArray[np.int64], kind: str) -> list[int]:
-        """An integer in [0, 2³²) for each number, such as seeds a generator of torch."""
+        """An integer in [0, 2³²) for each number, to seed torch's generators with."""
         return philox.words(self._key(kind), numbers, 1)[:, 0].tolist()
 
     def _key(self, kind: str) -> tuple[int, int]:

@@ -53,11 +53,11 @@ def words(key: tuple[int, int], numbers: NDArray[np.int64], count: int) -> Words
 
 
 def permutation(key: tuple[int, int], size: int) -> NDArray[np.int64]:
-    """A random order of 0 … size − 1: the places that sort one random word each."""
+    """A random order of 0 … size − 1: the indices that sort as many random words."""
     blocks = np.arange(-(-size // 4), dtype=np.int64)
     return np.argsort(words(key, blocks, 4).reshape(-1)[:size], kind="stable")
 
 
 def integers(random_words: Words, bound: int) -> NDArray[np.int64]:
-    """Words as integers in [0, bound), each all but equally likely for bounds far below 2³²."""
+    """Words as integers in [0, bound), almost equally likely for bounds far below 2³²."""
     return (random_words.astype(np.uint64) * np.uint64(bound) >> _SHIFT).astype(np.int64)

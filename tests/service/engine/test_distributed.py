@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from models.layers import BatchNorm, use_reduce
+from models.layers import BatchNorm, use_workers
 from service.engine import distributed
 from service.engine.distributed import Workers
 
@@ -22,7 +22,7 @@ def measure(workers: Workers, conditioning: int | None) -> dict[str, torch.Tenso
     layer = BatchNorm(3, conditioning).double()
     for parameter in layer.parameters():
         parameter.data += torch.rand_like(parameter)
-    use_reduce(layer, workers.sum)
+    use_workers(layer, workers.sum, workers.gather)
     share = workers.share(0, BATCH)
     x = (torch.randn(BATCH, 3, 4, 4, dtype=torch.float64) * 2 + 1)[share].requires_grad_()
     weights = torch.randn(BATCH, 3, 4, 4, dtype=torch.float64)[share]

@@ -9,16 +9,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from service.config import Config
-from service.data.samples import Batch
+from service.data.dataset import Batch
 from service.engine import distributed
 from service.engine.curriculum import Curriculum
 from service.engine.state import TrainState, new_state
 from service.engine.step import MEASURES, Step
+from service.run import checkpoint
+from service.run.checkpoint import Checkpointer, Keep
 from service.storage import open_storage
 from service.storage.lock import RunLock
-from service.training import checkpoint
-from service.training.checkpoint import Checkpointer, Keep
-from service.training.session import Session
+from service.training.context import Context
 from tests.conftest import assert_equal, tiny_config, tiny_values
 
 CYCLES = 30
@@ -43,23 +43,24 @@ class Watched:
 
 def advance(config: Config, state: TrainState, cycles: int):
     """Take `cycles` cycles; returns the rows of every micro-batch and the measures of every cycle."""
-    session = Session(config, distributed.join(), None)
-    step = Step(config, state, session.workers)
-    curriculum = session.curriculum
+    context = Context(config, distributed.join(), None)
+    step = Step(config, state, context.workers)
+    curriculum = context.curriculum
     measures = []
 
     def planned():
-        images = state_images
+        clock = start
         for _ in range(cycles):
-            cycle = curriculum.at(images)
+            cycle = curriculum.at(clock)
             yield cycle
-            images = cycle.end
+            clock = cycle.end
 
-    state_images = state.images
-    with session.feeders, session.load(planned(), 0) as loader:
+    start = state.clock
+    with context.feeders, context.load(planned(), 0) as loader:
         batches = Watched(loader)
         for cycle in planned():
-            measures.append(session.workers.mean(step.cycle(cycle, batches)))
+            table = torch.stack([*step.cycle(cycle, batches).values()])
+            measures.append(context.workers.mean(table))
     return batches.rows, torch.stack(measures)
 
 
@@ -213,7 +214,7 @@ def test_law_3_a_run_stopped_in_the_middle_of_a_fade_goes_on_bit_for_bit(digits,
 
     stopped = new_state(config, torch.device("cpu"))
     first_rows, first_measures = advance(config, stopped, 9)
-    stage = Curriculum(config.phases, d_steps).at(stopped.images).stage
+    stage = Curriculum(config.phases, d_steps).at(stopped.clock).stage
     assert 0 < stage.alpha < 1
     storage = open_storage(config.run.dir)
     lock = RunLock(storage)

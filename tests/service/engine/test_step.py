@@ -10,7 +10,7 @@ from service.config import Config
 from service.engine import distributed
 from service.engine.state import TrainState, new_state
 from service.engine.step import MEASURES, Step
-from service.training.session import Session
+from service.training.context import Context
 from tests.conftest import tiny_values
 
 PHASES = [
@@ -27,13 +27,33 @@ def config_of(digits: Path, **training: Any) -> Config:
 
 def take(config: Config, cycles: int) -> tuple[TrainState, list[dict[str, float]]]:
     """The state after so many cycles, and what each measured."""
-    session = Session(config, distributed.join(), None)
+    context = Context(config, distributed.join(), None)
     state = new_state(config, torch.device("cpu"))
-    step = Step(config, state, session.workers)
-    planned = list(session.curriculum.cycles(0, 10**4))[:cycles]
-    with session.feeders, session.load(planned, 0) as batches:
-        measured = [step.cycle(cycle, batches).tolist() for cycle in planned]
-    return state, [dict(zip(MEASURES, values, strict=True)) for values in measured]
+    step = Step(config, state, context.workers)
+    planned = list(context.curriculum.cycles(0, 10**4))[:cycles]
+    with context.feeders, context.load(planned, 0) as batches:
+        measures = [step.cycle(cycle, batches) for cycle in planned]
+    return state, [{name: value.item() for name, value in each.items()} for each in measures]
+
+
+def test_measures_travel_by_their_names(digits):
+    _, (measures,) = take(config_of(digits), 1)
+    assert tuple(measures) == MEASURES
+    assert measures["margin"] == pytest.approx(measures["logit_real"] - measures["logit_fake"])
+
+
+def test_a_batch_for_another_clock_is_refused(digits):
+    """The loader and the loop walk iterators of their own; a step would train on the wrong samples."""
+    config = config_of(digits)
+    context = Context(config, distributed.join(), None)
+    step = Step(config, new_state(config, torch.device("cpu")), context.workers)
+    first, second = list(context.curriculum.cycles(0, 32))
+    with (
+        context.feeders,
+        context.load([second], 0) as batches,
+        pytest.raises(RuntimeError, match="the batch for clock 16, but it is 0"),
+    ):
+        step.cycle(first, batches)
 
 
 def test_a_lazy_penalty_comes_every_so_many_steps_with_so_many_times_the_weight(digits):
