@@ -1,26 +1,28 @@
-"""Checkpoints that exist only when they are committed: files first, the manifest last, verified on load.
+"""Checkpoints exist once they are committed: files first, the manifest last, verified on load.
 
-A checkpoint is a folder `checkpoints/<images>-<token>-<sequence>` in the run directory. Of two, the
-later one is that with the higher token (see lock.py) and then the higher sequence number.
+A checkpoint is a folder `checkpoints/<clock>-<token>-<sequence>` in the run directory. The
+later of two is the one with the higher token (see storage/lock.py), then the higher sequence number.
 """
 
-import copy
 import hashlib
 import io
 import itertools
-import json
 import logging
 import math
 import pickle
 import re
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
-from service.engine.state import TrainState
+from service.collapse.state import Level
+from service.documents import Count, Digest, Document, Plain
+from service.engine.state import PlainState, TrainState
 from service.errors import DataError
 from service.storage import MissingError, Storage
 from service.storage.lock import check_token
@@ -29,10 +31,51 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
-VERSION = 1
+# What torch raises where it is given no file of tensors, or one of more than tensors.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _NAME = re.compile(rf"{FOLDER}/(\d+)-(\d+)-(\d+)/(.+)")
 
 Tensors = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a checkpoint, as it was committed."""
+
+    bytes: Count
+    sha256: Digest
+
+
+class Manifest(Document):
+    """What a checkpoint is made of. It is written last: without it there is no checkpoint.
+
+    `metrics` are the last values that the run recorded before it, for people.
+    """
+
+    remedy: ClassVar[str] = "restore it from a copy, or take another checkpoint"
+
+    version: Literal[2] = 2
+    token: Count
+    sequence: Count
+    files: dict[Annotated[str, Field(pattern=r"^[a-z_]+\.pt$")], FileEntry]
+    state: PlainState
+    config: Plain
+    metrics: dict[str, float]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing was wrong with the training when this was saved."""
+        return self.state.collapse.verdict.level == Level.HEALTHY
 
 
 @dataclass(frozen=True, order=True)
@@ -41,12 +84,12 @@ class Name:
 
     token: int
     sequence: int
-    images: int
+    clock: int
 
     @property
     def folder(self) -> str:
         """Its key in the run directory."""
-        return f"{FOLDER}/{self.images:012d}-{self.token:06d}-{self.sequence:06d}"
+        return f"{FOLDER}/{self.clock:012d}-{self.token:06d}-{self.sequence:06d}"
 
 
 def find(storage: Storage) -> tuple[list[Name], dict[Name, list[str]]]:
@@ -56,62 +99,65 @@ def find(storage: Storage) -> tuple[list[Name], dict[Name, list[str]]]:
     for key in storage.sizes(FOLDER + "/"):
         match = _NAME.fullmatch(key)
         if match:
-            images, token, sequence = (int(number) for number in match.groups()[:3])
-            name = Name(token, sequence, images)
+            clock, token, sequence = (int(number) for number in match.groups()[:3])
+            name = Name(token, sequence, clock)
             keys.setdefault(name, []).append(key)
             if match[4] == MANIFEST:
                 committed.append(name)
     return sorted(committed), keys
 
 
-def read(
-    storage: Storage, name: Name, parts: Collection[str] | None = None
-) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors on the CPU, of all parts or of those named, and the manifest.
+def read(storage: Storage, name: Name, parts: Collection[str] | None = None) -> tuple[Tensors, Manifest]:
+    """The tensors of all parts, or of those named, on the CPU, and the manifest.
 
-    DataError where a file is not what was committed.
+    DataError if a file is not what was committed.
     """
-    manifest = _read_manifest(storage, f"{name.folder}/{MANIFEST}")
+    manifest = read_manifest(storage, name)
     tensors = {}
-    for file, expected in manifest["files"].items():
+    for file, expected in manifest.files.items():
         if parts is not None and file.removesuffix(".pt") not in parts:
             continue
         key = f"{name.folder}/{file}"
         data = storage.get(key)
-        if len(data) != expected["bytes"] or _digest(data) != expected["sha256"]:
+        if len(data) != expected.bytes or _digest(data) != expected.sha256:
             raise DataError(
                 f"{storage.url(key)}: not the bytes that were committed; restore it from a copy, or take"
                 " another checkpoint"
             )
         try:
             content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        except (pickle.UnpicklingError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{storage.url(key)}: holds more than tensors, or is damaged") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{storage.url(key)}: holds no tensors by name; {Manifest.remedy}")
         tensors[file.removesuffix(".pt")] = content
     return tensors, manifest
 
 
-def _read_manifest(storage: Storage, key: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(storage.get(key))
-        if manifest["version"] == VERSION and manifest["state"] and isinstance(manifest["config"], dict):
-            for file in manifest["files"].values():
-                int(file["bytes"]), str(file["sha256"])
-            return manifest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{storage.url(key)}: no manifest ({error})") from error
-    raise DataError(f"{storage.url(key)}: version {manifest['version']}, expected {VERSION}")
+def read_manifest(storage: Storage, name: Name) -> Manifest:
+    """The manifest of a checkpoint; DataError if it is damaged, of another version or another's."""
+    key = f"{name.folder}/{MANIFEST}"
+    manifest = Manifest.from_bytes(storage.get(key), storage.url(key))
+    if Name(manifest.token, manifest.sequence, manifest.state.clock) != name:
+        raise DataError(f"{storage.url(key)}: the manifest of another checkpoint; {Manifest.remedy}")
+    return manifest
 
 
-def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
+def newest_clock(storage: Storage) -> int:
+    """The clock of the newest commit; 0 if there is none."""
+    committed, _ = find(storage)
+    return committed[-1].clock if committed else 0
+
+
+def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, Manifest]]:
     """Checkpoints that verify, newest first."""
     return verified(storage, reversed(find(storage)[0]))
 
 
-def verified(storage: Storage, names: Iterable[Name]) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
-    """Those checkpoints that verify; each that does not is logged and passed over.
+def verified(storage: Storage, names: Iterable[Name]) -> Iterator[tuple[Name, Tensors, Manifest]]:
+    """The checkpoints that verify; the others are logged and passed over.
 
-    Storage that cannot be read at all is no reason to go back: its StorageError is raised.
+    If storage cannot be read at all, its StorageError is raised: that is no reason to go back further.
     """
     for name in names:
         try:
@@ -120,15 +166,15 @@ def verified(storage: Storage, names: Iterable[Name]) -> Iterator[tuple[Name, Te
             log.warning("event=checkpoint_refused name=%s error=%s", name.folder, error)
 
 
-def resume(storage: Storage, state: TrainState) -> tuple[Name, dict[str, Any]] | None:
-    """Load the newest checkpoint that verifies; its name and manifest, or None where there is none.
+def resume(storage: Storage, state: TrainState) -> tuple[Name, Manifest] | None:
+    """Load the newest checkpoint that verifies; its name and manifest, or None if there are none.
 
-    DataError where there are some and none verifies: to begin anew would sweep them away.
+    DataError if there are some but none verifies: starting anew would sweep them away.
     """
     for name, tensors, manifest in newest(storage):
         try:
-            state.load(tensors, manifest["state"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            state.load(tensors, manifest.state)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{storage.url(name.folder)}: holds other networks than this version of the service"
                 f" builds; go on with that version ({error})"
@@ -153,20 +199,20 @@ class Keep:
     def choose(
         self, committed: Sequence[Name], healthy: Collection[Name], ranked: Sequence[Name]
     ) -> set[Name]:
-        """Of the committed, oldest first, those that stay; `ranked` has the best first.
+        """Which of the committed ones stay, given oldest first; `ranked` has the best first.
 
-        Of one clock the last counts: a rewind commits its checkpoint again, which pushes out none.
+        Only the last of each clock counts: a rewind commits its checkpoint again, and pushes out none.
         """
-        of_clock = {name.images: name for name in committed}
+        of_clock = {name.clock: name for name in committed}
         latest = sorted(of_clock.values())
         well = [name for name in latest if name in healthy]
         return {*latest[-self.newest :], *well[-1:], *ranked[: self.best]}
 
 
 class Checkpointer:
-    """Writes checkpoints behind the training: one at a time, errors raised at the next call.
+    """Writes checkpoints behind the training, one at a time; errors are raised at the next call.
 
-    The state is copied into memory that is kept for the next time; all else happens in a thread.
+    The state is copied into memory that is reused; everything else happens in a thread.
     """
 
     def __init__(
@@ -176,7 +222,7 @@ class Checkpointer:
         keep: Keep,
         config: dict[str, Any],
         before_commit: Callable[[], None] = lambda: None,
-        after_commit: Callable[[Name, dict[str, Any]], None] = lambda name, manifest: None,
+        after_commit: Callable[[Name, Manifest], None] = lambda name, manifest: None,
         rank: Callable[[Sequence[Name]], Sequence[Name]] = lambda names: (),
     ):
         self.storage, self.token, self.keep = storage, token, keep
@@ -188,48 +234,46 @@ class Checkpointer:
         self._healthy: dict[Name, bool] = {}
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Copy the state, then commit it in the background, once the one before is through.
+        """Copy the state, and commit it in the background once the last commit is done.
 
         `metrics` are written down beside it, for people.
         """
         self.wait()
         self._buffer = copy_to_cpu(state.tensors(), self._buffer)
-        plain = copy.deepcopy(state.plain())
-        self._pending = self._thread.submit(self._commit, self._buffer, plain, metrics or {})
+        self._pending = self._thread.submit(self._commit, self._buffer, state.plain(), metrics or {})
 
     def wait(self) -> None:
-        """Until the last save is committed; raises what went wrong with it."""
+        """Wait until the last save is committed; raises what went wrong with it."""
         if self._pending:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _commit(self, tensors: Tensors, plain: dict[str, Any], metrics: dict[str, float]) -> None:
+    def _commit(self, tensors: Tensors, plain: PlainState, metrics: dict[str, float]) -> None:
         present, keys = find(self.storage)
         sequence = max((name.sequence for name in keys), default=0) + 1
-        name = Name(self.token, sequence, plain["images"])
+        name = Name(self.token, sequence, plain.clock)
         files = {}
         for part, content in tensors.items():
             buffer = io.BytesIO()
             torch.save(content, buffer)
             data = buffer.getvalue()
             self.storage.put(f"{name.folder}/{part}.pt", data)
-            files[f"{part}.pt"] = {"bytes": len(data), "sha256": _digest(data)}
-        manifest = {
-            "version": VERSION,
-            "token": self.token,
-            "sequence": sequence,
-            "files": files,
-            "state": plain,
-            "config": self.config,
-            "metrics": metrics,
-        }
+            files[f"{part}.pt"] = FileEntry(len(data), _digest(data))
+        manifest = Manifest(
+            token=self.token,
+            sequence=sequence,
+            files=files,
+            state=plain,
+            config=self.config,
+            metrics=metrics,
+        )
         self.before_commit()
         check_token(self.storage, self.token)
-        self.storage.put_if(f"{name.folder}/{MANIFEST}", json.dumps(manifest).encode(), None)
-        log.info("event=checkpoint images=%d name=%s", name.images, name.folder)
-        self._healthy[name] = is_healthy(manifest)
+        self.storage.put_if(f"{name.folder}/{MANIFEST}", manifest.to_bytes(), None)
+        log.info("event=checkpoint clock=%d name=%s", name.clock, name.folder)
+        self._healthy[name] = manifest.is_healthy
         self.after_commit(name, manifest)
-        self._sweep([*present, name], keys, plain["monitor"].get("protected", ()))
+        self._sweep([*present, name], keys, plain.collapse.protected)
 
     def _sweep(
         self, committed: list[Name], keys: dict[Name, list[str]], protected: Collection[str]
@@ -247,20 +291,15 @@ class Checkpointer:
         return self._healthy[name]
 
 
-def is_healthy(manifest: dict[str, Any]) -> bool:
-    """Whether nothing was wrong with the training when this was saved."""
-    return manifest["state"]["monitor"].get("verdict", {}).get("level", "healthy") == "healthy"
+def healthy(storage: Storage, clock: int) -> Iterator[tuple[Name, Tensors, Manifest]]:
+    """Checkpoints to go back to from `clock`, best choice first: the latest up to it, then later ones.
 
-
-def healthy(storage: Storage, images: int) -> Iterator[tuple[Name, Tensors, dict[str, Any]]]:
-    """Checkpoints that verify and that one can go back to from `images`: the latest up to it first.
-
-    Those beyond it come last, the earliest first. They were healthy when they were saved, and all their
-    numbers are finite: a NaN may be there before it is seen, or come by a flipped bit.
+    They verify, were healthy when they were saved, and hold finite numbers only: a NaN may be there
+    before any signal shows it, or come from a flipped bit.
     """
-    committed = sorted(find(storage)[0], key=lambda name: (name.images, name))
-    early = [name for name in reversed(committed) if name.images <= images]
-    late = [name for name in committed if name.images > images]
+    committed = sorted(find(storage)[0], key=lambda name: (name.clock, name))
+    early = [name for name in reversed(committed) if name.clock <= clock]
+    late = [name for name in committed if name.clock > clock]
     well = (name for name in [*early, *late] if _was_healthy(storage, name))
     for name, tensors, manifest in verified(storage, well):
         if is_finite(tensors):
@@ -271,7 +310,7 @@ def healthy(storage: Storage, images: int) -> Iterator[tuple[Name, Tensors, dict
 
 def _was_healthy(storage: Storage, name: Name) -> bool:
     try:
-        return is_healthy(_read_manifest(storage, f"{name.folder}/{MANIFEST}"))
+        return read_manifest(storage, name).is_healthy
     except (DataError, MissingError):
         return False
 
@@ -291,9 +330,9 @@ def is_finite(value: Any) -> bool:
 
 
 def copy_to_cpu(value: Any, buffer: Any = None) -> Any:
-    """A nested structure with every tensor copied to the CPU, into those of `buffer` that fit.
+    """A nested structure with every tensor copied to the CPU, into tensors of `buffer` where they fit.
 
-    `buffer` is what an earlier call returned. From a GPU it is page-locked memory, which copies faster.
+    `buffer` is the result of an earlier call. Copies from a GPU use page-locked memory, which is faster.
     """
     match value:
         case torch.Tensor():

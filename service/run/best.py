@@ -1,0 +1,129 @@
+"""A trained generator: the best checkpoint of a run, or a given one, verified and ready to use."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+import models
+from models import GrowingGenerator, Shape, Stage
+from service.config import Config
+from service.engine.curriculum import curriculum_of
+from service.engine.state import Amended
+from service.errors import DataError, UsageError
+from service.run import checkpoint, ranking
+from service.run.directory import read_run
+from service.storage import Storage, open_storage
+
+WeightsName = Literal["ema", "generator"]
+RETRY_S = 20.0
+_CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoints/(?P<clock>\d+)-(?P<token>\d+)-(?P<sequence>\d+)/?")
+
+
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """Where a checkpoint lies: the address of its run directory, and its name there."""
+
+    run_dir: str
+    name: checkpoint.Name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A generator on the CPU, the last stage that it was trained at, and where it comes from.
+
+    `metrics` are the last values that the run recorded before this checkpoint.
+    """
+
+    generator: GrowingGenerator
+    shape: Shape
+    stage: Stage
+    config: Config
+    place: CheckpointPlace
+    fingerprint: str
+    attempt: int
+    amendments: tuple[Amended, ...]
+    metrics: dict[str, float]
+
+    @property
+    def clock(self) -> int:
+        """The clock of the checkpoint."""
+        return self.place.name.clock
+
+    @property
+    def address(self) -> str:
+        """The checkpoint's folder."""
+        return f"{self.place.run_dir}/{self.place.name.folder}"
+
+    @property
+    def rungs(self) -> list[int]:
+        """Resolutions that were trained so far."""
+        return [rung for rung in self.shape.rungs if rung <= self.stage.resolution]
+
+    @property
+    def family(self) -> str:
+        """The lineage's name."""
+        return self.config.model.family
+
+
+def place_of(address: str) -> CheckpointPlace | None:
+    """The place of the checkpoint whose folder has this address; None if it is no such folder."""
+    match = _CHECKPOINT.fullmatch(address)
+    if not match:
+        return None
+    clock, token, sequence = (int(match[part]) for part in ("clock", "token", "sequence"))
+    return CheckpointPlace(match["run"], checkpoint.Name(token, sequence, clock))
+
+
+def load(address: str, weights: WeightsName = "ema") -> Trained:
+    """The EMA, or the `generator` as it is, of a checkpoint's folder or of a run's best checkpoint.
+
+    The best is the one with the best score, or the newest where none has a score. Raises UsageError
+    where there is no checkpoint at the address, DataError where it is damaged.
+    """
+    place = place_of(address)
+    storage = open_storage(place.run_dir if place else address, RETRY_S)
+    name = _choose(storage, address, place)
+    tensors, manifest = checkpoint.read(storage, name, [weights])
+    try:
+        config = Config.model_validate(manifest.config)
+        generator = _build(config, tensors[weights])
+        stage = curriculum_of(config, manifest.state.amendments).before(name.clock).stage
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{storage.url(name.folder)}: made by another version of the service; use that one ({error})"
+        ) from error
+    return Trained(
+        generator,
+        config.shape,
+        stage,
+        config,
+        CheckpointPlace(storage.address, name),
+        read_run(storage).fingerprint,
+        manifest.state.attempt,
+        manifest.state.amendments,
+        manifest.metrics,
+    )
+
+
+def _choose(storage: Storage, address: str, place: CheckpointPlace | None) -> checkpoint.Name:
+    committed, _ = checkpoint.find(storage)
+    if place:
+        committed = [name for name in committed if name == place.name]
+    if not committed:
+        raise UsageError(
+            f"{address}: no committed checkpoint there; give the --run.dir of a training, or one of"
+            " the folders in its checkpoints/"
+        )
+    return next(iter(ranking.rank(storage, committed)), committed[-1])
+
+
+def _build(config: Config, tensors: dict[str, torch.Tensor]) -> GrowingGenerator:
+    """The generator with these weights; RuntimeError where they are of another network."""
+    with torch.device("meta"):  # no initial weights are drawn, for these replace them
+        generator, _ = models.build(config.model.family, **config.model_settings)
+    # in torch's default layout whatever the training used: the last bit of a sum depends on it
+    plain = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    generator.load_state_dict(plain, assign=True)
+    return generator.requires_grad_(False).eval()

@@ -1,0 +1,93 @@
+"""A run directory: one run, by its key, its data and its configuration, or none at all."""
+
+import json
+
+import pytest
+
+from service.errors import DataError, UsageError
+from service.run.directory import RUN_KEY, read_run, same_run
+from service.storage import MissingError, open_storage
+from tests.conftest import tiny_config
+
+FINGERPRINT = "5f1d" * 16
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return open_storage(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config("data", tmp_path / "run")
+
+
+def test_a_new_directory_becomes_a_run_that_is_known_again_by_its_key(storage, config):
+    key = same_run(storage, config, FINGERPRINT)
+    before = storage.get(RUN_KEY)
+    assert same_run(storage, config, FINGERPRINT) == key
+    assert storage.get(RUN_KEY) == before
+    run = read_run(storage)
+    assert (run.key, run.fingerprint) == (key, FINGERPRINT)
+    assert run.config == json.loads(json.dumps(config.model_dump()))
+
+
+def test_two_runs_have_two_keys(tmp_path, config):
+    keys = {same_run(open_storage(str(tmp_path / name)), config, FINGERPRINT) for name in "ab"}
+    assert len(keys) == 2
+
+
+def test_other_data_or_another_number_of_the_training_are_another_run(storage, config, tmp_path):
+    same_run(storage, config, FINGERPRINT)
+    other = tiny_config("data", tmp_path / "run", run={"seed": 7})
+    with pytest.raises(UsageError, match=r"holds another run; .*undo:\n +run\.seed: .*0.*7"):
+        same_run(storage, other, FINGERPRINT)
+    with pytest.raises(UsageError, match=r"undo:\n +the data: fingerprint 5f1d.*, now abab"):
+        same_run(storage, config, "ab" * 32)
+
+
+def test_a_sweeps_directory_is_no_runs(storage, config):
+    storage.put("sweep.json", b"{}")
+    with pytest.raises(UsageError, match=r"holds a sweep; choose another --run\.dir, or go on with one"):
+        same_run(storage, config, FINGERPRINT)
+    assert not storage.sizes(RUN_KEY)
+
+
+def test_where_there_is_no_run_that_is_said(storage):
+    with pytest.raises(MissingError, match=r"run\.json"):
+        read_run(storage)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 1}, "has version 1, but this service reads version 2; use the version of the serv"),
+        ({"version": None}, "has no version, but this service reads version 2"),
+        ({"version": [2]}, r"has version \[2\], but this service reads version 2"),
+        (
+            {"key": ""},
+            r"damaged \(key: String should have at least 1 character\); restore it",
+        ),
+        ({"key": "k" * 65}, r"damaged \(key: String should have at most 64 characters\)"),
+        ({"fingerprint": 5}, r"damaged \(fingerprint: Input should be a valid string\)"),
+        ({"config": []}, r"damaged \(config: Input should be an object\)"),
+        ({"mood": "good"}, r"damaged \(mood: Extra inputs are not permitted\); .* another --run\.dir$"),
+    ],
+    ids=str,
+)
+def test_a_run_json_that_is_none_is_named_with_its_field_and_left_alone(storage, config, change, words):
+    same_run(storage, config, FINGERPRINT)
+    content = json.dumps(json.loads(storage.get(RUN_KEY)) | change).encode()
+    storage.put(RUN_KEY, content)
+    for act in (lambda: read_run(storage), lambda: same_run(storage, config, FINGERPRINT)):
+        with pytest.raises(DataError, match=rf"^{storage.url(RUN_KEY)}: {words}"):
+            act()
+    assert storage.get(RUN_KEY) == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"\xff{}", b'{"a":' * 5000, b"\0" * 300])
+def test_a_run_json_that_is_no_json_is_damaged(storage, config, content):
+    storage.put(RUN_KEY, content)
+    with pytest.raises(DataError, match=r"run\.json: damaged \(.*\); restore it from a copy, or choose"):
+        same_run(storage, config, FINGERPRINT)
+    assert storage.get(RUN_KEY) == content
