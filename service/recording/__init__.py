@@ -1,1 +1,1 @@
-"""What a run leaves for people: curves in MLflow, live values for Prometheus, pictures."""
+"""What people see of a run: curves in MLflow, live values for Prometheus, pictures."""

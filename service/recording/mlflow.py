@@ -1,4 +1,4 @@
-"""The run in MLflow: found again by its key, so that it is one run across restarts."""
+"""The run in MLflow. It is found again by its key, so that it stays one run across restarts."""
 
 import io
 import itertools
@@ -8,36 +8,29 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
-from service.errors import UsageError
-from service.recording.record import Record
+from service.recording.record import Event, Record
 
 log = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words."""
 
 KEY_TAG = "gan.run_key"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 HTTP_TRIES, HTTP_TIMEOUT_S = 1, 20
-# Its folder is a section of the run's page, before that of the curves.
+# MLflow shows the folder as a section of the run's page, before the curves.
 PICTURE_KEY = "pictures/grid"
-
-
-def check_no_credentials(key: str, uri: str) -> None:
-    """UsageError, naming `key`, where MLflow's address holds some: it is written in many places."""
-    if "@" in uri.partition("://")[2].partition("/")[0]:
-        raise UsageError(
-            f"{key}: holds credentials; take them out and set MLFLOW_TRACKING_USERNAME and"
-            " MLFLOW_TRACKING_PASSWORD in the environment"
-        )
 
 
 @dataclass(frozen=True)
 class Description:
-    """What MLflow is told of a run once: its key and name, parameters, tags, and files of text.
+    """What MLflow records of a run once: its key and name, parameters, tags, and text files.
 
-    `parent` is the key of the run that it is nested below, which somebody else makes.
+    `parent` is the key of the run that it is nested in, which somebody else creates.
     """
 
     uri: str
@@ -52,10 +45,10 @@ class Description:
 
 
 class MlflowLog:
-    """Delivers records to MLflow. Every method may raise while the server is away, and be repeated."""
+    """Delivers records to MLflow. Any method may raise while the server is away, and may be repeated."""
 
     def __init__(self, description: Description):
-        # The recorder's spool does the repeating; MLflow's own would hold it up for minutes.
+        # The recorder's spool retries; MLflow's own retries would block it for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
         self.description = description
@@ -64,7 +57,7 @@ class MlflowLog:
         self._attempts: dict[int, str] = {}
 
     def open(self) -> str:
-        """Find the run by its key, or make it, and return its id."""
+        """Find the run by its key, or create it, and return its id."""
         if self._run_id is None:
             import mlflow
 
@@ -91,11 +84,11 @@ class MlflowLog:
                     self._log_picture(run_id, record, fetch(record.picture))
                 if record.checkpoint:
                     text = json.dumps(record.checkpoint, indent=2)
-                    self._client.log_text(run_id, text, f"checkpoints/{record.images:012d}.json")
+                    self._client.log_text(run_id, text, f"checkpoints/{record.clock:012d}.json")
                 if record.event:
-                    self._log_event(main, record)
+                    self._log_event(main, record, record.event)
 
-    def finish(self, status: str, tags: dict[str, str]) -> None:
+    def finish(self, status: Status, tags: dict[str, str]) -> None:
         """Close the run as FINISHED, FAILED or KILLED, and with it its attempts."""
         run_id = self.open()
         for key, value in tags.items():
@@ -104,7 +97,7 @@ class MlflowLog:
             self._client.set_terminated(attempt_id, status)
 
     def _attempt(self, attempt: int) -> str:
-        """The run that an attempt logs to: after a rewind a nested one, since points stay for good."""
+        """The attempt's run: a nested one after a rewind, because MLflow cannot take points back."""
         run_id = self.open()
         if attempt == 0:
             return run_id
@@ -117,12 +110,12 @@ class MlflowLog:
             ).info.run_id  # fmt: skip
         return self._attempts[attempt]
 
-    def _log_event(self, run_id: str, record: Record) -> None:
-        """In the run's timeline, and as tags the last of its kind."""
-        event = record.event or {}
-        self._client.set_tag(run_id, f"gan.{event['action']}", f"at {record.images}: {event['reason']}")
-        text = json.dumps({"images": record.images, "attempt": record.attempt, **event}, indent=2)
-        name = f"{record.images:012d}-{record.attempt}-{event['action']}"
+    def _log_event(self, run_id: str, record: Record, event: Event) -> None:
+        """Log an event to the run's timeline, and as a tag that holds the last of its kind."""
+        self._client.set_tag(run_id, f"gan.{event.action}", f"at {record.clock}: {event.reason}")
+        head = {"clock": record.clock, "attempt": record.attempt, "action": event.action}
+        text = json.dumps(head | {"reason": event.reason} | event.details, indent=2)
+        name = f"{record.clock:012d}-{record.attempt}-{event.action}"
         self._client.log_text(run_id, text, f"timeline/{name}.json")
 
     def _find(self, key: str) -> str | None:
@@ -134,28 +127,28 @@ class MlflowLog:
         return runs[0].info.run_id if runs else None
 
     def _create(self) -> str:
-        told = self.description
-        tags = told.tags | self._nesting()
-        experiment = self._client.get_experiment_by_name(told.experiment)
+        described = self.description
+        tags = described.tags | self._nesting()
+        experiment = self._client.get_experiment_by_name(described.experiment)
         experiment_id = (
             experiment.experiment_id
             if experiment
-            else self._client.create_experiment(told.experiment, told.artifacts)
+            else self._client.create_experiment(described.experiment, described.artifacts)
         )
         from mlflow.entities import Param
 
-        # The key is set last: a run that a crash left half described is not found, but made again.
-        run_id = self._client.create_run(experiment_id, run_name=told.name, tags=tags).info.run_id
-        parameters = [Param(key, value) for key, value in told.parameters.items()]
+        # The key is set last, so that a run that a crash left incomplete is created again.
+        run_id = self._client.create_run(experiment_id, run_name=described.name, tags=tags).info.run_id
+        parameters = [Param(key, value) for key, value in described.parameters.items()]
         for batch in _chunks(parameters, MAX_PARAMS):
             self._client.log_batch(run_id, params=batch)
-        for file, text in told.texts.items():
+        for file, text in described.texts.items():
             self._client.log_text(run_id, text, file)
-        self._client.set_tag(run_id, KEY_TAG, told.key)
+        self._client.set_tag(run_id, KEY_TAG, described.key)
         return run_id
 
     def _nesting(self) -> dict[str, str]:
-        """The tag that nests the run; LookupError, to be tried again, while its parent is not there."""
+        """The tag that nests the run; LookupError while its parent does not exist yet."""
         if self.description.parent is None:
             return {}
         parent = self._find(self.description.parent)
@@ -164,16 +157,16 @@ class MlflowLog:
         return {"mlflow.parentRunId": parent}
 
     def _log_picture(self, run_id: str, record: Record, png: bytes) -> None:
-        """As MLflow's image series do it, unless this clock's picture is there."""
+        """Log the picture as MLflow's image series do, unless this clock has one."""
         present = self._client.list_artifacts(run_id, "images")
-        if any(re.search(rf"grid\Wstep\W{record.images}\W", file.path) for file in present):
+        if any(re.search(rf"grid\Wstep\W{record.clock}\W", file.path) for file in present):
             return
         image = Image.open(io.BytesIO(png))
         self._client.log_image(
             run_id,
             image,
             key=PICTURE_KEY,
-            step=record.images,
+            step=record.clock,
             timestamp=int(record.time * 1000),
             synchronous=True,
         )
@@ -184,7 +177,7 @@ def _points(records: Iterable[Record]) -> Iterator[Any]:
 
     for record in records:
         for name, value in (record.values | record.scores).items():
-            yield Metric(name, value, int(record.time * 1000), record.images)
+            yield Metric(name, value, int(record.time * 1000), record.clock)
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

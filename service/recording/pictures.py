@@ -19,19 +19,19 @@ _GRID = re.compile(rf"{FOLDER}/grid-(\d+)(?:-(\d+))?\.png")
 Pixels = NDArray[np.uint8]
 
 
-def grid_key(images: int, attempt: int) -> str:
-    """Where a run keeps the grid of the clock `images`; each attempt after a rewind has its own."""
-    return f"{FOLDER}/grid-{images:012d}{f'-{attempt}' if attempt else ''}.png"
+def grid_key(clock: int, attempt: int) -> str:
+    """Key of the grid at a clock; each attempt after a rewind has its own grids."""
+    return f"{FOLDER}/grid-{clock:012d}{f'-{attempt}' if attempt else ''}.png"
 
 
 def latest_grids(keys: Iterable[str]) -> list[tuple[int, str]]:
-    """(images, key) of a run's grids by the clock, of the last attempt that came to each."""
+    """(clock, key) of a run's grids, by clock; of several attempts the last one counts."""
     latest: dict[int, tuple[int, str]] = {}
     for key in keys:
         if match := _GRID.fullmatch(key):
-            images, attempt = int(match[1]), int(match[2] or 0)
-            latest[images] = max(latest.get(images, (attempt, key)), (attempt, key))
-    return [(images, key) for images, (_, key) in sorted(latest.items())]
+            clock, attempt = int(match[1]), int(match[2] or 0)
+            latest[clock] = max(latest.get(clock, (attempt, key)), (attempt, key))
+    return [(clock, key) for clock, (_, key) in sorted(latest.items())]
 
 
 def grid(images: Pixels, columns: int, pixels: int) -> Pixels:

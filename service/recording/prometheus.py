@@ -1,4 +1,4 @@
-"""The run's live values at /metrics: one port a run, and a file that leads a Prometheus to it."""
+"""The run's live values at /metrics: one port a run, and a file by which Prometheus finds it."""
 
 import json
 import logging
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from service.collapse.detector import KINDS, LEVELS
+from service.collapse.state import Kind
 from service.errors import UsageError
-from service.recording.record import Record
+from service.recording.record import EventAction, Record
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ ANY_ADDRESS = ("", "0.0.0.0", "::")
 
 
 def free_port(host: str) -> int:
-    """A port of this host that is free now; UsageError where the host is none of this machine's."""
+    """A port of this host that is free now; UsageError if the host is no address of this machine."""
     try:
         with socket.create_server((host, 0)) as probe:
             return probe.getsockname()[1]
@@ -34,7 +34,7 @@ def free_port(host: str) -> int:
 
 
 class LiveMetrics:
-    """Gauges named `gan_<value>`, `gan_up`, and the ages that alerts go by, served over HTTP."""
+    """Gauges named `gan_<value>`, `gan_up`, and the ages that alerts watch, served over HTTP."""
 
     def __init__(self, host: str, port: int):
         self._registry = CollectorRegistry()
@@ -50,12 +50,12 @@ class LiveMetrics:
         )
         self.watch(
             "progress_age_seconds",
-            "Seconds since the workers last told their clock, or since the start",
+            "Seconds since the workers last reported, or since the start",
             lambda: time.time() - self._progress_time,
         )
         about = "0 healthy, 1 warning, 2 collapsed"
         self._collapse = Gauge(f"{PREFIX}collapse", about, ["kind"], registry=self._registry)
-        for kind in KINDS:
+        for kind in Kind:
             self._collapse.labels(kind).set(0)
         about = "Scores of the newest evaluation"
         self._scores = Gauge(f"{PREFIX}score", about, ["name"], registry=self._registry)
@@ -63,10 +63,10 @@ class LiveMetrics:
         self.port = self._serve(host, port)
 
     def update(self, record: Record) -> None:
-        """Show what a record says: a gauge for each value, made when it is first seen.
+        """Show a record: one gauge for each value, created when it first appears.
 
-        The value `images` is the workers' clock. Names with a dot, those of single weights, are for
-        MLflow alone.
+        The value `images` is the workers' clock. Names with a dot belong to single weights and go
+        only to MLflow.
         """
         if "images" in record.values:
             self._progress_time = time.time()
@@ -75,19 +75,19 @@ class LiveMetrics:
                 self._gauge(name).set(value)
         if record.checkpoint:
             self._checkpoint_time = record.time
-            self._gauge("checkpoint_images", "Clock of the last committed checkpoint").set(record.images)
-        if record.note and "verdict" in record.note:
-            verdict = record.note["verdict"]
-            for kind in KINDS:
-                level = LEVELS.index(verdict["level"]) if kind == verdict["kind"] else 0
-                self._collapse.labels(kind).set(level)
+            self._gauge("checkpoint_images", "Clock of the last committed checkpoint").set(record.clock)
+        if record.note and record.note.verdict:
+            verdict = record.note.verdict
+            for kind in Kind:
+                severity = verdict.level.severity if kind == verdict.kind else 0
+                self._collapse.labels(kind).set(severity)
         for name, value in record.scores.items():
             self._scores.labels(name).set(value)
-        if record.event and record.event["action"] == "rewind":
+        if record.event and record.event.action == EventAction.REWIND:
             self._rewinds.inc()
 
     def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
-        """A gauge whose value is asked for at every scrape."""
+        """A gauge that calls `value` at every scrape."""
         self._gauge(name, about).set_function(value)
 
     def up(self, running: bool) -> None:
@@ -97,7 +97,7 @@ class LiveMetrics:
     def announce(self, folder: str, key: str, run: str) -> None:
         """Write where this is served to `folder`/`key`.json, which Prometheus reads (`file_sd_configs`).
 
-        The label `run` is the run's name. A folder that cannot be written to costs a warning alone.
+        The label `run` is the run's name. A folder that cannot be written to only costs a warning.
         """
         host = socket.gethostname() if self.host in ANY_ADDRESS else self.host
         target = {"targets": [f"{host}:{self.port}"], "labels": {"run": run}}
@@ -111,7 +111,7 @@ class LiveMetrics:
             log.warning("event=target_not_written file=%s error=%s", self._target, error)
 
     def withdraw(self) -> None:
-        """Take back what was announced: nobody is to miss this run from now on."""
+        """Withdraw the announcement, so that no alert misses this run from now on."""
         if self._target:
             try:
                 self._target.unlink(missing_ok=True)
@@ -125,7 +125,7 @@ class LiveMetrics:
         return self._gauges[name]
 
     def _serve(self, host: str, port: int) -> int:
-        """The port served on; another than asked for where that is taken, 0 where none is to be had."""
+        """The port that is served: another one if `port` is taken, 0 if there is none at all."""
         for candidate in (port, 0):
             try:
                 server, _ = start_http_server(candidate, host, registry=self._registry)

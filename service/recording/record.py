@@ -1,29 +1,73 @@
-"""What workers tell the recorder: small, plain, and complete in itself."""
+"""What workers send the recorder: small, plain, and complete in itself."""
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from service.collapse.state import Verdict
+from service.documents import Clock, Count, Plain, Seconds
+
+Text = Annotated[str, Field(max_length=100_000)]
+
+
+class EventAction(StrEnum):
+    """What befell a run."""
+
+    ALERT = "alert"
+    PROTECT = "protect"
+    REWIND = "rewind"
+    STOP = "stop"
+    BEST = "best"
+    UNSCORED = "unscored"
+
+
+@dataclass(frozen=True)
+class Event:
+    """What befell a run, why, in words, and what belongs to it by name."""
+
+    action: EventAction
+    reason: Text
+    details: Plain = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SpanTime:
+    """How long a cycle of a span takes: the span's images [start, end), those of a cycle, seconds."""
+
+    start: Clock
+    end: Clock
+    cycle_images: Annotated[int, Field(ge=1)]
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Note:
+    """What live displays show: the span by name, the verdict, how long the spans' cycles take."""
+
+    stage: Text | None = None
+    verdict: Verdict | None = None
+    forecast: tuple[SpanTime, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """One message at the clock `images`, made at `time` (seconds since the epoch).
+    """One message at a `clock`, made at `time` (seconds since the epoch).
 
     `values` are numbers for the curves; `picture` is the key of a PNG in the run directory;
-    `checkpoint` describes one that was committed; `scores` are an evaluation's; `event` is what befell
-    the run: an `action` (alert, protect, rewind, best, unscored), a `reason` in words and what belongs
-    to it; `note` is for live displays.
+    `checkpoint` describes one that was committed; `scores` are an evaluation's.
     """
 
-    images: int
-    time: float
-    attempt: int = 0
+    clock: Clock
+    time: Seconds
+    attempt: Count = 0
     values: dict[str, float] = field(default_factory=dict)
-    picture: str | None = None
-    checkpoint: dict[str, Any] | None = None
+    picture: Text | None = None
+    checkpoint: Plain | None = None
     scores: dict[str, float] = field(default_factory=dict)
-    event: dict[str, Any] | None = None
-    note: dict[str, Any] | None = None
+    event: Event | None = None
+    note: Note | None = None
 
     @property
     def kind(self) -> str:
@@ -32,12 +76,3 @@ class Record:
             if getattr(self, kind):
                 return kind
         return "values"
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(line: str) -> "Record":
-        """The record of such a line."""
-        return Record(**json.loads(line))

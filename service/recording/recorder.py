@@ -1,4 +1,4 @@
-"""The recorder: one Ray actor a run that owns MLflow and Prometheus; no worker waits for it."""
+"""The recorder: one Ray actor a run, which owns MLflow and Prometheus. No worker waits for it."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ import ray
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from service.recording.mlflow import Description, MlflowLog
+from service.recording.mlflow import Description, MlflowLog, Status
 from service.recording.pictures import grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
 from service.recording.record import Record
@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 FLUSH_S = 2.0
 LONGEST_PAUSE_S = 30.0
 SETTLE_LIMIT_S = 10.0
+ANSWER_LIMIT_S = 10.0
 
 
 class Recorder:
-    """Spools every record before the next call is answered, and delivers them in the background.
+    """Spools each record before it answers, and delivers records in the background.
 
-    `intervals` are gauges that stay as they are; `targets` is a folder to announce /metrics in.
+    `intervals` are gauges with constant values; `targets` is a folder to announce /metrics in.
     """
 
     def __init__(
@@ -59,58 +60,61 @@ class Recorder:
         self._latest: dict[str, Any] = {}
         self._trouble = ""
         self._spool: Spool | None = None
+        self._finish: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
     def write(self, record: Record) -> None:
-        """Take a record; it is safe in the spool on return, unless storage fails just now."""
+        """Take a record. On return it is safe in the spool, unless storage fails at this moment."""
         self._try(lambda: self._live.update(record))
-        self._latest |= {"images": record.images, **record.values, **(record.note or {})}
-        if record.event:
-            self._latest["event"] = {"images": record.images, **record.event}
+        self._latest |= {"clock": record.clock, **record.values}
+        if record.note:
+            self._latest |= {name: value for name, value in vars(record.note).items() if value}
         if record.kind != "values" or record.values:
             with self._lock:
                 self._fresh.append(record)
                 self._try(self._store)
 
     def draw(self, record: Record, images: NDArray[np.uint8], columns: int, pixels: int) -> None:
-        """Make a grid of the images, keep it in the run directory, and take the record of it."""
-        key = grid_key(record.images, record.attempt)
+        """Make a grid of the images, store it in the run directory, and record it."""
+        key = grid_key(record.clock, record.attempt)
         with self._lock:
             self._unsaved[key] = grid_png(images, columns, pixels)
-        self.write(Record(record.images, record.time, record.attempt, picture=key))
+        self.write(Record(record.clock, record.time, record.attempt, picture=key))
 
     def latest(self) -> dict[str, Any]:
-        """The newest values and notes, with `trouble` in words while deliveries fail."""
+        """The newest values and notes; `trouble` says in words why deliveries fail."""
         return self._latest | {"trouble": self._trouble, "metrics_port": self._live.port}
 
     def settle(self) -> None:
-        """Answered once all that was sent before is spooled: calls are taken in their order."""
+        """Do nothing: calls are answered in order, so all that was sent before is spooled by then."""
 
-    def close(self, status: str, tags: dict[str, str], limit_s: float) -> str:
-        """Deliver what is left and end the MLflow run, within `limit_s`; "" or what stood in the way.
+    def close(self, status: Status, tags: dict[str, str], limit_s: float) -> str:
+        """Deliver what is left and end the MLflow run within `limit_s`; returns "" or the obstacle.
 
-        What could not be delivered stays in the spool, for the next start of this run. A run that
-        FAILED stays announced to Prometheus, which will miss it: somebody is to look.
+        Undelivered records stay in the spool for the next start of this run. A run that FAILED stays
+        announced to Prometheus, whose alert then calls somebody.
         """
         self._live.up(False)
         if status != "FAILED":
             self._live.withdraw()
+        self._finish = lambda: self._mlflow.finish(status, tags)
         self._stop.set()
         self._thread.join(limit_s)
-        deadline = time.monotonic() + limit_s
-        while True:
-            trouble = self._try(lambda: self._flush_and(lambda: self._mlflow.finish(status, tags)))
-            if not trouble or time.monotonic() > deadline:
-                return trouble
-            time.sleep(FLUSH_S)
+        if self._thread.is_alive():
+            return self._trouble or f"MLflow did not answer within {limit_s:.0f} s"
+        return ""
 
     def _work(self) -> None:
+        """Deliver at intervals; after `close`, deliver the rest and finish the MLflow run."""
         pause = FLUSH_S
         self._try(self._mlflow.open)
         while not self._stop.wait(pause):
             self._trouble = self._try(lambda: self._flush_and(lambda: None))
             pause = min(2 * pause, LONGEST_PAUSE_S) if self._trouble else FLUSH_S
+        while trouble := self._try(lambda: self._flush_and(self._finish)):
+            self._trouble = trouble
+            time.sleep(FLUSH_S)
 
     def _flush_and(self, then: Callable[[], None]) -> None:
         with self._lock:
@@ -119,7 +123,7 @@ class Recorder:
         then()
 
     def _store(self) -> Spool:
-        """Save pictures, then move what is fresh into the spool, opened when storage first answers."""
+        """Save pictures, then spool fresh records; the spool opens when storage first answers."""
         for key in list(self._unsaved):
             self._storage.put(key, self._unsaved[key])
             del self._unsaved[key]
@@ -130,7 +134,7 @@ class Recorder:
         return self._spool
 
     def _try(self, act: Callable[[], Any]) -> str:
-        """Whatever goes wrong with tracking is told, and nothing of it stops a training."""
+        """Do it; returns what went wrong, in words. Trouble with tracking never stops a training."""
         try:
             act()
             return ""
@@ -140,25 +144,26 @@ class Recorder:
             return trouble
 
 
-def start_recorder(name: str, **settings: Any) -> Any:
-    """The run's recorder as a Ray actor on this node, restarted whenever it dies."""
+def start_recorder(name: str, **settings: Any) -> "RecorderClient":
+    """The run's recorder as a Ray actor on this node; Ray restarts it whenever it dies."""
     here = ray.get_runtime_context().get_node_id()
-    return (
+    actor = (
         ray.remote(Recorder)
         .options(
             name=name,
             get_if_exists=True,
             num_cpus=0,
             max_restarts=-1,
-            max_task_retries=-1,  # what is sent while it restarts waits for it
+            max_task_retries=-1,  # calls during a restart wait for it
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
         .remote(**settings)
     )
+    return RecorderClient(actor)
 
 
 class RecorderClient:
-    """The worker's end: sends and goes on, whatever becomes of the recorder."""
+    """The caller's end of the actor, which travels to workers: it sends and goes on."""
 
     def __init__(self, actor: Any):
         self._actor = actor
@@ -172,8 +177,28 @@ class RecorderClient:
         self._send(lambda: self._actor.draw.remote(record, images, columns, pixels))
 
     def settle(self) -> None:
-        """Wait, for a limited time, until all that was sent is safe in the spool."""
+        """Wait for a limited time until all that was sent is in the spool."""
         self._send(lambda: ray.get(self._actor.settle.remote(), timeout=SETTLE_LIMIT_S))
+
+    def latest(self) -> dict[str, Any]:
+        """The newest values and notes by name; nothing while the recorder restarts."""
+        try:
+            return ray.get(self._actor.latest.remote(), timeout=ANSWER_LIMIT_S)
+        except Exception as error:
+            log.info("event=recorder_silent error=%s", error)
+            return {}
+
+    def port(self) -> int:
+        """The port of /metrics; waits for the actor, and raises Ray's error if it cannot start."""
+        return ray.get(self._actor.latest.remote())["metrics_port"]
+
+    def close(self, status: Status, tags: dict[str, str], limit_s: float) -> str:
+        """End the MLflow run within `limit_s`; "" or what MLflow did not get, and why."""
+        try:
+            closed = self._actor.close.remote(status, tags, limit_s)
+            return ray.get(closed, timeout=limit_s + ANSWER_LIMIT_S)
+        except Exception as error:
+            return str(error) or type(error).__name__
 
     def _send(self, send: Callable[[], Any]) -> None:
         try:

@@ -1,17 +1,19 @@
-"""Records on their way: kept in the run directory until they are delivered, each once.
+"""Records under way: kept in the run directory until each is delivered once.
 
-A segment is stored before it is delivered, the mark after it, and only then is the segment deleted.
-A crash between any two of these leaves nothing missing; and what a resumed run records again, at a
-clock that the mark has passed, is dropped.
+A segment is stored, then delivered, then the mark is stored, and then the segment is deleted. A crash
+between any two steps loses nothing. A resumed run records some clocks again; what the mark covers is
+dropped.
 """
 
-import json
 import logging
 import re
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
 
+from service.documents import Clock, Document
+from service.errors import DataError
 from service.recording.record import Record
 from service.storage import MissingError, Storage
 
@@ -19,8 +21,24 @@ log = logging.getLogger(__name__)
 
 FOLDER = "spool"
 MARK_KEY = f"{FOLDER}/mark.json"
-_SEGMENT = re.compile(rf"{FOLDER}/\d+-\w+\.jsonl")
+_SEGMENT = re.compile(rf"{FOLDER}/\d+-\w+\.records\.json")
 SEGMENTS_AT_ONCE = 100
+
+
+class Segment(Document):
+    """Records that were stored together."""
+
+    remedy: ClassVar[str] = "it is left where it is, and its records are missing from MLflow"
+
+    version: Literal[2] = 2
+    records: tuple[Record, ...]
+
+
+class Mark(Document):
+    """The highest clock that each series of records was delivered up to."""
+
+    version: Literal[2] = 2
+    clocks: dict[str, Clock]
 
 
 class Spool:
@@ -34,7 +52,7 @@ class Spool:
         numbers = [int(key.split("/")[1].split("-")[0]) for key in self._segments]
         self._next = 1 + max(numbers, default=0)
         for key in self._segments:
-            self._pass(self._read(key))
+            self._pass(self._read(key) or ())
 
     @property
     def empty(self) -> bool:
@@ -42,45 +60,54 @@ class Spool:
         return not self._segments
 
     def add(self, records: Sequence[Record]) -> None:
-        """Store the records that are beyond the mark; StorageError leaves all as it was."""
-        fresh = [r for r in records if r.images > self._mark.get(_series(r), -1)]
+        """Store the records beyond the mark; after a StorageError everything is as before."""
+        fresh = [r for r in records if r.clock > self._mark.get(_series(r), -1)]
         if fresh:
-            key = f"{FOLDER}/{self._next:08d}-{uuid.uuid4().hex[:8]}.jsonl"
-            self.storage.put(key, "\n".join(r.to_json() for r in fresh).encode())
+            key = f"{FOLDER}/{self._next:08d}-{uuid.uuid4().hex[:8]}.records.json"
+            self.storage.put(key, Segment(records=tuple(fresh)).to_bytes())
             with self._lock:
                 self._next += 1
                 self._segments.append(key)
                 self._pass(fresh)
 
     def drain(self, deliver: Callable[[list[Record]], None]) -> None:
-        """Deliver all segments, some at a time; what `deliver` raises ends it, and the rest stays."""
+        """Deliver all segments, some at a time. If `deliver` raises, the rest stays.
+
+        A damaged segment stays where it is; the others are delivered.
+        """
         while self._segments:
             with self._lock:
                 keys = self._segments[:SEGMENTS_AT_ONCE]
-                # It may be ahead of these segments: what it covers is delivered or stored.
-                mark = json.dumps(self._mark)
-            deliver([record for key in keys for record in self._read(key)])
-            self.storage.put(MARK_KEY, mark.encode())
-            self.storage.delete(keys)
+                # It may be ahead of these segments: all that it covers is delivered or stored.
+                mark = Mark(clocks=dict(self._mark))
+            read = {key: self._read(key) for key in keys}
+            deliver([record for records in read.values() for record in records or ()])
+            self.storage.put(MARK_KEY, mark.to_bytes())
+            self.storage.delete(key for key, records in read.items() if records is not None)
             with self._lock:
                 del self._segments[: len(keys)]
 
     def _pass(self, records: Sequence[Record]) -> None:
         for record in records:
             series = _series(record)
-            self._mark[series] = max(self._mark.get(series, -1), record.images)
+            self._mark[series] = max(self._mark.get(series, -1), record.clock)
 
-    def _read(self, key: str) -> list[Record]:
-        return [Record.from_json(line) for line in self.storage.get(key).decode().splitlines()]
+    def _read(self, key: str) -> tuple[Record, ...] | None:
+        """The records of a segment; None, with a line in the log, if it is damaged."""
+        try:
+            return Segment.from_bytes(self.storage.get(key), self.storage.url(key)).records
+        except DataError as error:
+            log.error("event=segment_refused error=%s", error)
+            return None
 
     def _read_mark(self) -> dict[str, int]:
         try:
-            return {str(k): int(v) for k, v in json.loads(self.storage.get(MARK_KEY)).items()}
+            return dict(Mark.from_bytes(self.storage.get(MARK_KEY), self.storage.url(MARK_KEY)).clocks)
         except MissingError:
             return {}
-        except (ValueError, TypeError, AttributeError) as error:
-            # Without it a replayed point may come twice; to stop recording would lose them all.
-            log.warning("event=mark_damaged file=%s error=%s", self.storage.url(MARK_KEY), error)
+        except DataError as error:
+            # Without the mark a point may be delivered twice; stopping would lose all points.
+            log.warning("event=mark_damaged error=%s", error)
             return {}
 
 

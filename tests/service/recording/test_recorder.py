@@ -1,23 +1,22 @@
 """The recorder against a real MLflow server that goes away and comes back, and its /metrics."""
 
-import io
-import json
 import re
 import socket
+import threading
 import time
-import urllib.request
 from dataclasses import replace
 
 import mlflow
 import numpy as np
 import pytest
-from PIL import Image
 
+from service.collapse.state import Kind, Level, Verdict
 from service.recording.mlflow import Description
-from service.recording.pictures import grid_png
-from service.recording.prometheus import LiveMetrics
-from service.recording.record import Record
+from service.recording.record import Note, Record, SpanTime
 from service.recording.recorder import Recorder
+from service.recording.spool import Spool
+from service.storage import FolderStorage
+from tests.live import announced, scrape, wait_for
 
 
 def describe(uri: str, key: str) -> Description:
@@ -33,25 +32,29 @@ def describe(uri: str, key: str) -> Description:
     )
 
 
+def local(folder) -> Description:
+    """With MLflow's data base and files in this folder."""
+    uri, artifacts = f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri()
+    return replace(describe(uri, "key"), name="faces", artifacts=artifacts)
+
+
 def start(folder, description: Description) -> Recorder:
     return Recorder(str(folder), description, "127.0.0.1", 0, retry_s=1)
 
 
-def record(images: int) -> Record:
-    return Record(images, 1_700_000_000.0 + images, values={"loss_d": images / 3})
+def record(clock: int) -> Record:
+    return Record(clock, 1_700_000_000.0 + clock, values={"loss_d": clock / 3})
 
 
-def wait_for(condition, limit_s: float = 120.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def scrape(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return {k: float(v) for k, v in (line.split() for line in lines if not line.startswith("#"))}
+def points(uri: str, key: str) -> list[tuple[int, int, float]]:
+    """(step, timestamp, value) of the discriminator's losses of the run of this key."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("recorder-test")
+    runs = experiment and client.search_runs([experiment.experiment_id], f"tags.`gan.run_key` = '{key}'")
+    if not runs:
+        return []
+    history = client.get_metric_history(runs[0].info.run_id, "loss_d")
+    return sorted((m.step, m.timestamp, m.value) for m in history)
 
 
 def test_mlflow_away_for_a_while_misses_nothing_and_gets_nothing_twice(stack, s3, tmp_path):
@@ -60,24 +63,13 @@ def test_mlflow_away_for_a_while_misses_nothing_and_gets_nothing_twice(stack, s3
     proxy = Switch(port)
     description = describe(f"http://127.0.0.1:{proxy.port}", tmp_path.name)
     recorder = start(tmp_path, description)
-    for images in (16, 32):
-        recorder.write(record(images))
+    for clock in (16, 32):
+        recorder.write(record(clock))
     client = mlflow.MlflowClient(uri)
-
-    def logged() -> list[tuple[int, int, float]]:
-        experiment = client.get_experiment_by_name("recorder-test")
-        runs = experiment and client.search_runs(
-            [experiment.experiment_id], f"tags.`gan.run_key` = '{tmp_path.name}'"
-        )
-        if not runs:
-            return []
-        history = client.get_metric_history(runs[0].info.run_id, "loss_d")
-        return sorted((m.step, m.timestamp, m.value) for m in history)
-
-    wait_for(lambda: len(logged()) == 2)
+    wait_for(lambda: len(points(uri, tmp_path.name)) == 2)
     proxy.open = False
-    for images in (48, 64):
-        recorder.write(record(images))
+    for clock in (48, 64):
+        recorder.write(record(clock))
     wait_for(lambda: recorder.latest()["trouble"])
     proxy.open = True
     picture = np.zeros((4, 8, 8, 1), np.uint8)
@@ -86,14 +78,14 @@ def test_mlflow_away_for_a_while_misses_nothing_and_gets_nothing_twice(stack, s3
 
     # The same run again, as after a crash: it replays two points, and goes on.
     again = start(tmp_path, description)
-    for images in (48, 64, 80):
-        again.write(record(images))
+    for clock in (48, 64, 80):
+        again.write(record(clock))
     again.draw(Record(64, 1_700_000_064.0), picture, columns=2, pixels=8)
     assert again.close("FINISHED", {}, limit_s=60) == ""
     proxy.close()
 
     expected = [(n, (1_700_000_000 + n) * 1000, n / 3) for n in (16, 32, 48, 64, 80)]
-    assert logged() == expected
+    assert points(uri, tmp_path.name) == expected
     experiment = client.get_experiment_by_name("recorder-test")
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`gan.run_key` = '{tmp_path.name}'")
     assert run.info.status == "FINISHED"
@@ -103,27 +95,36 @@ def test_mlflow_away_for_a_while_misses_nothing_and_gets_nothing_twice(stack, s3
 
 
 class Switch:
-    """A port that leads to another, while it is open: the server behind it goes and comes."""
+    """A port that leads to another, while it is open: the server behind it goes and comes.
 
-    def __init__(self, target: int):
-        import threading
+    While it is `silent` it takes connections and requests, and answers nothing.
+    """
 
-        self.target, self.open = target, True
+    def __init__(self, target: int, silent: bool = False):
+        self.target, self.open, self.silent = target, True, silent
+        self.kept: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def speak(self) -> None:
+        """Be silent no longer: who waits is hung up on, and may try again."""
+        self.silent = False
+        for client in self.kept:
+            client.close()
 
     def close(self) -> None:
         self._server.close()
 
     def _accept(self) -> None:
-        import threading
-
         while True:
             try:
                 client, _ = self._server.accept()
             except OSError:
                 return
+            if self.silent:
+                self.kept.append(client)
+                continue
             if not self.open:
                 client.close()
                 continue
@@ -141,35 +142,60 @@ class Switch:
         sink.close()
 
 
-def test_live_values_are_served_with_upness_and_the_age_of_the_checkpoint():
-    live = LiveMetrics("127.0.0.1", 0)
-    live.update(Record(640, 0.0, values={"loss_d": 1.5, "images": 640.0}))
-    assert "gan_checkpoint_images" not in scrape(live.port)
-    live.update(Record(320, time.time() - 100, checkpoint={"address": "there"}))
-    values = scrape(live.port)
-    assert (values["gan_loss_d"], values["gan_images"], values["gan_up"]) == (1.5, 640.0, 1.0)
-    assert (values["gan_checkpoint_images"], values["gan_checkpoint_age_seconds"] >= 100) == (320, True)
-    live.up(False)
-    assert scrape(live.port)["gan_up"] == 0.0
+def test_an_mlflow_that_never_answers_holds_up_a_close_no_longer_than_its_limit(stack, s3, tmp_path):
+    uri = stack.environment["MLFLOW_TRACKING_URI"]
+    proxy = Switch(int(uri.rpartition(":")[2]), silent=True)
+    recorder = start(tmp_path, describe(f"http://127.0.0.1:{proxy.port}", tmp_path.name))
+    recorder.write(record(16))
+    wait_for(lambda: proxy.kept)  # MLflow is asked, and says nothing
+    limit_s = 2.0
+    before = time.monotonic()
+    reason = recorder.close("FINISHED", {}, limit_s)
+    ratio = (time.monotonic() - before) / limit_s
+    assert 1 <= ratio < 2.5
+    assert reason == "MLflow did not answer within 2 s"
+    assert not Spool(FolderStorage(str(tmp_path))).empty
+    # What is left goes on its way once it answers.
+    proxy.speak()
+    assert recorder.close("FINISHED", {}, limit_s=120) == ""
+    assert points(uri, tmp_path.name) == [(16, 1_700_000_016_000, 16 / 3)]
+    assert Spool(FolderStorage(str(tmp_path))).empty
+    proxy.close()
 
 
-def test_only_word_of_the_clock_is_progress():
-    live = LiveMetrics("127.0.0.1", 0)
+def test_an_mlflow_that_is_away_at_the_end_is_told_with_its_own_words(stack, s3, tmp_path):
+    uri = stack.environment["MLFLOW_TRACKING_URI"]
+    proxy = Switch(int(uri.rpartition(":")[2]))
+    proxy.open = False
+    recorder = start(tmp_path, describe(f"http://127.0.0.1:{proxy.port}", tmp_path.name))
+    recorder.write(record(16))
+    wait_for(lambda: recorder.latest()["trouble"])
+    limit_s = 2.0
+    before = time.monotonic()
+    reason = recorder.close("FINISHED", {}, limit_s)
+    assert (time.monotonic() - before) / limit_s < 2.5
+    assert re.match(rf"MlflowException: .*http://127\.0\.0\.1:{proxy.port}", reason)
+    assert not Spool(FolderStorage(str(tmp_path))).empty
+    proxy.open = True
+    assert recorder.close("FINISHED", {}, limit_s=120) == ""
+    assert Spool(FolderStorage(str(tmp_path))).empty
+    proxy.close()
 
-    def age() -> float:
-        return scrape(live.port)["gan_progress_age_seconds"]
 
-    wait_for(lambda: age() > 0.3)
-    live.update(Record(0, 0.0, values={"checkpoint_every_images": 160.0}))
-    live.update(Record(160, time.time(), checkpoint={"address": "there"}))
-    assert age() > 0.3
-    before = age()
-    live.update(Record(16, 0.0, values={"images": 16.0}))
-    assert age() < before
-
-
-def announced(folder) -> list[dict]:
-    return [target for file in folder.glob("*.json") for target in json.loads(file.read_text())]
+def test_the_latest_are_the_clock_the_values_and_the_notes_that_were_last_seen(tmp_path):
+    recorder = start(tmp_path / "run", local(tmp_path))
+    forecast = (SpanTime(0, 96, 16, 0.5),)
+    verdict = Verdict(Level.WARNING, Kind.DIVERGENCE, "words", 16)
+    recorder.write(Record(0, 0.0, note=Note(forecast=forecast)))
+    recorder.write(Record(16, 1.0, values={"loss_d": 1.0, "loss_g": 2.0}, note=Note(stage="hold 8 px")))
+    recorder.write(Record(32, 2.0, values={"loss_d": 3.0}, note=Note(verdict=verdict)))
+    latest = recorder.latest()
+    assert latest.pop("metrics_port") > 0
+    assert latest == {
+        "clock": 32, "loss_d": 3.0, "loss_g": 2.0, "stage": "hold 8 px", "forecast": forecast,
+        "verdict": verdict, "trouble": "",
+    }  # fmt: skip
+    assert recorder.close("FINISHED", {}, limit_s=60) == ""
 
 
 @pytest.mark.parametrize(("status", "missed"), [("FINISHED", 0), ("KILLED", 0), ("FAILED", 1)])
@@ -177,13 +203,8 @@ def test_a_run_is_announced_to_prometheus_until_it_ends_and_missed_if_it_failed(
     tmp_path, status, missed
 ):
     targets = tmp_path / "targets"
-    description = replace(
-        describe(f"sqlite:///{tmp_path}/mlflow.db", "key"),
-        name="faces",
-        artifacts=(tmp_path / "artifacts").as_uri(),
-    )
     recorder = Recorder(
-        str(tmp_path / "run"), description, "127.0.0.1", 0, retry_s=1,
+        str(tmp_path / "run"), local(tmp_path), "127.0.0.1", 0, retry_s=1,
         intervals={"checkpoint_every_images": 160}, targets=str(targets),
     )  # fmt: skip
     (target,) = announced(targets)
@@ -195,41 +216,3 @@ def test_a_run_is_announced_to_prometheus_until_it_ends_and_missed_if_it_failed(
     assert recorder.close(status, {}, limit_s=60) == ""
     assert len(announced(targets)) == missed
     assert [p.name for p in targets.iterdir()] == ["key.json"] * missed
-
-
-def test_a_folder_for_targets_that_cannot_be_written_to_is_no_obstacle(tmp_path, caplog):
-    (tmp_path / "file").touch()
-    live = LiveMetrics("127.0.0.1", 0)
-    live.announce(str(tmp_path / "file"), "key", "faces")
-    live.withdraw()
-    assert "event=target_not_written" in caplog.text
-    assert scrape(live.port)["gan_up"] == 1.0
-
-
-def test_a_run_on_all_addresses_is_announced_by_the_machines_name(tmp_path):
-    live = LiveMetrics("0.0.0.0", 0)
-    live.announce(str(tmp_path), "key", "faces")
-    assert announced(tmp_path)[0]["targets"] == [f"{socket.gethostname()}:{live.port}"]
-
-
-def test_a_port_that_is_taken_is_no_obstacle():
-    first = LiveMetrics("127.0.0.1", 0)
-    second = LiveMetrics("127.0.0.1", first.port)
-    assert second.port not in (0, first.port)
-    assert scrape(second.port)["gan_up"] == 1.0
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_grid_holds_the_images_two_pixels_apart(channels):
-    rng = np.random.default_rng(0)
-    images = rng.integers(1, 256, (6, 8, 8, channels), np.uint8)
-    sheet = np.asarray(Image.open(io.BytesIO(grid_png(images, columns=3, pixels=16))))
-    sheet = sheet.reshape(*sheet.shape[:2], channels)
-    assert sheet.shape == (2 * 16 + 2, 3 * 16 + 2 * 2, channels)
-    for i, image in enumerate(images):
-        top, left = (i // 3) * 18, (i % 3) * 18
-        tile = sheet[top : top + 16, left : left + 16]
-        assert np.array_equal(tile[::2, ::2], image)
-        assert np.array_equal(tile[1::2, 1::2], image)
-    assert not sheet[16:18].any()
-    assert not sheet[:, 16:18].any()

@@ -1,0 +1,114 @@
+"""The run in MLflow: events on its timeline, checkpoints as files, attempts as runs below it."""
+
+import json
+
+import mlflow
+import pytest
+
+from service.recording.mlflow import Description, MlflowLog
+from service.recording.record import Event, EventAction, Record
+
+
+@pytest.fixture
+def description(tmp_path) -> Description:
+    return Description(
+        uri=f"sqlite:///{tmp_path}/mlflow.db",
+        experiment="mlflow-test",
+        artifacts=(tmp_path / "artifacts").as_uri(),
+        key="key",
+        name="faces",
+    )
+
+
+def nothing(key: str) -> bytes:
+    raise AssertionError(f"nobody asked for {key}")
+
+
+def content(client: mlflow.MlflowClient, run_id: str, folder: str) -> dict[str, dict]:
+    """The JSON files that a run has in a folder, by name."""
+    files = [file.path for file in client.list_artifacts(run_id, folder)]
+    return {
+        file.rpartition("/")[2]: json.loads(
+            mlflow.artifacts.load_text(artifact_uri(client, run_id, file))
+        )
+        for file in files
+    }
+
+
+def artifact_uri(client: mlflow.MlflowClient, run_id: str, file: str) -> str:
+    return f"{client.get_run(run_id).info.artifact_uri}/{file}"
+
+
+def test_events_are_on_the_timeline_by_their_clock_and_the_last_of_a_kind_is_a_tag(description):
+    log = MlflowLog(description)
+    events = (
+        (160, 0, Event(EventAction.ALERT, "little variety", {"kind": "mode_collapse"})),
+        (176, 0, Event(EventAction.REWIND, "lost it", {"at": 208, "checkpoint": "there"})),
+        (176, 1, Event(EventAction.REWIND, "again", {"at": 240, "checkpoint": "there"})),
+    )
+    log.deliver([Record(clock, 1.0, attempt, event=event) for clock, attempt, event in events], nothing)
+    client, run_id = mlflow.MlflowClient(description.uri), log.open()
+    assert content(client, run_id, "timeline") == {
+        "000000000160-0-alert.json": {
+            "clock": 160, "attempt": 0, "action": "alert", "reason": "little variety",
+            "kind": "mode_collapse",
+        },
+        "000000000176-0-rewind.json": {
+            "clock": 176, "attempt": 0, "action": "rewind", "reason": "lost it", "at": 208,
+            "checkpoint": "there",
+        },
+        "000000000176-1-rewind.json": {
+            "clock": 176, "attempt": 1, "action": "rewind", "reason": "again", "at": 240,
+            "checkpoint": "there",
+        },
+    }  # fmt: skip
+    tags = client.get_run(run_id).data.tags
+    assert tags["gan.alert"] == "at 160: little variety"
+    assert tags["gan.rewind"] == "at 176: again"
+
+
+def test_what_comes_after_a_rewind_is_a_run_below_the_first_with_points_of_its_own(description):
+    log = MlflowLog(description)
+    log.deliver(
+        [
+            Record(16, 1.0, values={"images": 16.0, "loss_d": 1.0}),
+            Record(32, 2.0, values={"images": 32.0, "loss_d": 2.0}),
+            Record(32, 3.0, 1, values={"images": 32.0, "loss_d": 3.0}, scores={"fid": 40.0}),
+            Record(32, 3.0, 1, checkpoint={"address": "run/checkpoints/there"}),
+        ],
+        nothing,
+    )
+    log.finish("FINISHED", {"note": "well"})
+    client, run_id = mlflow.MlflowClient(description.uri), log.open()
+    experiment = client.get_experiment_by_name("mlflow-test").experiment_id
+    (below,) = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert below.info.run_name == "faces, attempt 2"
+    curves = {
+        of: [(m.step, m.value) for m in client.get_metric_history(of, "loss_d")]
+        for of in (run_id, below.info.run_id)
+    }
+    assert curves == {run_id: [(16, 1.0), (32, 2.0)], below.info.run_id: [(32, 3.0)]}
+    assert [(m.step, m.value) for m in client.get_metric_history(below.info.run_id, "fid")] == [
+        (32, 40.0)
+    ]
+    assert content(client, below.info.run_id, "checkpoints") == {
+        "000000000032.json": {"address": "run/checkpoints/there"}
+    }
+    assert client.get_run(run_id).data.tags["note"] == "well"
+    assert {client.get_run(of).info.status for of in curves} == {"FINISHED"}
+
+
+def test_the_same_records_twice_leave_the_same_run_and_it_is_found_by_its_key(description):
+    records = [
+        Record(16, 1.0, values={"loss_d": 1.0}),
+        Record(16, 1.0, event=Event(EventAction.BEST, "fid 40", {"checkpoint": "there"})),
+    ]
+    ids = set()
+    for _ in range(2):
+        log = MlflowLog(description)
+        log.deliver(records, nothing)
+        ids.add(log.open())
+    (run_id,) = ids
+    client = mlflow.MlflowClient(description.uri)
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss_d")] == [(16, 1.0)]
+    assert list(content(client, run_id, "timeline")) == ["000000000016-0-best.json"]
