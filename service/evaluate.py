@@ -1,22 +1,23 @@
 """Score a checkpoint by hand: `python -m service.evaluate CHECKPOINT [--scores fd kid …]`."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
-from service.cli import check_bounds, run_command
-from service.config import Evaluation
+from pydantic import Field
+
+from service.cli import Options, Positional, Shown, Text, parse, run_command
+from service.config import Config, EvaluationSettings
+from service.config.vocabulary import RANKING, FeaturesName, RankingName, ScoreName
 from service.data.index import read_index
 from service.errors import UsageError
-from service.metrics.features import NAMES
-from service.metrics.scores import RANKING, SCORES, check_scores
+from service.metrics.scores import check_scores
+from service.run import checkpoint, ranking
+from service.run.best import RETRY_S, Trained, load
+from service.scoring.scorer import Scorer, check_evaluation
 from service.storage import open_storage
-from service.training import checkpoint, scores
-from service.training.evaluation import Scorer
-from service.training.run import check_evaluation
-from service.training.trained import RETRY_S, load, place_of
 
 DESCRIPTION = """Score a checkpoint against held-out images of the data that its run was trained on.
 
@@ -39,59 +40,51 @@ examples:
   python -m service.evaluate s3://gan/runs/faces --features inception --weights inception.pth"""
 
 
+class EvaluateOptions(Options):
+    """What to score, how, and what becomes of it."""
+
+    checkpoint: Positional[Text]
+    """run.dir or checkpoint, local or s3://"""
+    scores: Annotated[list[ScoreName] | None, Shown("SCORE")] = None
+    """of those listed below"""
+    best: RankingName | None = None
+    """which of them ranks (the first that can)"""
+    images: Annotated[int | None, Field(ge=10, le=10_000_000)] = None
+    """generated images, and most real ones"""
+    features: FeaturesName | None = None
+    """network whose features are compared"""
+    weights: str | None = None
+    """file or URL of inception's weights"""
+    data: str | None = None
+    """folder or s3:// address of the shards, if they have moved"""
+    out: Path | None = None
+    """write the scores there as JSON"""
+    keep: bool = False
+    """let the score count when the run's best checkpoint is chosen"""
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Parse, load, score, tell."""
-    parser = argparse.ArgumentParser(
-        prog="python -m service.evaluate",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run.dir or checkpoint, local or s3://")
-    parser.add_argument("--scores", nargs="+", metavar="SCORE", help=f"of {', '.join(SCORES)}")
-    parser.add_argument("--best", choices=RANKING, help="which of them ranks (the first that can)")
-    parser.add_argument("--images", type=int, help="generated images, and most real ones")
-    parser.add_argument("--features", choices=NAMES, help="network whose features are compared")
-    parser.add_argument("--weights", help="file or URL of inception's weights")
-    parser.add_argument("--data", help="folder or s3:// address of the shards, if they have moved")
-    parser.add_argument("--out", type=Path, help="write the scores there as JSON")
-    parser.add_argument("--keep", action="store_true", help="let the score count for the run's best")
-    options = parser.parse_args(arguments)
-    if options.images is not None:
-        check_bounds(options, {"images": (10, 10_000_000)})
+    """Parse, load, score, print."""
+    options = parse(EvaluateOptions, arguments, "service.evaluate", DESCRIPTION, EPILOG)
     if options.out:
         _check_out(options.out)
     trained = load(options.checkpoint)
     settings = _settings(trained.config.evaluation, options)
-    config = trained.config
-    if options.data:
-        moved = config.data.model_copy(update={"url": options.data, "index_url": None})
-        config = config.model_copy(update={"data": moved})
-    index = read_index(open_storage(config.data.index_address, RETRY_S))
-    if index.fingerprint() != trained.fingerprint:
-        raise UsageError(
-            f"{config.data.index_address}: fingerprint {index.fingerprint()}, but the run was trained on"
-            f" {trained.fingerprint}; give --data the data of the run"
-        )
-    check_evaluation(settings, index)
-    place = place_of(trained.address)
-    assert place, trained.address
-    storage = open_storage(place[0], RETRY_S)
-    print(f"{trained.address}: {trained.images} images, {trained.stage.resolution} px", flush=True)
-    scorer = Scorer(config, settings, storage)
-    setting = scorer.setting(trained.stage.resolution)
-    check_scores(settings.scores, setting)
+    scorer = _open_scorer(options, trained, settings)
+    place = trained.place
+    storage = open_storage(place.run_dir, RETRY_S)
     if options.keep:
-        others = [name for name in checkpoint.find(storage)[0] if name != place[1]]
-        scores.check_comparable(storage, others, scorer.measure)
+        others = [name for name in checkpoint.find(storage)[0] if name != place.name]
+        ranking.check_comparable(storage, others, scorer.measure)
+    setting = scorer.setting(trained.stage.resolution)
     print(f"{setting.generated} drawn, against {setting.held_out} held out", flush=True)
-    found = scorer.score(trained)
-    for key, value in found.values.items():
+    score = scorer.score(trained)
+    for key, value in score.values.items():
         print(f"{key} {value:.6g}")
     if options.keep:
-        scores.write(storage, place[1], found)
+        ranking.write(storage, place.name, score)
     if options.out:
-        options.out.write_text(json.dumps(asdict(found), indent=2))
+        options.out.write_text(json.dumps(asdict(score), indent=2))
 
 
 def _check_out(out: Path) -> None:
@@ -104,20 +97,43 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out {out}: cannot be written: {error}; name a file") from error
 
 
-def _settings(usual: Evaluation, options: argparse.Namespace) -> Evaluation:
+def _open_scorer(options: EvaluateOptions, trained: Trained, settings: EvaluationSettings) -> Scorer:
+    """What scores, on the run's data; UsageError where that is elsewhere, or allows not all scores."""
+    config = _config(trained.config, options)
+    index = read_index(open_storage(config.data.index_address, RETRY_S))
+    if index.fingerprint() != trained.fingerprint:
+        raise UsageError(
+            f"{config.data.index_address}: fingerprint {index.fingerprint()}, but the run was trained on"
+            f" {trained.fingerprint}; give --data the data of the run"
+        )
+    check_evaluation(settings, index)
+    print(f"{trained.address}: {trained.clock} images, {trained.stage.resolution} px", flush=True)
+    scorer = Scorer(config, settings, open_storage(trained.place.run_dir, RETRY_S))
+    check_scores(settings.scores, scorer.setting(trained.stage.resolution))
+    return scorer
+
+
+def _config(config: Config, options: EvaluateOptions) -> Config:
+    """The run's own, its data where the command line says."""
+    if not options.data:
+        return config
+    moved = config.data.model_copy(update={"url": options.data, "index_url": None})
+    return config.model_copy(update={"data": moved})
+
+
+def _settings(usual: EvaluationSettings, options: EvaluateOptions) -> EvaluationSettings:
     """The run's own, with what the command line says over them."""
-    named = {name: getattr(options, name) for name in ("scores", "images", "features", "weights")}
-    given = {name: value for name, value in named.items() if value is not None}
-    wanted = given.get("scores", usual.scores)
-    ranking = [score for score in wanted if score in RANKING]
+    changes = options.model_dump(include={"scores", "images", "features", "weights"}, exclude_none=True)
+    wanted = changes.get("scores", usual.scores)
+    ranked = [score for score in wanted if score in RANKING]
     if options.best and options.best not in wanted:
         raise UsageError(f"--best {options.best}: is none of --scores {' '.join(wanted)}; add it there")
-    if options.keep and not ranking:
+    if options.keep and not ranked:
         raise UsageError(
             f"--keep: none of --scores {' '.join(wanted)} ranks; add one of {', '.join(RANKING)}"
         )
-    best = options.best or (usual.best if usual.best in wanted else ranking[0] if ranking else "")
-    return usual.model_copy(update=given | {"best": best})
+    best = options.best or (usual.best if usual.best in wanted else ranked[0] if ranked else wanted[0])
+    return usual.model_copy(update=changes | {"best": best})
 
 
 if __name__ == "__main__":

@@ -9,17 +9,17 @@ Features = NDArray[np.floating]
 
 # 1,024 × 50,000 distances are 400 MB.
 BLOCK_ROWS = 1024
-# Of equal points the formula leaves this share of their squared norms, more or less.
+# For equal points the formula leaves about this share of their squared norms.
 _CANCELLATION = 1e-13
 
 
 def squared_distances(rows: Features, columns: Features) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """Blocks of |r - c|²: the rows' slice, and float64 [rows in it, len(columns)].
 
-    ValueError where the sets' widths differ.
+    ValueError if the sets' widths differ.
     """
     check_widths(rows, columns)
-    # Distances do not depend on the origin, rounding does: it is in the midst of the points.
+    # Distances do not depend on the origin, but rounding does: put it amid the points.
     origin = columns.mean(0, dtype=np.float64)
     right = columns - origin
     right_squares = np.einsum("ij,ij->i", right, right)
@@ -35,9 +35,9 @@ def squared_distances(rows: Features, columns: Features) -> Iterator[tuple[slice
 
 
 def squared_radii(points: Features, neighbours: int) -> NDArray[np.float64]:
-    """Squared distance [n, neighbours] of each point to its nearest others of the set, nearest first.
+    """Squared distances [n, neighbours] from each point to its nearest other points, nearest first.
 
-    ValueError where there are not so many others.
+    ValueError if there are fewer other points.
     """
     if len(points) <= neighbours:
         raise ValueError(
@@ -52,9 +52,9 @@ def squared_radii(points: Features, neighbours: int) -> NDArray[np.float64]:
 
 
 def nearest(queries: Features, references: Features) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distance [n] of each query to the nearest reference, and that one's index [n].
+    """Distance [n] from each query to its nearest reference, and that reference's index [n].
 
-    The distances are those of the points' differences: 0 for equal points and for no others.
+    Distances come from the points' differences: they are 0 for equal points and no others.
     """
     if len(references) == 0:
         raise ValueError("there are no images to be near to; give one or more")
@@ -66,7 +66,7 @@ def nearest(queries: Features, references: Features) -> tuple[NDArray[np.float64
 
 
 def check_widths(a: Features, b: Features) -> None:
-    """ValueError where two sets are not [n, d] of one d."""
+    """ValueError unless both sets are [n, d] with the same d."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(
             f"features {list(a.shape)} and {list(b.shape)} cannot be compared; measure both sets with"

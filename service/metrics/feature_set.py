@@ -1,4 +1,4 @@
-"""What sets of images are compared in: pooled features of a network, and the classes it sees in them."""
+"""The space that images are compared in: a network's pooled features, and the classes it sees."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-# More at once is slower on a CPU, by up to half at 64. It divides the blocks of `shares.py`.
+# Larger batches are slower on a CPU, by up to half at 64. It divides the blocks of `shares.py`.
 BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """A feature network made ready, in eval mode and without gradients.
+    """A feature network ready for use, in eval mode and without gradients.
 
-    `network` maps float32 [n, 3, h, w] in 0 … 255 to pooled features [n, width]; how it resizes to
-    `resolution` pixels a side is part of it. `digest` is the SHA-256 of its weights' file. `weight`
+    `network` maps float32 [n, 3, h, w] in 0 … 255 to pooled features [n, width]; it also does the
+    resizing to `resolution` pixels a side. `digest` is the SHA-256 of its weights' file. `weight`
     [classes, width] and `bias` [classes] are the linear classifier that was trained on the features.
     """
 
@@ -38,7 +38,7 @@ class FeatureSet:
     def __call__(self, images: NDArray[np.uint8], batch: int = BATCH) -> NDArray[np.float32]:
         """Pooled features [n, width] of uint8 images [n, h, w, c], c 1 or 3; gray is repeated.
 
-        `batch` changes nothing but rounding and speed. ValueError for arrays of another kind.
+        `batch` changes only rounding and speed. ValueError for other arrays.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
             raise ValueError(
@@ -52,7 +52,7 @@ class FeatureSet:
         return result
 
     def probabilities(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """What the classifier makes of features [n, width]: [n, classes], each row's sum 1."""
+        """The classifier's probabilities [n, classes] for features [n, width]; each row sums to 1."""
         logits = features.astype(np.float64) @ self.weight.T + self.bias
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
         return exponentials / exponentials.sum(1, keepdims=True)

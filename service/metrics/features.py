@@ -1,14 +1,13 @@
-"""Feature networks by name: the one place that knows which there are."""
+"""Feature networks by name: the one place that opens them."""
 
 from pathlib import Path
 
 import torch
 
+from service.config.vocabulary import FEATURES
 from service.errors import UsageError
 from service.metrics import efficientnet, inception
 from service.metrics.feature_set import FeatureSet
-
-NAMES = (efficientnet.NAME, inception.NAME)
 
 
 def open_features(
@@ -19,12 +18,12 @@ def open_features(
 ) -> FeatureSet:
     """The feature network of this name.
 
-    `inception` takes its `weights` from a path or an http(s) or s3:// address, which is fetched once
-    into `cache` (~/.cache/gan-training); `efficientnet_lite0` brings its own. UsageError for another
-    name, and where packages or files are missing or wrong.
+    `inception` takes its `weights` from a path, or from an http(s) or s3:// address, which it fetches
+    once into `cache` (~/.cache/gan-training). `efficientnet_lite0` brings its own. UsageError for
+    another name, and if packages or files are missing or wrong.
     """
-    if name not in NAMES:
-        raise UsageError(f"features {name!r}: unknown; there are {', '.join(NAMES)}")
+    if name not in FEATURES:
+        raise UsageError(f"features {name!r}: unknown; there are {', '.join(FEATURES)}")
     if name == inception.NAME:
         if not weights:
             raise UsageError(

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Moments:
-    """What the distance needs to know of a set of features.
+    """The statistics of a set of features that the distance needs.
 
     `count` is the number of samples, `mean` float64 [d], `covariance` float64 [d, d], divided by
-    count - 1; of fewer than two samples it is zero.
+    count - 1; it is zero for fewer than two samples.
     """
 
     count: int
@@ -33,7 +33,7 @@ def moments(features: NDArray[np.floating]) -> Moments:
 def merge(parts: Iterable[Moments]) -> Moments:
     """Moments of all samples together, from those of batches or of workers (Chan et al. 1979).
 
-    Order changes nothing but rounding. ValueError where there is no part or their widths differ.
+    The order changes only rounding. ValueError if there is no part or widths differ.
     """
     iterator = iter(parts)
     whole = next(iterator, None)
@@ -47,8 +47,8 @@ def merge(parts: Iterable[Moments]) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), at least 0 (Dowson and Landau 1982).
 
-    Correct for covariances without full rank too, those of fewer samples than features. ValueError
-    where the widths differ or a side has fewer than two samples.
+    Also correct for covariances without full rank, as of fewer samples than features. ValueError if
+    the widths differ or a side has fewer than two samples.
     """
     _check_widths(a, b)
     for side in (a, b):
@@ -56,8 +56,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             raise ValueError(
                 f"a covariance needs at least 2 images, found {side.count}; measure more images"
             )
-    # C_a C_b has the eigenvalues of root_a C_b root_a, which is symmetric: real, and at least 0 but
-    # for rounding, where a square root of the product itself would turn complex.
+    # C_a C_b has the eigenvalues of root_a C_b root_a. They are real and, up to rounding, at least 0
+    # because that matrix is symmetric; a square root of the product itself could turn complex.
     root = _square_root(a.covariance)
     product = root @ b.covariance @ root
     eigenvalues = np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)

@@ -1,7 +1,7 @@
-"""Features of the standard Inception, the ImageNet network of December 2015 that FID is defined by.
+"""Features of the standard Inception, the ImageNet network of December 2015 that defines FID.
 
-Its weights are the user's own file: the state dict that pytorch-fid and torch-fidelity publish,
-`pt_inception-2015-12-05-6726825d.pth` or `weights-inception-2015-12-05-6726825d.pth`, which are one.
+The user supplies its weights: the state dict that pytorch-fid and torch-fidelity publish as
+`pt_inception-2015-12-05-6726825d.pth` and `weights-inception-2015-12-05-6726825d.pth`, the same file.
 """
 
 import functools
@@ -33,9 +33,9 @@ def load_inception(
     """Inception-v3 (Szegedy et al. 2015) as in FID (Heusel et al. 2017): 2048 features, 1008 classes.
 
     `address` is a path or an http(s) or s3:// address. Other weights of the same network are named
-    `inception_` and the first digits of their SHA-256, so that no score of theirs is called FID. The
-    classifier goes without its bias, as in the Inception score's own code (Salimans et al. 2016).
-    UsageError where the file is not of this network.
+    `inception_` and the first digits of their SHA-256, so that their scores are not called FID. The
+    classifier leaves out its bias, as in the Inception score's own code (Salimans et al. 2016).
+    UsageError if the file is not of this network.
     """
     path = local_file(address, cache)
     saved, digest = read_weights(path)
@@ -55,7 +55,7 @@ def load_inception(
         digest,
         WIDTH,
         RESOLUTION,
-        # half as fast again on a CPU as in torch's own layout
+        # 1.5 times as fast on a CPU as in torch's default layout
         network.to(device).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         weight,
         weight[:, 0] * 0,
@@ -64,7 +64,7 @@ def load_inception(
 
 
 def file_shapes() -> dict[str, torch.Size]:
-    """Names and shapes of the tensors in the file, but for batch norm's counters."""
+    """Names and shapes of the tensors in the file, except batch norm's counters."""
     shapes = {"fc.weight": torch.Size([CLASSES, WIDTH]), "fc.bias": torch.Size([CLASSES])}
     with torch.device("meta"):
         for layer in _network().modules():
@@ -74,7 +74,7 @@ def file_shapes() -> dict[str, torch.Size]:
 
 
 class _Conv(nn.Conv2d):
-    """Convolution, batch norm folded into it, and ReLU; `source` is its name in the file."""
+    """Convolution with batch norm folded in, then ReLU; `source` is its name in the file."""
 
     def __init__(
         self,
@@ -94,12 +94,12 @@ class _Conv(nn.Conv2d):
         return super().forward(x).relu_()
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Names and shapes of what the file holds of this layer."""
+        """Names and shapes of this layer's tensors in the file."""
         shapes = {f"{self.source}.bn.{name}": torch.Size([self.out_channels]) for name in _STATISTICS}
         return shapes | {f"{self.source}.conv.weight": self.weight.shape}
 
     def fold(self, saved: dict[str, Tensor]) -> None:
-        """Take the weights, scaled and shifted as batch norm would have done."""
+        """Take the saved weights, scaled and shifted as batch norm would do."""
         gain, bias, mean, variance = (saved[f"{self.source}.bn.{x}"].double() for x in _STATISTICS)
         scale = gain / (variance + _EPSILON).sqrt()
         weight = saved[f"{self.source}.conv.weight"].double() * scale[:, None, None, None]
@@ -108,7 +108,7 @@ class _Conv(nn.Conv2d):
 
 
 class _Concat(nn.Module):
-    """Branches of one input, side by side."""
+    """The outputs of several branches of one input, concatenated."""
 
     def __init__(self, *branches: nn.Module):
         super().__init__()
@@ -119,7 +119,7 @@ class _Concat(nn.Module):
 
 
 class _Prepare(nn.Module):
-    """299 px by TensorFlow 1's bilinear rule, which samples at i · from / to, then (x - 128) / 128."""
+    """Resize to 299 px as TensorFlow 1 does, bilinear at i · from / to, then (x - 128) / 128."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         rows, columns = (_resizing(side, pixels) for side in pixels.shape[2:])
@@ -128,7 +128,7 @@ class _Prepare(nn.Module):
 
 
 def _resizing(side: int, like: Tensor) -> Tensor:
-    """The matrix [299, side] that takes each sample from its two neighbours; identity at 299."""
+    """The matrix [299, side] that mixes each sample from its two neighbours; the identity at 299."""
     place = torch.arange(RESOLUTION, dtype=torch.float64) * side / RESOLUTION
     low = place.long()
     share = place - low
@@ -160,7 +160,7 @@ def _network() -> nn.Sequential:
         _lines("Mixed_6e", 768, 192),
         _halve_17("Mixed_7a", 768),
         _wide("Mixed_7b", 1280, _average()),
-        # The network of 2015 takes the maximum here, and only here.
+        # The network of 2015 pools by the maximum here, and only here.
         _wide("Mixed_7c", 2048, nn.MaxPool2d(3, 1, 1)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -172,7 +172,7 @@ def _average() -> nn.Module:
 
 
 def _square(cell: str, inputs: int, pooled: int) -> nn.Module:
-    """At 35 px: two 3×3 in place of a 5×5, and a 5×5 still."""
+    """At 35 px: one 5×5, and two 3×3 in place of another."""
     conv = functools.partial(_Conv, cell)
     return _Concat(
         conv("branch1x1", inputs, 64, 1),
@@ -201,7 +201,7 @@ def _halve_35(cell: str, inputs: int) -> nn.Module:
 
 
 def _lines(cell: str, inputs: int, inner: int) -> nn.Module:
-    """At 17 px: 7×7 as rows and columns."""
+    """At 17 px: 7×7 convolutions split into rows and columns."""
     conv = functools.partial(_Conv, cell)
     return _Concat(
         conv("branch1x1", inputs, 192, 1),
@@ -237,7 +237,7 @@ def _halve_17(cell: str, inputs: int) -> nn.Module:
 
 
 def _wide(cell: str, inputs: int, pool: nn.Module) -> nn.Module:
-    """At 8 px: rows and columns side by side."""
+    """At 8 px: 3×3 convolutions split into rows and columns, side by side."""
     conv = functools.partial(_Conv, cell)
 
     def fork(name: str) -> nn.Module:
@@ -256,12 +256,12 @@ def _wide(cell: str, inputs: int, pool: nn.Module) -> nn.Module:
 
 
 def _check(path: Path, saved: dict[str, Tensor]) -> None:
-    """UsageError where the file's tensors are not those of this network."""
+    """UsageError if the file's tensors are not those of this network."""
     expected = file_shapes()
-    found = {name: value.shape for name, value in saved.items() if "num_batches" not in name}
-    if found != expected:
-        name = min(name for name in found | expected if found.get(name) != expected.get(name))
-        sides = (list(shapes[name]) if name in shapes else "none" for shapes in (found, expected))
+    actual = {name: value.shape for name, value in saved.items() if "num_batches" not in name}
+    if actual != expected:
+        name = min(name for name in actual | expected if actual.get(name) != expected.get(name))
+        sides = (list(shapes[name]) if name in shapes else "none" for shapes in (actual, expected))
         raise UsageError(
             f"{path}: weights of another network than the standard Inception: {name} is"
             " {}, expected {}; give {}".format(*sides, STANDARD_FILE)

@@ -1,4 +1,4 @@
-"""The Inception score: how surely each image is of a class, and how evenly the set is of all."""
+"""The Inception score: how clearly each image shows a class, and how evenly the set shows all."""
 
 import itertools
 
@@ -11,9 +11,9 @@ SPLITS = 10
 def inception_score(probabilities: NDArray[np.floating], splits: int = SPLITS) -> tuple[float, float]:
     """exp E KL(p(y|x) ‖ p(y)), mean and deviation over `splits` (Salimans et al. 2016, §4).
 
-    `probabilities` are [n, classes], rows' sums 1, cut into runs of equal length but for one: so images
-    that come class by class want to be shuffled first. Between 1 and the number of classes. Fewer than
-    50,000 images give less. ValueError for fewer images than splits.
+    `probabilities` are [n, classes], and each row sums to 1. A split is a run of n / `splits` rows,
+    rounded, so shuffle images first that are sorted by class. The score lies between 1 and the number
+    of classes; fewer than 50,000 images lower it. ValueError for fewer images than splits.
     """
     count = len(probabilities)
     if probabilities.ndim != 2 or count < splits:
@@ -28,7 +28,7 @@ def inception_score(probabilities: NDArray[np.floating], splits: int = SPLITS) -
 
 
 def _score(probabilities: NDArray[np.float64]) -> float:
-    """As entropies: E KL is that of the mean less the mean of all."""
+    """E KL as entropies: that of the mean row, minus the mean of all rows' entropies."""
     mean = probabilities.mean(0, keepdims=True)
     return float(np.exp(_entropies(mean)[0] - _entropies(probabilities).mean()))
 

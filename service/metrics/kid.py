@@ -1,4 +1,4 @@
-"""The kernel distance between two sets of features: KID, where they are the standard Inception's."""
+"""The kernel distance between two sets of features; with the standard Inception's it is KID."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,9 @@ def kid(
 ) -> tuple[float, float]:
     """Mean and deviation of the unbiased MMD² over subsets drawn by `seed` (Bińkowski et al. 2018, §4).
 
-    Kernel (x·y / d + 1)³. A subset is no larger than the smaller set; where both are wholly taken one
-    measurement says it all. Near 0, below it too, for sets of one distribution, however few the images.
-    ValueError where the widths differ or a side has fewer than two.
+    The kernel is (x·y / d + 1)³. A subset is no larger than the smaller set; if it takes both sets
+    whole, one measurement is enough. For sets of one distribution the mean is near 0, above or below,
+    however few the images. ValueError if the widths differ or a side has fewer than two.
     """
     check_widths(real, generated)
     size = min(subset_images, len(real), len(generated))

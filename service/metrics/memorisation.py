@@ -1,4 +1,4 @@
-"""Does a generator copy its training images? Their nearness, against that of images it never saw."""
+"""Does a generator copy its training images? Compares how near generated and held-out images are."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from service.metrics.distances import Features, nearest
 
-# Below this the normal law of the statistic does not hold (Meehan et al. 2020, §4).
+# With fewer, the statistic is not normally distributed (Meehan et al. 2020, §4).
 FEWEST_IMAGES = 20
 COPY_QUANTILE = 0.01
 
@@ -17,14 +17,14 @@ COPY_QUANTILE = 0.01
 class Memorisation:
     """Whether generated images lie nearer to training images than held-out ones do.
 
-    `nearer` is how often a generated image is nearer to its nearest training image than a held-out one
-    to its own, ties by half: 0.5 for fresh draws of the data's distribution. `z` is the data-copying
-    statistic of Meehan et al. 2020 (one cell), in deviations: below -3 copies, far above 3 images unlike
-    any. `p_value` is the chance of such a `z` or lower without copying. `copies` is the share of
-    generated images that are nearer than all but the nearest 1% of held-out ones: about 0.01 for fresh
-    draws; it shows a few copies among many poor images, which `z` does not.
+    `nearer` is how often a generated image is nearer to its nearest training image than a held-out
+    image is to its own; ties count half. Fresh draws of the data's distribution give 0.5. `z` is the
+    data-copying statistic of Meehan et al. 2020 (one cell), in standard deviations: below -3 it means
+    copies, far above 3 images unlike any. `p_value` is the chance of such a `z` or lower without
+    copying. `copies` is the share of generated images that are nearer than all but the nearest 1% of
+    held-out ones, about 0.01 for fresh draws. It shows few copies among many poor images; `z` does not.
 
-    `distances` [n] and `indices` [n] are those of each generated image's nearest training image.
+    `distances` [n] and `indices` [n] belong to each generated image's nearest training image.
     """
 
     z: float
@@ -38,9 +38,9 @@ class Memorisation:
 def memorisation(generated: Features, held_out: Features, training: Features) -> Memorisation:
     """Test generated [n, d] against held-out [m, d] for nearness to training images [t, d].
 
-    The training images are those trained on, or a sample of them, which finds as much fewer copies.
-    Held-out images that are in the training set too hide copying. ValueError for fewer than 20 generated
-    or held-out images, and where widths differ.
+    The training images are the whole training set or a sample of it; a sample finds proportionally
+    fewer copies. Held-out images that are also in the training set hide copying. ValueError for fewer
+    than 20 generated or held-out images, and if widths differ.
     """
     for what, side in (("generated", generated), ("held-out", held_out)):
         if len(side) < FEWEST_IMAGES:

@@ -1,4 +1,4 @@
-"""How alike images of a class are: MS-SSIM of pairs, which nears 1 where a generator collapses."""
+"""How alike images of a class are: MS-SSIM of pairs, which nears 1 when a generator collapses."""
 
 import numpy as np
 import torch
@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 from service.random import philox
 
 PAIRS = 1000
-# One a scale, finest first (Wang et al. 2003, §3.2).
+# One per scale, finest first (Wang et al. 2003, §3.2).
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-# Sides that 1, 2, … 5 scales need: the window fits in the last one, and torchmetrics takes it.
+# Sides that 1, 2, … 5 scales need so that the window fits in the last one and torchmetrics accepts it.
 SMALLEST = (11, 22, 44, 99, 176)
 _BATCH = 64
 
 
 def scales(resolution: int) -> int:
-    """How many scales images of `resolution` px a side have: as many as hold the 11 px window.
+    """How many scales images of `resolution` px a side have: all that hold the 11 px window.
 
     5 from 176 px on, 4 from 99, 3 from 44, 2 from 22, 1 from 11 (then it is SSIM). ValueError below.
     """
@@ -29,9 +29,9 @@ def ms_ssim(
 ) -> float:
     """Mean MS-SSIM of `pairs` of images [n, h, w, c], each of one class (Odena et al. 2017, §4.2).
 
-    Classes are drawn evenly among those with two images or more, then a pair of each. 1 for equal
-    images. Below 176 px the first `scales` of the five weights are taken, made to sum to 1: compare at
-    one resolution, and with real images at the same. ValueError where no class has two images.
+    A pair's class is drawn evenly among those with two images or more, then the pair. Equal images
+    give 1. Below 176 px only the first `scales` of the five weights count, scaled to sum to 1: compare
+    at one resolution, also with real images. ValueError if no class has two images.
     """
     first, second = draw_pairs(labels, pairs, seed)
     # imported here: it takes more than a second
@@ -52,7 +52,7 @@ def ms_ssim(
 def draw_pairs(
     labels: NDArray[np.int64], pairs: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places [pairs] of first and of second images, different ones of one class."""
+    """Indices [pairs] of the first and of the second images: different images of one class."""
     order = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     starts, counts = starts[counts > 1], counts[counts > 1]

@@ -1,4 +1,4 @@
-"""Fidelity and diversity apart: precision and recall, density and coverage, of sets of features."""
+"""Fidelity and diversity of sets of features, apart: precision and recall, density and coverage."""
 
 from dataclasses import dataclass
 
@@ -30,11 +30,12 @@ def prdc(
 ) -> Prdc:
     """All four of real [n, d] and generated [m, d], from one pass over the distances.
 
-    A set's manifold is the union of balls about its points that reach to their k-th nearest other
-    point. Precision is the share of generated images in the real manifold, recall of real ones in the
-    generated (Kynkäänniemi et al. 2019); density counts the real balls around a generated image, over
-    k, and coverage is the share of real balls that hold one (Naeem et al. 2020). All depend on n and m:
-    compare at equal counts. ValueError where a set has no more than k images, or the widths differ.
+    A set's manifold is the union of balls about its points; each reaches to the k-th nearest other
+    point. Precision is the share of generated images in the real manifold, recall the share of real
+    images in the generated one (Kynkäänniemi et al. 2019). Density is the mean number of real balls
+    around a generated image, over k. Coverage is the share of real balls that hold a generated image
+    (Naeem et al. 2020). All depend on n and m: compare at equal counts. ValueError if a set has no
+    more than k images, or the widths differ.
     """
     most = max(precision_neighbours, density_neighbours)
     real_radii = squared_radii(real, most)

@@ -1,4 +1,4 @@
-"""What is measured of the real images, kept beside the run: the same for every checkpoint."""
+"""Statistics of the real images, stored beside the run: the same for every checkpoint."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ from service.storage import MissingError, Storage
 
 log = logging.getLogger(__name__)
 
-# Raised with whatever makes the same network see other features in the same images.
+# Raise it with any change that gives the same network other features of the same images.
 VERSION = 1
 FOLDER = "metrics/"
 
@@ -35,7 +35,7 @@ class RealImages:
     training: NDArray[np.int64]
 
     def about(self, features: FeatureSet) -> dict[str, str | int]:
-        """All that their features depend on."""
+        """Everything that the features of these images depend on."""
         return {
             "version": VERSION,
             "fingerprint": self.fingerprint,
@@ -49,13 +49,13 @@ class RealImages:
         }
 
     def key(self, features: FeatureSet) -> str:
-        """Where the statistics of these images in these features are kept."""
+        """The storage key of these images' statistics in these features."""
         digest = hashlib.sha256(json.dumps(self.about(features)).encode()).hexdigest()
         return f"{FOLDER}{features.name}-{self.resolution}-{digest[:16]}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class FeatureSample:
     """Features float32 [n, d] of real images, and their rows int64 [n] in the index."""
 
     features: NDArray[np.float32]
@@ -64,19 +64,19 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class RealStatistics:
-    """Held-out images, which generated ones are compared with, and a sample of the training images."""
+    """Held-out images, to compare generated ones with, and a sample of the training images."""
 
-    held_out: Sample
-    training: Sample
+    held_out: FeatureSample
+    training: FeatureSample
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """Of the held-out images."""
+        """Moments of the held-out images."""
         return moments(self.held_out.features)
 
 
 def select_rows(rows: NDArray[np.int64], count: int, seed: int = 0) -> NDArray[np.int64]:
-    """`count` of the rows, or all where there are no more, drawn by `seed`, in ascending order."""
+    """`count` of the rows, or all if there are fewer, drawn by `seed`, in ascending order."""
     order = philox.permutation(philox.key("real images", seed), len(rows))
     return np.sort(rows[order[:count]])
 
@@ -84,7 +84,7 @@ def select_rows(rows: NDArray[np.int64], count: int, seed: int = 0) -> NDArray[n
 def save_statistics(
     storage: Storage, images: RealImages, features: FeatureSet, statistics: RealStatistics
 ) -> None:
-    """Keep the statistics for later; where they cannot be written that is logged, and no error."""
+    """Store the statistics for later; a failure to write is logged, and no error."""
     tensors: dict[str, NDArray] = {
         "held_out.features": statistics.held_out.features,
         "held_out.rows": statistics.held_out.rows,
@@ -101,10 +101,10 @@ def save_statistics(
 
 
 def load_statistics(storage: Storage, images: RealImages, features: FeatureSet) -> RealStatistics | None:
-    """The statistics that were kept of these images in these features.
+    """The stored statistics of these images in these features, or None if there are none.
 
-    None where there are none; also where they cannot be read, are damaged or of others, which is logged:
-    then measure anew and save.
+    Statistics that cannot be read, are damaged or belong to others are logged and also give None:
+    measure again and save.
     """
     key = images.key(features)
     try:
@@ -123,7 +123,8 @@ def _parse(data: bytes, images: RealImages, features: FeatureSet) -> RealStatist
     if json.loads(tensors["about"].tobytes()) != images.about(features):
         raise ValueError("it is of other images or features")
     held_out, training = (
-        Sample(tensors[f"{part}.features"], tensors[f"{part}.rows"]) for part in ("held_out", "training")
+        FeatureSample(tensors[f"{part}.features"], tensors[f"{part}.rows"])
+        for part in ("held_out", "training")
     )
     return RealStatistics(held_out, training)
 

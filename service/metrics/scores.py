@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from service.config.vocabulary import OF_PIXELS, SCORES
 from service.errors import UsageError
 from service.metrics import inception, inception_score, memorisation, ms_ssim, prdc, swd
 from service.metrics.feature_set import FeatureSet
@@ -17,23 +18,6 @@ from service.metrics.frechet import frechet_distance, moments
 from service.metrics.kid import kid
 from service.metrics.real import RealStatistics
 
-SCORES = (
-    "fd",
-    "kid",
-    "is",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "swd",
-    "ms_ssim",
-    "memorisation",
-)
-HIGHER_IS_BETTER = ("is", "precision", "recall", "density", "coverage")
-RANKING = ("fd", "kid", "swd", *HIGHER_IS_BETTER)
-"""Scores by which one generator is better than another."""
-
-_OF_PIXELS = ("swd", "ms_ssim")
 _OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 _MEMORISATION = ("z", "p_value", "nearer", "copies")
 _STANDARD = {
@@ -69,17 +53,17 @@ class Generated:
 
 def need_features(scores: Collection[str]) -> bool:
     """Whether one of the scores is of features; SWD and MS-SSIM are of pixels."""
-    return not set(scores) <= set(_OF_PIXELS)
+    return not set(scores) <= set(OF_PIXELS)
 
 
 def need_images(scores: Collection[str]) -> bool:
     """Whether one of the scores looks at pixels, beside how large the images are."""
-    return bool(set(scores) & set(_OF_PIXELS))
+    return bool(set(scores) & set(OF_PIXELS))
 
 
 def name(score: str, features: str) -> str:
     """What a score is called on the features of this name."""
-    if score in _OF_PIXELS:
+    if score in OF_PIXELS:
         return score
     if features == inception.NAME and score in _STANDARD:
         return _STANDARD[score]

@@ -1,4 +1,4 @@
-"""How workers share out the images of a measurement: any number of them comes to the same answer."""
+"""How workers share the images of a measurement: any number of workers gets the same result."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Rounding depends on which images go through a network together. Blocks of 64 fill whole batches of
-# samplers (64) and of feature networks (16), so those are the same ones on any number of workers.
+# samplers (64) and of feature networks (16), so batches are the same for any number of workers.
 BLOCK = 64
 
 
 def share(count: int, worker: int, workers: int) -> NDArray[np.int64]:
-    """Numbers, of 0 … count − 1, of the images that fall to a worker: every `workers`-th block of 64."""
+    """A worker's image numbers, out of 0 … count − 1: every `workers`-th block of 64."""
     if not 0 <= worker < workers:
         raise ValueError(f"worker {worker} of {workers}: give 0 to {workers - 1}")
     numbers = np.arange(count)
@@ -19,9 +19,9 @@ def share(count: int, worker: int, workers: int) -> NDArray[np.int64]:
 
 
 def join(parts: Sequence[NDArray]) -> NDArray:
-    """What the workers made of their shares, in the order of workers, put in the order of numbers.
+    """The results of all workers' shares, given in the order of workers, in the order of numbers.
 
-    ValueError where the parts are not of shares of one count.
+    ValueError if the parts do not fit shares of one count.
     """
     count = sum(map(len, parts))
     whole = np.empty((count, *parts[0].shape[1:]), parts[0].dtype)

@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance between small patches of images, at each scale of them apart."""
+"""The sliced Wasserstein distance between small patches of images, separately at each scale."""
 
 import math
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ SCALE = 1000
 """The distances are reported in thousandths (Karras et al. 2018, table 1)."""
 
 _BATCH = 256
-# Projections of 2 million patches, 16,384 images', are 270 MB a set.
+# Projections of 2 million patches, from 16,384 images, are 270 MB a set.
 _DIRECTIONS_AT_ONCE = 32
-# The Gaussian of Burt and Adelson 1983 that is nearest to a binomial one.
+# The Gaussian-like kernel of Burt and Adelson 1983 in its binomial form.
 _KERNEL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
@@ -32,20 +32,20 @@ def levels(resolution: int) -> list[int]:
     """
     if resolution < PATCH:
         raise ValueError(f"patches of {PATCH} px do not fit in images of {resolution} px")
-    found = [resolution]
-    while found[0] % 2 == 0 and found[0] // 2 >= SMALLEST_LEVEL:
-        found.insert(0, found[0] // 2)
-    return found
+    sides = [resolution]
+    while sides[0] % 2 == 0 and sides[0] // 2 >= SMALLEST_LEVEL:
+        sides.insert(0, sides[0] // 2)
+    return sides
 
 
 def swd(real: NDArray[np.uint8], generated: NDArray[np.uint8], seed: int = 0) -> dict[int, float]:
-    """Distance ×1000 by level's side in pixels, of two sets uint8 [n, h, h, c] (Karras et al. 2018, §5).
+    """Distance ×1000 of two sets uint8 [n, h, h, c], by level's side in pixels (Karras et al. 2018, §5).
 
-    128 patches of 7×7 an image and level, all channels together, from a Laplacian pyramid whose lowest
-    level is the image itself, shrunk; each set's channels are brought to mean 0 and deviation 1; the
-    distance is the mean over 512 random directions. Patches lie at the same places in both sets, which
-    spares noise and makes the distance of equal sets 0. The paper takes 16,384 images, which need 4 GB.
-    ValueError for sets of different shapes.
+    Each image gives 128 patches of 7×7 with all channels at each level of a Laplacian pyramid, whose
+    lowest level is the image itself, shrunk. Each set's channels are scaled to mean 0 and deviation 1.
+    The distance is the mean over 512 random directions. Patches lie at the same places in both sets,
+    which reduces noise and makes the distance of equal sets 0. The paper takes 16,384 images, which
+    need 4 GB. ValueError for sets of different shapes.
     """
     if (
         real.shape != generated.shape
@@ -68,9 +68,9 @@ def swd(real: NDArray[np.uint8], generated: NDArray[np.uint8], seed: int = 0) ->
 def sliced_wasserstein(
     a: NDArray[np.float32], b: NDArray[np.float32], directions: NDArray[np.float64]
 ) -> float:
-    """Mean, over `directions` [k, d] of length 1, of the Wasserstein-1 distance between projections.
+    """Mean Wasserstein-1 distance between projections of two sets on `directions` [k, d] of length 1.
 
-    Of two sets [n, d] of as many points (Rabin et al. 2011).
+    Both sets are [n, d] with the same n (Rabin et al. 2011).
     """
     total = 0.0
     for start in range(0, len(directions), _DIRECTIONS_AT_ONCE):
@@ -82,7 +82,7 @@ def sliced_wasserstein(
 
 
 def unit_directions(width: int, seed: int, count: int = DIRECTIONS) -> NDArray[np.float64]:
-    """Directions [count, width] spread evenly over the sphere: normals brought to length 1."""
+    """Directions [count, width], evenly distributed on the sphere: normals scaled to length 1."""
     words = philox.words(philox.key("directions", seed), np.arange(count), width)
     normals = torch.special.ndtri(torch.from_numpy((words + 0.5) / 2.0**32)).numpy()
     return normals / np.linalg.norm(normals, axis=1, keepdims=True)
@@ -91,8 +91,8 @@ def unit_directions(width: int, seed: int, count: int = DIRECTIONS) -> NDArray[n
 def laplacian_pyramid(images: Tensor, smallest: int) -> dict[int, Tensor]:
     """Levels of float images [n, c, h, h] by their side, down to `smallest` (Burt and Adelson 1983).
 
-    Each but the smallest is what is lost by shrinking to half and enlarging again, so that the images
-    come back by enlarging and adding.
+    Each level but the smallest is what shrinking to half and enlarging again loses, so enlarging and
+    adding restores the images.
     """
     result = {}
     while images.shape[2] > smallest:
@@ -103,7 +103,7 @@ def laplacian_pyramid(images: Tensor, smallest: int) -> dict[int, Tensor]:
 
 
 def enlarge(images: Tensor) -> Tensor:
-    """Twice the size: zeros in between, blurred."""
+    """Images at twice the size: zeros in between, then blurred."""
     n, channels, height, width = images.shape
     wide = images.new_zeros(n, channels, 2 * height, 2 * width)
     wide[:, :, ::2, ::2] = 4 * images
@@ -120,7 +120,7 @@ def _blur(images: Tensor) -> Tensor:
 
 
 def patches(images: NDArray[np.uint8], side: int, seed: int) -> NDArray[np.float32]:
-    """Patches [n · 128, c, 7, 7] of the level of this side, at places drawn by seed, side and number."""
+    """Patches [n · 128, c, 7, 7] of the level of this side; seed, side and number key their places."""
     places = philox.words(
         philox.key("patches", seed, side), np.arange(len(images)), 2 * PATCHES_PER_IMAGE
     )

@@ -1,4 +1,4 @@
-"""Files of weights that the user names: a path, or an http(s) or s3:// address, fetched once."""
+"""Files of weights that the user names: a path, or an http(s) or s3:// address to fetch once."""
 
 import hashlib
 import http.client
@@ -27,15 +27,15 @@ _DIGITS = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
 
 def cache_folder() -> Path:
-    """Where files are kept that were fetched: gan-training in the user's cache."""
+    """The folder of fetched files: gan-training in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "gan-training").expanduser()
 
 
 def local_file(address: str, cache: Path | None = None) -> Path:
-    """The file at a path; of an http(s) or s3:// address its copy in `cache`, fetched if need be.
+    """The file at a path, or the copy in `cache` of an http(s) or s3:// address, fetched if need be.
 
-    A name such as name-0123abcd.pth must hold the first digits of the file's SHA-256. UsageError where
-    there is no file, where it cannot be fetched whole, or where the digits are others.
+    A name such as name-0123abcd.pth must hold the first digits of the file's SHA-256. UsageError if
+    there is no file, if it cannot be fetched whole, or if the digits differ.
     """
     url = urlsplit(address)
     if not is_s3(address) and url.scheme not in ("http", "https"):
@@ -45,7 +45,7 @@ def local_file(address: str, cache: Path | None = None) -> Path:
         return path
     shown = url._replace(query="", fragment="").geturl()  # a query may hold a signature
     name = url.path.rpartition("/")[2] or "weights"
-    # of presigned addresses the signature changes, the file does not
+    # the signature of a presigned address changes, the file does not
     key = f"{hashlib.sha256(shown.encode()).hexdigest()[:16]}-{name}"
     storage = open_storage(str(cache or cache_folder()))
     path = Path(storage.url(key))
@@ -69,7 +69,7 @@ def local_file(address: str, cache: Path | None = None) -> Path:
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a state dict's file, on the CPU, and the file's SHA-256.
 
-    Runs no code of the file. UsageError where it is of another kind.
+    Runs no code from the file. UsageError if it is another kind of file.
     """
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -77,7 +77,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(weights, dict) or not all(torch.is_tensor(x) for x in weights.values()):
             raise ValueError("it holds something else than a dictionary of tensors")
-    except Exception as error:  # a foreign file makes torch's reader fail in any way at all
+    except Exception as error:  # a foreign file can make torch's reader fail in any way
         raise UsageError(
             f"{path}: no weights that torch can load without running code: {_kind(path, error)};"
             " give a state dict's file (.pth)"
@@ -86,7 +86,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _pieces(address: str, shown: str) -> Iterator[bytes]:
-    """The bytes at an http(s) or s3:// address, to the last one; UsageError where they do not come."""
+    """The bytes at an http(s) or s3:// address; UsageError if they do not all arrive."""
     remedy = "correct the address, or fetch the file by hand and give its path"
     try:
         if is_s3(address):
@@ -94,18 +94,18 @@ def _pieces(address: str, shown: str) -> Iterator[bytes]:
             yield open_storage(folder).get(name)
             return
         with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
-            expected, found = answer.headers.get("Content-Length"), 0
+            expected, received = answer.headers.get("Content-Length"), 0
             while piece := answer.read(_PIECE_BYTES):
-                found += len(piece)
+                received += len(piece)
                 yield piece
     except (OSError, http.client.HTTPException, ValueError, StorageError) as error:
         raise UsageError(f"{shown}: cannot be fetched ({error}); {remedy}") from error
-    if expected and found != int(expected):
-        raise UsageError(f"{shown}: {found} of {expected} bytes came; try again, or {remedy}")
+    if expected and received != int(expected):
+        raise UsageError(f"{shown}: {received} of {expected} bytes came; try again, or {remedy}")
 
 
 def _kind(path: Path, error: Exception) -> str:
-    """What such a file is, in words."""
+    """What kind of file it is, in words."""
     with open(path, "rb") as file:
         if file.read(64).lstrip().startswith(b"<"):
             return "it is a web page"

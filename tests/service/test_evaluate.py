@@ -8,19 +8,21 @@ import pytest
 import torch
 
 from service import evaluate, pack
+from service.data.dataset import Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
-from service.data.samples import Request, Source, read
+from service.driver.preflight import open_run
 from service.errors import UsageError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
+from service.recording.recorder import RecorderClient
+from service.run import checkpoint, ranking
+from service.run.best import load
+from service.run.checkpoint import Name
+from service.run.ranking import Score
+from service.scoring.scorer import Scorer
 from service.storage import open_storage
-from service.training import checkpoint, scores, worker
-from service.training.checkpoint import Name
-from service.training.evaluation import Scorer
-from service.training.run import open_run
-from service.training.scores import Score
-from service.training.trained import load
+from service.training import worker
 from tests.conftest import tiny_config
 
 IMAGES = 60
@@ -42,7 +44,7 @@ def run(digits, tmp_path_factory) -> Path:
         evaluation=SETTINGS,
     )
     with open_run(config) as opened:
-        worker.train(worker.Job(config.model_dump(), opened.token, opened.end, None))
+        worker.train(worker.Job(config.model_dump(), opened.token, opened.end, RecorderClient(None)))
     return folder
 
 
@@ -52,12 +54,12 @@ def names(run: Path) -> list[Name]:
 
 def test_the_distance_is_that_of_the_samples_to_all_held_out_images(run, digits, capsys):
     evaluate.main([str(run)])
-    told = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:])
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:])
     index = read_index(open_storage(str(digits)))
     rows = index.rows(held_out=True)
-    source = Source(str(digits), index, Order(index, rows, 0, 1, 8), channels=1)
+    dataset = Dataset(str(digits), index, Order(index, rows, 0, 1, 8), channels=1)
     features = open_features()
-    seen = read(source, Request(np.arange(len(rows)), 8)).images
+    seen = read(dataset, Request(np.arange(len(rows)), 8)).images
     assert len(seen) > IMAGES  # so that a part of them is drawn, the same every time
     scorer = Scorer(load(str(run)).config, load(str(run)).config.evaluation, open_storage(str(run)))
     drawn = scorer._draw(load(str(run)))
@@ -65,78 +67,52 @@ def test_the_distance_is_that_of_the_samples_to_all_held_out_images(run, digits,
         frechet_distance(moments(features(part)), moments(drawn.features))
         for part in (seen[:IMAGES], seen[-IMAGES:])
     ]
-    assert float(told["fd_efficientnet_lite0"]) == pytest.approx(np.mean(distances), rel=0.15)
+    assert float(printed["fd_efficientnet_lite0"]) == pytest.approx(np.mean(distances), rel=0.15)
 
 
 def test_the_same_command_tells_the_same_and_measures_the_real_images_once(run, capsys):
-    told = []
+    printed = []
     for _ in range(2):
         evaluate.main([str(run), "--scores", "fd", "precision", "--images", "40"])
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1]
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
     assert len(list((run / "metrics").glob("*.safetensors"))) <= 2  # one for each number of images
 
 
 def test_a_score_that_is_kept_decides_what_the_run_directory_draws_from(run, tmp_path):
     early, late = names(run)
-    assert load(str(run)).images == late.images
+    assert load(str(run)).clock == late.clock
     place = open_storage(str(run))
-    scores.write(place, early, Score(early.images, 8, FD, 5.0, {FD: 5.0}, IMAGES))
-    assert load(str(run)).images == early.images
+    ranking.write(place, early, Score(early.clock, 8, FD, 5.0, {FD: 5.0}, IMAGES))
+    assert load(str(run)).clock == early.clock
     evaluate.main([f"{run}/{late.folder}", "--keep", "--out", str(tmp_path / "scores.json")])
-    kept = scores.read(place, [late])[late]
+    kept = ranking.read(place, [late])[late]
     assert json.loads((tmp_path / "scores.json").read_text())["values"] == kept.values
     assert kept.rank == kept.values[FD]
-    assert scores.rank(place, [early, late]) == [early, late]  # 5.0 is the lower
-    scores.write(place, early, Score(early.images, 8, FD, float("nan"), {}, IMAGES))
-    assert scores.rank(place, [early, late]) == [late]
-
-
-def test_scores_of_another_measure_or_of_other_numbers_of_images_rank_nothing(tmp_path):
-    place = open_storage(str(tmp_path))
-    one, two, three, four = (Name(1, i, 100 * i) for i in range(1, 5))
-    scores.write(place, one, Score(100, 8, "kid", 0.1, {}, 50))
-    scores.write(place, two, Score(200, 8, "fd", 3.0, {}, 30))
-    scores.write(place, three, Score(300, 8, "fd", 9.0, {}, 50))
-    scores.write(place, four, Score(400, 8, "fd", 8.0, {}, 50))
-    assert scores.rank(place, [one, two, three, four]) == [four, three]
+    assert ranking.rank(place, [early, late]) == [early, late]  # 5.0 is the lower
+    ranking.write(place, early, Score(early.clock, 8, FD, float("nan"), {}, IMAGES))
+    assert ranking.rank(place, [early, late]) == [late]
 
 
 @pytest.mark.parametrize("flags", [["--scores", "kid"], ["--images", "40"]])
 def test_a_score_that_does_not_compare_with_those_of_the_run_is_not_kept(run, flags):
     early, late = names(run)
     place = open_storage(str(run))
-    scores.write(place, early, Score(early.images, 8, FD, 5.0, {FD: 5.0}, IMAGES))
-    before = scores.read(place, [early, late])
+    ranking.write(place, early, Score(early.clock, 8, FD, 5.0, {FD: 5.0}, IMAGES))
+    before = ranking.read(place, [early, late])
     with pytest.raises(UsageError, match=f"ranked by {FD} of {IMAGES} images"):
         evaluate.main([f"{run}/{late.folder}", *flags, "--keep"])
-    assert scores.read(place, [early, late]) == before
-
-
-def test_a_higher_resolution_is_better_than_a_lower_distance(tmp_path):
-    place = open_storage(str(tmp_path))
-    small, large = Name(1, 1, 100), Name(1, 2, 200)
-    scores.write(place, small, Score(100, 8, "fd", 1.0, {}))
-    scores.write(place, large, Score(200, 16, "fd", 9.0, {}))
-    assert scores.rank(place, [small, large]) == [large, small]
-
-
-def test_a_damaged_score_is_passed_over(tmp_path):
-    place, name = open_storage(str(tmp_path)), Name(1, 1, 100)
-    scores.write(place, name, Score(100, 8, "fd", 1.0, {}))
-    (file,) = (tmp_path / scores.FOLDER).iterdir()
-    file.write_bytes(b"{")
-    assert scores.rank(place, [name]) == []
+    assert ranking.read(place, [early, late]) == before
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--scores", "fid"], "fid: no such score; there are fd, kid"),
+        (["--scores", "fid"], "--scores fid: choose of fd, kid, is, .* or memorisation$"),
         (["--features", "inception"], "inception need their weights.*pt_inception"),
         (["--features", "inception", "--weights", "/nowhere/pt.pth"], "/nowhere/pt.pth"),
         (["--scores", "ms_ssim"], "ms_ssim needs images of 11 px, found 8 px"),
-        (["--images", "1"], "--images 1: give 10"),
+        (["--images", "1"], "--images 1: give a whole number from 10 to 10000000"),
         (["--out", "/"], "--out /: cannot be written: is a folder; name a file"),
         (["--out", "/dev/null/scores.json"], "--out /dev/null/scores.json: cannot be written"),
         (["--scores", "kid", "--best", "fd"], "--best fd: is none of --scores kid; add it there"),

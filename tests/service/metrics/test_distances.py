@@ -17,8 +17,8 @@ def block(request, monkeypatch):
 
 
 def test_blocks_together_are_all_distances_even_far_from_the_origin():
-    found = np.concatenate([squares for _, squares in squared_distances(A, B)])
-    np.testing.assert_allclose(found, cdist(A, B, "sqeuclidean"), rtol=1e-9)
+    every = np.concatenate([squares for _, squares in squared_distances(A, B)])
+    np.testing.assert_allclose(every, cdist(A, B, "sqeuclidean"), rtol=1e-9)
 
 
 def test_radii_leave_out_the_point_itself_and_nothing_else():
@@ -31,12 +31,12 @@ def test_radii_leave_out_the_point_itself_and_nothing_else():
 
 
 def test_the_nearest_are_the_nearest_and_copies_are_at_no_distance_at_all():
-    found, indices = nearest(A, B)
+    lengths, indices = nearest(A, B)
     every = cdist(A, B)
     assert np.array_equal(indices, every.argmin(1))
-    np.testing.assert_allclose(found, every.min(1), rtol=1e-12)
-    found, indices = nearest(B[::-1], B)
-    assert np.array_equal(found, np.zeros(18))
+    np.testing.assert_allclose(lengths, every.min(1), rtol=1e-12)
+    lengths, indices = nearest(B[::-1], B)
+    assert np.array_equal(lengths, np.zeros(18))
     assert np.array_equal(indices, np.arange(18)[::-1])
     with pytest.raises(ValueError, match="no images to be near to"):
         nearest(A, B[:0])

@@ -2,14 +2,15 @@
 
 import pytest
 
+from service.config.vocabulary import FEATURES
 from service.errors import UsageError
-from service.metrics.features import NAMES, open_features
+from service.metrics.features import open_features
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(UsageError, match="'vgg': unknown; there are efficientnet_lite0, inception"):
         open_features("vgg")
-    assert NAMES == ("efficientnet_lite0", "inception")
+    assert FEATURES == ("efficientnet_lite0", "inception")
 
 
 def test_inception_without_weights_says_which_file_it_wants():

@@ -81,13 +81,13 @@ def features(file: Path) -> FeatureSet:
 def test_features_and_classes_are_torch_fidelitys(features, shape):
     images = (uniforms(f"images {shape}", shape) * 256).astype(np.uint8)
     largest, (mean, deviation), likeliest = FIDELITY[shape]
-    found = features(images)
-    assert found.shape == (shape[0], 2048)
-    assert set(found[0].argsort()[-4:].tolist()) == set(largest)
-    np.testing.assert_allclose(found[0][list(largest)], list(largest.values()), atol=1e-4)
-    assert found.mean() == pytest.approx(mean, abs=1e-4)
-    assert found.std() == pytest.approx(deviation, abs=1e-4)
-    probabilities = features.probabilities(found)[0]
+    pooled = features(images)
+    assert pooled.shape == (shape[0], 2048)
+    assert set(pooled[0].argsort()[-4:].tolist()) == set(largest)
+    np.testing.assert_allclose(pooled[0][list(largest)], list(largest.values()), atol=1e-4)
+    assert pooled.mean() == pytest.approx(mean, abs=1e-4)
+    assert pooled.std() == pytest.approx(deviation, abs=1e-4)
+    probabilities = features.probabilities(pooled)[0]
     assert set(probabilities.argsort()[-3:].tolist()) == set(likeliest)
     np.testing.assert_allclose(probabilities[list(likeliest)], list(likeliest.values()), atol=2e-5)
 

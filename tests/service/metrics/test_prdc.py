@@ -41,9 +41,9 @@ def test_they_are_the_papers_formulas(neighbours, shift):
 
 def test_a_copy_of_the_data_has_all_precision_recall_and_coverage():
     real = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    found = prdc(real, real.copy())
-    assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
-    assert found.density >= 1
+    scores = prdc(real, real.copy())
+    assert (scores.precision, scores.recall, scores.coverage) == (1, 1, 1)
+    assert scores.density >= 1
 
 
 def test_sets_far_apart_have_nothing_of_anything():
@@ -55,22 +55,22 @@ def test_one_mode_of_two_is_precise_and_recalls_half():
     random = np.random.default_rng(0)
     real = random.normal(size=(400, 2)) + 100 * (np.arange(400) % 2)[:, None]
     generated = random.normal(size=(400, 2))
-    found = prdc(real, generated)
-    assert found.precision > 0.9
-    assert found.recall <= 0.5
-    assert found.coverage <= 0.5
+    scores = prdc(real, generated)
+    assert scores.precision > 0.9
+    assert scores.recall <= 0.5
+    assert scores.coverage <= 0.5
 
 
 def test_points_on_a_line_are_counted_by_hand():
     """Real at 0, 1, 2 … 9 with k = 1: balls of radius 1, closed. Generated at 0, 0.5, -1, 20."""
     real = np.arange(10.0)[:, None]
     generated = np.array([[0.0], [0.5], [-1.0], [20.0]])
-    found = prdc(real, generated, 1, 1)
-    assert found.precision == 3 / 4
-    assert found.density == (2 + 2 + 1 + 0) / 4
-    assert found.coverage == 2 / 10
+    scores = prdc(real, generated, 1, 1)
+    assert scores.precision == 3 / 4
+    assert scores.density == (2 + 2 + 1 + 0) / 4
+    assert scores.coverage == 2 / 10
     # generated radii 0.5, 0.5, 1, 19.5: of 0 … 9 the last ball takes 1 … 9, the first one 0
-    assert found.recall == 1
+    assert scores.recall == 1
 
 
 def test_copies_of_repeated_real_images_count_as_inside():

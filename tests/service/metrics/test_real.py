@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from service.metrics.feature_set import FeatureSet
 from service.metrics.frechet import moments
 from service.metrics.real import (
+    FeatureSample,
     RealImages,
     RealStatistics,
-    Sample,
     load_statistics,
     save_statistics,
     select_rows,
@@ -31,12 +31,17 @@ IMAGES = RealImages("f" * 64, 32, 3, np.arange(5), np.arange(10, 17))
 def statistics() -> RealStatistics:
     random = np.random.default_rng(0)
     held_out, training = (random.normal(size=(n, 3)).astype(np.float32) for n in (5, 7))
-    return RealStatistics(Sample(held_out, np.arange(5)), Sample(training, np.arange(10, 17)))
+    return RealStatistics(
+        FeatureSample(held_out, np.arange(5)), FeatureSample(training, np.arange(10, 17))
+    )
 
 
-def assert_same(found: RealStatistics | None, expected: RealStatistics) -> None:
-    assert found is not None
-    for mine, theirs in ((found.held_out, expected.held_out), (found.training, expected.training)):
+def assert_same(statistics: RealStatistics | None, expected: RealStatistics) -> None:
+    assert statistics is not None
+    for mine, theirs in (
+        (statistics.held_out, expected.held_out),
+        (statistics.training, expected.training),
+    ):
         assert np.array_equal(mine.features, theirs.features)
         assert np.array_equal(mine.rows, theirs.rows)
         assert mine.features.dtype == np.float32
@@ -69,9 +74,9 @@ def test_statistics_are_kept_in_s3_too(s3):
 
 
 def test_moments_are_those_of_the_held_out_images():
-    found, expected = statistics().moments, moments(statistics().held_out.features)
-    assert found.count == 5
-    assert np.array_equal(found.covariance, expected.covariance)
+    ours, expected = statistics().moments, moments(statistics().held_out.features)
+    assert ours.count == 5
+    assert np.array_equal(ours.covariance, expected.covariance)
 
 
 @pytest.mark.parametrize(
@@ -138,14 +143,14 @@ def test_a_place_that_cannot_be_written_or_read_is_logged_and_no_error(tmp_path,
 @given(count=st.integers(0, 50), seed=st.integers(0, 3))
 def test_rows_are_drawn_once_each_in_order_and_by_the_seed(count, seed):
     rows = np.arange(100, 140)
-    found = select_rows(rows, count, seed)
-    assert len(found) == min(count, 40)
-    assert (np.diff(found) > 0).all()
-    assert set(found) <= set(rows)
-    assert np.array_equal(select_rows(rows, count, seed), found)
+    chosen = select_rows(rows, count, seed)
+    assert len(chosen) == min(count, 40)
+    assert (np.diff(chosen) > 0).all()
+    assert set(chosen) <= set(rows)
+    assert np.array_equal(select_rows(rows, count, seed), chosen)
 
 
 def test_rows_drawn_are_of_all_parts_and_other_seeds_draw_others():
-    found = select_rows(np.arange(10_000), 1000)
-    assert np.histogram(found, 10, (0, 10_000))[0].min() > 60
-    assert not np.array_equal(found, select_rows(np.arange(10_000), 1000, seed=1))
+    chosen = select_rows(np.arange(10_000), 1000)
+    assert np.histogram(chosen, 10, (0, 10_000))[0].min() > 60
+    assert not np.array_equal(chosen, select_rows(np.arange(10_000), 1000, seed=1))

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
+from service.config.vocabulary import SCORES
 from service.errors import UsageError
 from service.metrics import inception_score, kid, memorisation, ms_ssim, prdc, swd
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, merge, moments
-from service.metrics.real import RealStatistics, Sample
+from service.metrics.real import FeatureSample, RealStatistics
 from service.metrics.scores import (
-    SCORES,
     Generated,
     Setting,
     check_scores,
@@ -54,7 +54,8 @@ LABELS = load_digits().target[500:750].astype(np.int64)
 
 def real(features: FeatureSet) -> RealStatistics:
     return RealStatistics(
-        Sample(features(HELD_OUT), np.arange(200)), Sample(features(TRAINING), np.arange(200, 500))
+        FeatureSample(features(HELD_OUT), np.arange(200)),
+        FeatureSample(features(TRAINING), np.arange(200, 500)),
     )
 
 
@@ -100,9 +101,9 @@ def test_a_score_alone_is_what_it_is_among_all(score):
 
 
 def test_the_well_known_names_are_for_the_standard_inception_alone():
-    found = measured(thumbnails("inception"), ["fd", "kid", "is", "recall"])
+    values = measured(thumbnails("inception"), ["fd", "kid", "is", "recall"])
     expected = {"fid", "kid", "kid_std", "inception_score", "inception_score_std", "recall_inception"}
-    assert set(found) == expected
+    assert set(values) == expected
     assert name("fd", "efficientnet_lite0") == "fd_efficientnet_lite0"
     assert name("kid", "efficientnet_lite0") == "kid_efficientnet_lite0"
     assert name("fd", "inception_1234abcd") == "fd_inception_1234abcd"
@@ -112,8 +113,8 @@ def test_the_well_known_names_are_for_the_standard_inception_alone():
 def test_scores_of_pixels_need_no_features():
     assert not need_features(["swd", "ms_ssim"])
     assert need_features(["swd", "fd"])
-    found = compute(["swd", "ms_ssim"], Generated(GENERATED, LABELS), held_out_images=HELD_OUT)
-    assert set(found) == {"swd", "swd_16", "ms_ssim"}
+    values = compute(["swd", "ms_ssim"], Generated(GENERATED, LABELS), held_out_images=HELD_OUT)
+    assert set(values) == {"swd", "swd_16", "ms_ssim"}
 
 
 def test_what_an_argument_lacks_is_said():
@@ -148,9 +149,9 @@ def test_all_scores_can_be_had_with_enough_images():
 )
 def test_scores_that_a_setting_cannot_compute_are_told_with_the_reason(change, impossible):
     setting = dataclasses.replace(ENOUGH, **change)
-    found = obstacles(setting)
-    assert set(found) == impossible
-    assert all("needs" in reason for reason in found.values())
+    reasons = obstacles(setting)
+    assert set(reasons) == impossible
+    assert all("needs" in reason for reason in reasons.values())
     with pytest.raises(UsageError, match=r"cannot be computed here: .* needs .*Leave them out, or mea"):
         check_scores(SCORES, setting)
 
@@ -184,7 +185,9 @@ class Measured:
 @pytest.fixture(scope="module")
 def whole() -> Measured:
     lite0 = open_features("efficientnet_lite0")
-    held_out, training = (Sample(lite0(images[:100]), np.arange(100)) for images in (HELD_OUT, TRAINING))
+    held_out, training = (
+        FeatureSample(lite0(images[:100]), np.arange(100)) for images in (HELD_OUT, TRAINING)
+    )
     images = GENERATED[:150]
     return Measured(lite0, images, lite0(images), RealStatistics(held_out, training))
 
@@ -193,18 +196,18 @@ def whole() -> Measured:
 def test_any_number_of_workers_comes_to_the_same_scores_to_the_bit(whole, workers):
     images = whole.images
     parts = [whole.features(images[share(len(images), i, workers)]) for i in range(workers)]
-    found = join(parts)
-    assert np.array_equal(found, whole.generated)
-    assert whole.scores(found, images) == whole.scores(whole.generated, images)
+    joined = join(parts)
+    assert np.array_equal(joined, whole.generated)
+    assert whole.scores(joined, images) == whole.scores(whole.generated, images)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_moments_that_workers_merge_are_the_wholes(whole, workers):
     features = whole.generated
     parts = [features[share(len(features), i, workers)] for i in range(workers)]
-    found, expected = merge(map(moments, parts)), moments(features)
-    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-9, atol=1e-9)
+    merged, expected = merge(map(moments, parts)), moments(features)
+    np.testing.assert_allclose(merged.mean, expected.mean, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(merged.covariance, expected.covariance, rtol=1e-9, atol=1e-9)
 
 
 def test_the_seed_alone_decides_and_no_generator_of_the_process_is_drawn_from():
@@ -233,6 +236,6 @@ def test_worse_images_score_worse(whole):
 
 
 def test_training_images_given_out_as_generated_are_told(whole):
-    found = whole.scores(whole.real.training.features, TRAINING[:100])
-    assert found["memorisation_z_efficientnet_lite0"] < -10
-    assert found["memorisation_copies_efficientnet_lite0"] > 0.9
+    values = whole.scores(whole.real.training.features, TRAINING[:100])
+    assert values["memorisation_z_efficientnet_lite0"] < -10
+    assert values["memorisation_copies_efficientnet_lite0"] > 0.9

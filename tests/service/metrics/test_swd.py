@@ -55,8 +55,8 @@ def test_projections_have_scipys_distance_in_each_direction():
     a, b = RANDOM.normal(size=(50, 6)), RANDOM.gamma(2, size=(50, 6))
     directions = unit_directions(6, seed=0, count=70)
     expected = np.mean([wasserstein_distance(a @ d, b @ d) for d in directions])
-    found = sliced_wasserstein(a.astype(np.float32), b.astype(np.float32), directions)
-    assert found == pytest.approx(expected, rel=1e-5)
+    distance = sliced_wasserstein(a.astype(np.float32), b.astype(np.float32), directions)
+    assert distance == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_shift_moves_each_projection_by_its_part_in_that_direction():
@@ -65,8 +65,8 @@ def test_a_shift_moves_each_projection_by_its_part_in_that_direction():
     a = RANDOM.normal(size=(20, width)).astype(np.float32)
     b = a + np.float32(distance / math.sqrt(width))
     mean = math.exp(math.lgamma(width / 2) - math.lgamma((width + 1) / 2)) / math.sqrt(math.pi)
-    found = sliced_wasserstein(a, b, unit_directions(width, seed=0, count=4096))
-    assert found == pytest.approx(distance * mean, rel=0.05)
+    mean_projection = sliced_wasserstein(a, b, unit_directions(width, seed=0, count=4096))
+    assert mean_projection == pytest.approx(distance * mean, rel=0.05)
 
 
 def test_directions_are_of_length_one_and_even():
@@ -90,8 +90,8 @@ def test_the_smallest_level_is_the_image_blurred_and_thinned():
     image = RANDOM.normal(size=(32, 32))
     kernel = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
     expected = convolve(image, kernel, mode="mirror")[::2, ::2]
-    found = laplacian_pyramid(torch.from_numpy(image)[None, None], 16)[16]
-    np.testing.assert_allclose(found[0, 0].numpy(), expected, rtol=1e-10, atol=1e-12)
+    smallest = laplacian_pyramid(torch.from_numpy(image)[None, None], 16)[16]
+    np.testing.assert_allclose(smallest[0, 0].numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_an_even_image_has_nothing_in_its_upper_levels():
@@ -102,8 +102,8 @@ def test_an_even_image_has_nothing_in_its_upper_levels():
 
 def test_patches_are_squares_of_the_image_all_over_it():
     images = RANDOM.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
-    found = patches(images, 16, seed=0).reshape(2, 128, 3, 7, 7)
-    for image, own in zip(images, found, strict=True):
+    cut = patches(images, 16, seed=0).reshape(2, 128, 3, 7, 7)
+    for image, own in zip(images, cut, strict=True):
         squares = {
             image[y : y + 7, x : x + 7].transpose(2, 0, 1).astype(np.float32).tobytes(): (y, x)
             for y in range(10)
@@ -134,8 +134,8 @@ def test_lost_detail_shows_in_the_fine_level_and_hardly_in_the_coarse_one():
     noise = RANDOM.normal(0, 20, real.shape)
     noisy = (real + noise).clip(0, 255).astype(np.uint8)
     for changed in (blurred, noisy):
-        found = swd(real, changed)
-        assert found[32] > 2 * found[16]
+        values = swd(real, changed)
+        assert values[32] > 2 * values[16]
 
 
 def test_brightness_and_contrast_do_not_count():

@@ -85,8 +85,8 @@ def test_two_addresses_are_two_files(server, tmp_path):
     for name in "ab":
         (folder / name).mkdir()
         (folder / name / "w.pth").write_bytes(name.encode())
-    found = [local_file(f"{address}/{name}/w.pth", tmp_path / "cache").read_bytes() for name in "ab"]
-    assert found == [b"a", b"b"]
+    contents = [local_file(f"{address}/{name}/w.pth", tmp_path / "cache").read_bytes() for name in "ab"]
+    assert contents == [b"a", b"b"]
 
 
 @pytest.mark.parametrize(

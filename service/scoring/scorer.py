@@ -1,4 +1,4 @@
-"""Scores a run's checkpoints: the real images are measured once, generated ones for each checkpoint."""
+"""Scores a run's checkpoints. Real images are measured once, generated ones for each checkpoint."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -7,26 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.config import Config, Evaluation
-from service.data.index import read_index
+from service.config import Config, EvaluationSettings
+from service.config.vocabulary import HIGHER_IS_BETTER, RANKING
+from service.data.dataset import Batch, Dataset, Request, read
+from service.data.index import Index, read_index
 from service.data.order import Order
-from service.data.samples import Batch, Request, Source, read
 from service.engine.sampler import Sampler
+from service.errors import UsageError
 from service.metrics import scores
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
 from service.metrics.real import (
+    FeatureSample,
     RealImages,
     RealStatistics,
-    Sample,
     load_statistics,
     save_statistics,
     select_rows,
 )
 from service.random.draws import Draws
+from service.run.best import Trained
+from service.run.ranking import Score
 from service.storage import Storage, open_storage
-from service.training.scores import Score
-from service.training.trained import Trained
 
 _PART = 512  # images in memory at once, where no score wants them all
 _WINDOW = 64  # samples that are read together where they lie near each other
@@ -34,16 +36,16 @@ _WINDOW = 64  # samples that are read together where they lie near each other
 
 @dataclass(frozen=True)
 class _Real:
-    """The real images of one resolution, and what was measured of them."""
+    """The real images at one resolution, and their measured statistics."""
 
     held_out: NDArray[np.uint8] | None
     statistics: RealStatistics | None
 
 
 class Scorer:
-    """Scores checkpoints against the data that `config` names; `cache` keeps what is measured of it."""
+    """Scores checkpoints against the data of `config`; `cache` keeps the statistics of real images."""
 
-    def __init__(self, config: Config, settings: Evaluation, cache: Storage):
+    def __init__(self, config: Config, settings: EvaluationSettings, cache: Storage):
         self.config, self.settings, self.cache = config, settings, cache
         self._index = read_index(open_storage(config.data.index_address, config.storage.retry_s))
         self._features: FeatureSet | None = None
@@ -61,14 +63,14 @@ class Scorer:
 
     @property
     def measure(self) -> tuple[str, int]:
-        """What ranks, over how many generated images: only scores of one measure compare."""
+        """The metric that ranks, and the number of generated images: only equal measures compare."""
         features = self._features.name if self._features else self.settings.features
         return scores.name(self.settings.best, features), self.settings.images
 
     def score(self, trained: Trained) -> Score:
-        """The scores of a checkpoint that its resolution allows, that which it was trained at last.
+        """The scores of a checkpoint, as far as the resolution that it was last trained at allows them.
 
-        UsageError where it allows none of those that are wanted.
+        UsageError if it allows none of them.
         """
         settings, resolution = self.settings, trained.stage.resolution
         lacks = scores.obstacles(self.setting(resolution))
@@ -80,12 +82,12 @@ class Scorer:
             possible, self._draw(trained), self._features, real.statistics, real.held_out
         )
         by, samples = self.measure
-        value = values.get(by, math.nan)  # some scores rank nothing
-        rank = -value if settings.best in scores.HIGHER_IS_BETTER else value
-        return Score(trained.images, resolution, by, rank, values, samples)
+        value = values.get(by, math.nan) if settings.best in RANKING else math.nan
+        rank = -value if settings.best in HIGHER_IS_BETTER else value
+        return Score(trained.clock, resolution, by, rank, values, samples)
 
     def _draw(self, trained: Trained) -> scores.Generated:
-        """As many images as are asked for, of labels as frequent as among the training images."""
+        """Generated images, as many as the settings say, with labels as frequent as in training."""
         draws, numbers = Draws(0, "evaluation", 0), np.arange(self.settings.images)
         labels = np.zeros_like(numbers)
         if trained.shape.classes:
@@ -102,7 +104,7 @@ class Scorer:
         return scores.Generated(images, labels, features)
 
     def _reality(self, resolution: int) -> _Real:
-        """Measured when it is first asked for."""
+        """The real images, measured at the first call."""
         if resolution not in self._real:
             held_out = None
             if "swd" in self.settings.scores:
@@ -112,40 +114,40 @@ class Scorer:
         return self._real[resolution]
 
     def _statistics(self, resolution: int) -> RealStatistics:
-        """Kept from an earlier evaluation of the same data, or made now."""
+        """From an earlier evaluation of the same data, or measured now."""
         assert self._features is not None
         rows, channels = (self._held_out, self._training), self.config.model.channels
         about = RealImages(self._index.fingerprint(), resolution, channels, *rows)
-        found = load_statistics(self.cache, about, self._features)
-        if found is None:
-            found = RealStatistics(*(self._sample(side, resolution) for side in rows))
-            save_statistics(self.cache, about, self._features, found)
-        return found
+        statistics = load_statistics(self.cache, about, self._features)
+        if statistics is None:
+            statistics = RealStatistics(*(self._sample(side, resolution) for side in rows))
+            save_statistics(self.cache, about, self._features, statistics)
+        return statistics
 
-    def _sample(self, rows: NDArray[np.int64], resolution: int) -> Sample:
+    def _sample(self, rows: NDArray[np.int64], resolution: int) -> FeatureSample:
         assert self._features is not None
         batches = self._read(rows, resolution)
         pairs = [(self._features(batch.images), batch.rows) for batch in batches]
-        features, found = (np.concatenate(column) for column in zip(*pairs, strict=True))
-        return Sample(features, found)
+        features, read_rows = (np.concatenate(column) for column in zip(*pairs, strict=True))
+        return FeatureSample(features, read_rows)
 
     def _measure(
         self, parts: Iterable[NDArray[np.uint8]], keep: bool
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """All images, and their features; the images are not kept where no score looks at them."""
+        """All images and their features; images are not kept if no score needs them."""
         images, features = [], []
         for part in parts:
             if self._features:
                 features.append(self._features(part))
-            # a view of one image, in the place of all, tells their size and takes no memory
+            # a view of one image in the place of all keeps their shape and takes no memory
             images.append(part if keep else np.broadcast_to(part[:1], part.shape))
         whole = np.concatenate(images) if keep else np.broadcast_to(images[0][:1], _shape(images))
         return whole, np.concatenate(features) if features else None
 
     def _read(self, rows: NDArray[np.int64], resolution: int) -> Iterator[Batch]:
-        """These images, in an order of their own, some at a time."""
+        """These images in an order of their own, in parts."""
         data, storage = self.config.data, self.config.storage
-        source = Source(
+        dataset = Dataset(
             data.url,
             self._index,
             Order(self._index, rows, 0, lanes=1, window=_WINDOW),
@@ -155,7 +157,18 @@ class Scorer:
             timeout_s=storage.timeout_s,
         )
         for part in _parts(np.arange(len(rows))):
-            yield read(source, Request(part, resolution))
+            yield read(dataset, Request(part, resolution))
+
+
+def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
+    """UsageError if scores are impossible: no image is held out, or the features cannot be loaded."""
+    if not len(index.rows(held_out=True)):
+        raise UsageError(
+            "evaluation: scores compare with held-out images, of which the index has none; make it anew"
+            " with a data.held_out above 0, or set evaluation.every_images to null"
+        )
+    if scores.need_features(settings.scores):
+        open_features(settings.features, settings.weights or "")
 
 
 def _parts(numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
