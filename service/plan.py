@@ -1,60 +1,59 @@
 """What a training would do, without doing it: `python -m service.plan --preset NAME [--section.key …]`.
 
-Takes the settings of service.train. Checks the data, and prints phases, worker counts and memory; with
---explain-batch N (0 is the first) it prints the samples that the discriminator's N-th batch holds.
+Takes the settings of service.train. Checks the data, and prints phases, worker counts and memory.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from service.cli import run_command
-from service.config import Config, parse, take_flags, to_yaml
+from service.config import Config
+from service.config.command_line import ConfigOptions, parse_config
+from service.config.yaml import to_yaml
+from service.data.dataset import Dataset
 from service.data.index import Index
 from service.data.loader import read_ahead
-from service.data.samples import Source
 from service.data.tar import NO_LABEL
+from service.driver.preflight import check_data, settle
 from service.engine.curriculum import Curriculum
-from service.errors import UsageError
-from service.training.feed import flips, image_bytes, source_of
-from service.training.run import check_data, settle
+from service.training.feed import dataset_of, flips, image_bytes
 
-EXPLAIN = "--explain-batch"
-MOST_DIGITS = 12
+EPILOG = """examples:
+  python -m service.plan --preset digits
+  python -m service.plan --preset digits --explain-batch 100"""
+
+
+class PlanOptions(ConfigOptions):
+    """What to print."""
+
+    explain_batch: Annotated[int | None, Field(ge=0, le=10**12)] = None
+    """Print the samples of the discriminator's batch of this number; 0 is the first."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, check, tell."""
-    arguments, batch = _take_explain(arguments)
-    config, show = parse(arguments, "service.plan", __doc__ or "")
+    """Parse, check, print."""
+    options, config = parse_config(PlanOptions, arguments, "service.plan", __doc__ or "", EPILOG)
     config = settle(config)
-    if show:
+    if options.print_config:
         print(to_yaml(config), end="")
         return
     index = check_data(config)
     curriculum = Curriculum(config.phases, config.training.d_steps)
+    number = options.explain_batch
     lines = (
-        plan(config, index, curriculum) if batch is None else explain(config, index, curriculum, batch)
+        plan(config, index, curriculum) if number is None else explain(config, index, curriculum, number)
     )
     for line in lines:
         print(line)
 
 
-def _take_explain(arguments: Sequence[str]) -> tuple[list[str], int | None]:
-    """The other arguments, and the number of the batch to explain."""
-    rest, taken = take_flags(arguments, {EXPLAIN: "the number of a batch"})
-    if EXPLAIN not in taken:
-        return rest, None
-    value = taken[EXPLAIN]
-    if not value.isdecimal() or len(value) > MOST_DIGITS:
-        raise UsageError(f"{EXPLAIN} {value[:40]}: give the number of a batch, 0 for the first")
-    return rest, int(value)
-
-
 def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
     """Lines on the data, the order, the workers, the phases and the memory."""
-    source = source_of(config, index)
-    order = source.order
+    dataset = dataset_of(config, index)
+    order = dataset.order
     end = config.run.images or curriculum.end
     epoch = order.lanes * order.lane_samples
     yield f"data     {config.data.url}: {len(index):,} samples in {len(index.shards)} shards,"
@@ -73,7 +72,7 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
     yield f"workers  {', '.join(map(str, counts))} (scale.workers {config.scale.workers})"
     for workers in sorted({counts[0], counts[-1]}):
         most = max(
-            sum(read_ahead(source, workers, phase.micro_batch, image_bytes(config, phase)))
+            sum(read_ahead(dataset, workers, phase.micro_batch, image_bytes(config, phase)))
             for phase in config.phases
         )
         yield (
@@ -96,7 +95,7 @@ def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) ->
     """Lines on one batch of the discriminator: what it is, and sample by sample where it lies."""
     start = curriculum.batch_start(batch)
     cycle = curriculum.containing(start)
-    span, source = cycle.span, source_of(config, index)
+    span, dataset = cycle.span, dataset_of(config, index)
     yield (
         f"batch {batch}: images {start:,} to {start + span.batch:,} of the run, in the phase"
         f" {span.name!r}, alpha {cycle.stage.alpha:.4f}"
@@ -114,7 +113,7 @@ def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) ->
     yield " ".join(f"{name:>{width}}" for name, width in (*heads, ("label", 6))) + " shard and key"
     numbers = np.arange(start, start + span.batch)
     for number, mirrored, line in zip(
-        numbers.tolist(), _mirrored(config, numbers), _places(source, numbers), strict=True
+        numbers.tolist(), _mirrored(config, numbers), _places(dataset, numbers), strict=True
     ):
         yield f"{number:>14,} {number % workers:>6} {line}{' mirrored' if mirrored else ''}"
 
@@ -124,13 +123,13 @@ def _mirrored(config: Config, numbers: np.ndarray) -> list[bool]:
     return flips(config, numbers, 0).tolist() if config.data.flip else [False] * len(numbers)
 
 
-def _places(source: Source, numbers: np.ndarray) -> Iterator[str]:
-    for key, inside in source.order.places(numbers):
-        row = int(source.order.window_rows(key)[inside])
-        label = int(source.index.label[row])
+def _places(dataset: Dataset, numbers: np.ndarray) -> Iterator[str]:
+    for key, inside in dataset.order.places(numbers):
+        row = int(dataset.order.window_rows(key)[inside])
+        label = int(dataset.index.label[row])
         yield (
             f"{key.epoch:>6} {key.lane:>5} {key.window:>7} {inside:>6} {label:>6}"
-            f" {source.index.describe(row)}"
+            f" {dataset.index.describe(row)}"
         )
 
 

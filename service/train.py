@@ -7,25 +7,32 @@ import shlex
 from collections.abc import Sequence
 
 from service.cli import run_command
-from service.config import Config, parse, to_yaml
+from service.config import Config
+from service.config.command_line import ConfigOptions, parse_config
+from service.config.yaml import to_yaml
+from service.driver.launch import launch
+from service.driver.preflight import settle
 from service.recording.pictures import FOLDER, latest_grids
 from service.storage import is_s3, open_storage
-from service.training.launch import launch
-from service.training.run import settle
+
+EPILOG = """examples:
+  python -m service.train --preset digits --run.dir runs/mine
+  python -m service.train --preset fashion --data.url data/flowers --run.dir runs/flowers \\
+    --model.channels 3 --model.classes 5 --scale.workers 2"""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
-    config, show = parse(arguments, "service.train", __doc__ or "")
+    options, config = parse_config(ConfigOptions, arguments, "service.train", __doc__ or "", EPILOG)
     config = settle(config)
-    if show:
+    if options.print_config:
         print(to_yaml(config), end="")
         return
     launch(config)
-    _tell(config)
+    _print_places(config)
 
 
-def _tell(config: Config) -> None:
+def _print_places(config: Config) -> None:
     """Where things are, now that the run is over."""
     if is_s3(config.run.dir):
         print(f"done: checkpoints and pictures in {config.run.dir}, curves at {config.tracking.uri}")

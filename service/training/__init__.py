@@ -1,1 +1,1 @@
-"""The training itself: curriculum, random draws, step, state, checkpoints, the worker's loop."""
+"""What each worker does: rehearse, train cycle by cycle, judge, respond, save."""

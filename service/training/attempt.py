@@ -1,124 +1,119 @@
-"""A stretch of training between two rewinds: the settings in force, the step, and who watches it."""
+"""A stretch of training between two rewinds: the settings in force, the step, and what watches it."""
 
-import logging
 import time
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from service.collapse import detector
-from service.collapse.response import RESPONSES, respond
+from service.collapse.response import Response, decide
+from service.collapse.state import HISTORY, Measurement, Verdict
+from service.data.dataset import check_bad_samples
 from service.data.loader import Loader
-from service.data.samples import check_bad_samples
 from service.engine.curriculum import Cycle
 from service.engine.state import TrainState
-from service.engine.step import MEASURES, Step
-from service.recording.record import Record
-from service.training import checkpoint
+from service.engine.step import Measures, Step
+from service.recording.record import Note, Record
+from service.training.context import Context
 from service.training.monitor import Monitor
-from service.training.session import Session
-
-log = logging.getLogger(__name__)
 
 
 class Attempt:
     """Steps through the cycles from the state's clock on, and judges how it goes."""
 
-    def __init__(self, session: Session, state: TrainState):
-        self.session, self.state = session, state
-        self.config, self.curriculum = session.amended(state)
-        self.step = Step(self.config, state, session.workers)
-        self.monitor = Monitor(self.config, session.workers, session.panel, session.real, self.step)
+    def __init__(self, context: Context, state: TrainState):
+        self.context, self.state = context, state
+        self.config, self.curriculum = context.amended(state)
+        self.step = Step(self.config, state, context.workers)
+        self.monitor = Monitor(self.config, context.workers, context.panel, context.real, self.step)
 
     def load(self, end: int) -> Loader:
         """This worker's share of the batches up to the clock `end`."""
-        cycles = self.curriculum.cycles(self.state.images, end)
-        return self.session.load(cycles, self.state.attempt)
+        cycles = self.curriculum.cycles(self.state.clock, end)
+        return self.context.load(cycles, self.state.attempt)
 
-    def judge(self, cycle: Cycle, meter: "Meter") -> str:
-        """Measure, judge and record; which of RESPONSES is to be made, the same on all workers."""
-        workers, state = self.session.workers, self.state
-        signals = meter.read(cycle)
-        signals |= self.monitor.look(cycle)
-        cycles = (cycle.end - cycle.span.start) // cycle.span.cycle_images
-        # of what resumes, times and rates of this machine are no part
-        judged = {name: signals[name] for name in detector.SIGNALS if name in signals}
-        told = detector.Measurement(cycle.end, cycle.span.name, cycles, judged)
-        before = state.monitor.get("verdict", {})
-        history = [*state.monitor.get("history", []), told.to_plain()][-detector.HISTORY :]
-        verdict = detector.judge([detector.Measurement.from_plain(item) for item in history])
-        settings = self.session.config.collapse
-        response = respond(verdict, detector.Verdict(**before), settings, state.attempt)
-        # a last bit of rounding may not part the workers' ways
-        response = RESPONSES[workers.agree(RESPONSES.index(response))]
-        onset = workers.agree(verdict.onset)
-        state.monitor |= {"history": history, "verdict": verdict.to_plain() | {"onset": onset}}
+    def judge(self, cycle: Cycle, meter: "Meter") -> Response:
+        """Measure, judge, remember and record; the response is the same on all workers."""
+        workers, state = self.context.workers, self.state
+        values = meter.read(cycle)
+        values |= self.monitor.look(cycle)
+        before = state.collapse
+        history = (*before.history, _measurement(cycle, values))[-HISTORY:]
+        verdict = detector.judge(history)
+        response = decide(verdict, before.verdict, self.context.config.collapse, state.attempt)
+        # rounding in the last bit must not let workers respond differently
+        responses = list(Response)
+        response = responses[workers.agree(responses.index(response))]
+        verdict = replace(verdict, onset=workers.agree(verdict.onset))
+        state.collapse = replace(before, history=history, verdict=verdict)
         if workers.is_first:
-            self._record(cycle, signals, verdict)
-        if response in ("alert", "protect"):
-            self._keep_and_tell(response, verdict)
+            self._record(cycle, values, verdict)
         return response
 
-    def _record(self, cycle: Cycle, values: dict[str, float], verdict: detector.Verdict) -> None:
-        levels = {"collapse_level": float(detector.LEVELS.index(verdict.level))}
-        note = {"stage": cycle.span.name, "verdict": verdict.to_plain()}
-        clock, attempt = cycle.end, self.state.attempt
-        finite = {k: v for k, v in (values | levels).items() if v == v}
-        self.session.recorder.write(Record(clock, time.time(), attempt, values=finite, note=note))
+    def _record(self, cycle: Cycle, values: dict[str, float], verdict: Verdict) -> None:
+        values = values | {"collapse_level": float(verdict.level.severity)}
+        finite = {name: value for name, value in values.items() if value == value}
+        note = Note(stage=cycle.span.name, verdict=verdict)
+        record = Record(cycle.end, time.time(), self.state.attempt, values=finite, note=note)
+        self.context.recorder.write(record)
 
-    def _keep_and_tell(self, action: str, verdict: detector.Verdict) -> None:
-        details: dict[str, Any] = {"level": verdict.level, "kind": verdict.kind}
-        if action == "protect" and self.session.workers.is_first:
-            found = checkpoint.healthy(self.session.storage, verdict.onset)
-            name = next((name for name, *_ in found), None)
-            if name:
-                details["checkpoint"] = name.folder
-                protected = self.state.monitor.setdefault("protected", [])
-                self.state.monitor["protected"] = [*protected, name.folder]
-        self.session.tell(self.state, action, verdict.reason, **details)
+
+def _measurement(cycle: Cycle, values: dict[str, float]) -> Measurement:
+    """What is judged and resumes: only signals, no times or rates of this machine."""
+    cycles = (cycle.end - cycle.span.start) // cycle.span.cycle_images
+    signals = {name: values[name] for name in detector.SIGNALS if name in values}
+    return Measurement(cycle.end, cycle.span.name, cycles, signals)
 
 
 class Meter:
     """Adds up what the cycles measured, and reads it from the device when it is due."""
 
-    def __init__(self, session: Session, batches: Loader, clock: int):
-        self.session, self.batches = session, batches
-        self.total = torch.zeros(len(MEASURES))
+    def __init__(self, context: Context, batches: Loader, clock: int):
+        self.context, self.batches = context, batches
         self.latest: dict[str, float] = {}
+        self._names: tuple[str, ...] = ()
+        self._total, self._cycles = torch.zeros(()), 0
         self._reset(clock)
 
-    def add(self, measures: torch.Tensor) -> None:
+    def add(self, measures: Measures) -> None:
         """Take the measures of one cycle; stays on the device."""
-        self.total = measures if self.cycles == 0 else self.total + measures
-        self.cycles += 1
+        values = torch.stack([*measures.values()])
+        self._names = tuple(measures)
+        self._total = values if self._cycles == 0 else self._total + values
+        self._cycles += 1
 
     def read(self, cycle: Cycle) -> dict[str, float]:
-        """The means since the last time, over all workers, who all take part."""
-        workers = self.session.workers
-        elapsed = time.perf_counter() - self.started
-        waited = (self.batches.waited_s - self.waited_s) / elapsed
-        retries = {"storage_retries": self.session.storage.traffic.retries}
-        counts = self.batches.feeders.counts() | retries
-        mine = torch.tensor([waited, *counts.values()], dtype=torch.float64, device=self.total.device)
-        means = workers.mean(self.total / self.cycles).tolist()
-        waited, *totals = workers.sum(mine).tolist()
-        data = dict(zip(counts, totals, strict=True))
-        self.latest = dict(zip(MEASURES, means, strict=True)) | {
+        """The means over all workers since the last call; all workers take part."""
+        workers = self.context.workers
+        elapsed = time.perf_counter() - self._started
+        means = workers.mean(self._total / self._cycles).tolist()
+        counts = self._counts(elapsed)
+        self.latest = dict(zip(self._names, means, strict=True)) | {
             "images": float(cycle.end),
-            "images_per_s": (cycle.end - self.clock) / elapsed,
-            "data_wait_share": waited / workers.count,
+            "images_per_s": (cycle.end - self._clock) / elapsed,
             "resolution": float(cycle.stage.resolution),
             "alpha": cycle.stage.alpha,
             "workers": float(workers.count),
-            **data,
+            **counts,
         }
-        limit = self.session.config.data.max_bad_samples
-        check_bad_samples(int(data["bad_samples"]), limit, "named in the workers' logs")
+        limit = self.context.config.data.max_bad_samples
+        check_bad_samples(int(counts["bad_samples"]), limit, "named in the workers' logs")
         self._reset(cycle.end)
         return dict(self.latest)
 
+    def _counts(self, elapsed: float) -> dict[str, float]:
+        """Counts of what was read, added up over all workers; the waiting share is their mean."""
+        workers = self.context.workers
+        mine = {
+            "data_wait_share": (self.batches.waited_s - self._waited_s) / elapsed / workers.count,
+            "storage_retries": self.context.storage.traffic.retries,
+            **self.batches.feeders.counts(),
+        }
+        values = torch.tensor([*mine.values()], dtype=torch.float64, device=self._total.device)
+        return dict(zip(mine, workers.sum(values).tolist(), strict=True))
+
     def _reset(self, clock: int) -> None:
-        self.clock = clock
-        self.cycles = 0
-        self.started = time.perf_counter()
-        self.waited_s = self.batches.waited_s
+        self._total, self._cycles = torch.zeros(()), 0
+        self._clock = clock
+        self._started = time.perf_counter()
+        self._waited_s = self.batches.waited_s

@@ -1,4 +1,4 @@
-"""From the configuration to a worker's batches: which samples, how they are read, and flipped."""
+"""From the configuration to a worker's batches: which samples, how they are read and mirrored."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -6,23 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.config import Config, Phase
-from service.data.cache import BLOCK_BYTES
+from service.data.dataset import Dataset, Request
 from service.data.feeder import Feeders
 from service.data.index import Index
 from service.data.loader import BATCHES_AHEAD, check_prefetch
 from service.data.order import Order
-from service.data.samples import Request, Source
 from service.engine.curriculum import Cycle
-from service.errors import DataError
 from service.random.draws import Draws
 
 Share = Callable[[int, int], NDArray[np.int64]]
 
 
-def source_of(config: Config, index: Index) -> Source:
+def dataset_of(config: Config, index: Index) -> Dataset:
     """The samples that the run is trained on, in their order."""
     data = config.data
-    return Source(
+    return Dataset(
         address=data.url,
         index=index,
         order=Order(index, index.rows(held_out=False), config.run.seed, data.lanes, data.window),
@@ -37,38 +35,32 @@ def source_of(config: Config, index: Index) -> Source:
     )
 
 
-def check_memory(config: Config, source: Source, workers: int) -> None:
-    """DataError where what is read ahead, in any phase, or what is cached, would not fit."""
-    needed = config.data.lanes * BLOCK_BYTES
-    if config.data.cache_dir and config.data.cache_bytes < needed:
-        raise DataError(
-            f"data.cache_bytes: {config.data.cache_bytes}, but {config.data.lanes} lanes take a block of"
-            f" {BLOCK_BYTES} each, {needed} in all; raise it, or leave data.cache_dir out"
-        )
+def check_memory(config: Config, dataset: Dataset, workers: int) -> None:
+    """DataError where what is read ahead would not fit in some phase."""
     for phase in config.phases:
         limit, size = config.data.prefetch_bytes, image_bytes(config, phase)
-        check_prefetch(source, workers, limit, phase.micro_batch, size)
+        check_prefetch(dataset, workers, limit, phase.micro_batch, size)
 
 
-def open_feeders(config: Config, source: Source, workers: int) -> Feeders:
+def open_feeders(config: Config, dataset: Dataset, workers: int) -> Feeders:
     """Processes that read one worker's share of any phase's batches."""
     largest = max(-(-p.micro_batch // workers) * image_bytes(config, p) for p in config.phases)
-    # On a CPU the step itself takes the cores, and one decoder is ahead of it.
+    # On a CPU the step takes the cores, and one decoder stays ahead of it.
     decoders = config.data.decoders or (config.scale.cpus if config.scale.gpu else 1)
-    return Feeders(source, decoders, BATCHES_AHEAD + 1, largest)
+    return Feeders(dataset, decoders, BATCHES_AHEAD + 1, largest)
 
 
 def requests(config: Config, cycles: Iterable[Cycle], share: Share, attempt: int) -> Iterator[Request]:
-    """What a worker asks for: its `share` (first number, count) of each micro-batch of the cycles."""
+    """A worker's requests: its `share(first number, count)` of each micro-batch of the cycles."""
     for cycle in cycles:
         for start in cycle.micro_batches():
             numbers = share(start, cycle.span.micro_batch)
             mirrored = flips(config, numbers, attempt) if config.data.flip else None
-            yield Request(numbers, cycle.stage.resolution, mirrored)
+            yield Request(numbers, cycle.stage.resolution, mirrored, start)
 
 
 def flips(config: Config, numbers: NDArray[np.int64], attempt: int) -> NDArray[np.bool_]:
-    """Which of these samples are mirrored this time: each with a chance of one half."""
+    """Which of these samples are mirrored, each with a chance of one half."""
     draws = Draws(config.run.seed, "augmentation", attempt)
     return draws.uniforms(numbers, "flip", 1)[:, 0] < 0.5
 

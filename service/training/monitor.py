@@ -1,6 +1,6 @@
-"""Looks at a training from time to time: a fixed panel of latents beside fixed real images, and weights.
+"""Measures the signals of a training: on a fixed panel of latents, fixed real images, and the weights.
 
-It draws from no stream of the training's and changes no buffer of its networks.
+It draws from no stream of the training and changes no buffer of its networks.
 """
 
 import logging
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from models.losses import LOSSES
 from service.collapse import signals
 from service.config import Config
+from service.data.dataset import Batch, Dataset, Request, read
 from service.data.decode import Pixels
 from service.data.order import Order
-from service.data.samples import Batch, Request, Source, read
 from service.engine.curriculum import Cycle, Span
 from service.engine.distributed import Workers
 from service.engine.step import Step
@@ -25,51 +25,51 @@ from service.random.draws import Draws
 log = logging.getLogger(__name__)
 
 PANEL_CLASSES, PANEL_IMAGES = 10, 64
-"""Classes that are looked at, at most, and images, at least: few of a class tell little within it."""
+"""At most this many classes, and at least this many images: a class needs a few to show variety."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Which classes are looked at, and the real images to compare with, held out where any are."""
+    """The classes that are measured, and real images to compare with: held-out ones if there are any."""
 
     classes: NDArray[np.int64]
-    source: Source
+    dataset: Dataset
     held_out: bool
 
 
-def panel_of(config: Config, source: Source) -> Panel:
-    """Up to ten classes, spread over all, and their images in an order of their own."""
-    index, count = source.index, config.model.classes or 1
+def panel_of(config: Config, dataset: Dataset) -> Panel:
+    """Up to ten classes, spread over all of them, and their images in an order of their own."""
+    index, count = dataset.index, config.model.classes or 1
     classes = np.unique(np.linspace(0, count - 1, min(count, PANEL_CLASSES)).astype(np.int64))
     held_out = index.rows(held_out=True)
-    rows = held_out if len(held_out) else source.order.rows
+    rows = held_out if len(held_out) else dataset.order.rows
     if config.model.classes:
         rows = rows[np.isin(index.label[rows], classes)]
-    if not len(rows):  # the classes that are looked at have no held-out images
-        rows = source.order.rows
-    # single samples are read, from all over the shards: a window of one
+    if not len(rows):  # these classes have no held-out images
+        rows = dataset.order.rows
+    # single samples from all over the shards: a window of one
     order = Order(index, rows, config.run.seed, lanes=1, window=1)
-    return Panel(classes, replace(source, order=order, cache_dir=None), bool(len(held_out)))
+    return Panel(classes, replace(dataset, order=order, cache_dir=None), bool(len(held_out)))
 
 
-class RealImages:
-    """A worker's share of the real images of each rung, read beside the training, once a rung."""
+class PanelReader:
+    """Reads a worker's share of the real images in the background, once for each rung."""
 
-    def __init__(self, source: Source):
-        self._source = source
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="monitor")
         self._asked: tuple[int, int] | None = None
         self._batch: Future[Batch] | None = None
 
     def ask(self, numbers: NDArray[np.int64], resolution: int) -> None:
-        """Begin to read these images, unless they are there already."""
+        """Begin to read these images, unless they have been read already."""
         wanted = (len(numbers), resolution)
         if self._asked != wanted:
             self._asked = wanted
-            self._batch = self._thread.submit(read, self._source, Request(numbers, resolution))
+            self._batch = self._thread.submit(read, self._dataset, Request(numbers, resolution))
 
     def take(self) -> Batch | None:
-        """The images, waited for; None, said in the log, where they could not be read."""
+        """Wait for the images; None, with a line in the log, if they could not be read."""
         try:
             return self._batch.result() if self._batch else None
         except Exception as error:
@@ -84,7 +84,7 @@ class RealImages:
 class Monitor:
     """Measures the signals of one attempt; all workers look at the same clock."""
 
-    def __init__(self, config: Config, workers: Workers, panel: Panel, real: RealImages, step: Step):
+    def __init__(self, config: Config, workers: Workers, panel: Panel, real: PanelReader, step: Step):
         self.config, self.workers, self.step = config, workers, step
         self.panel, self.real = panel, real
         self.boundary = LOSSES[config.training.loss].boundary
@@ -92,7 +92,7 @@ class Monitor:
         self._span: Span | None = None
 
     def prepare(self, cycle: Cycle) -> None:
-        """Have the real images that `look` will want read, if they are not yet."""
+        """Begin to read the real images that `look` needs in this span."""
         if cycle.span is not self._span:
             self._span = cycle.span
             self.real.ask(np.concatenate(self._numbers(cycle)), cycle.stage.resolution)
@@ -149,6 +149,6 @@ class Monitor:
         return signals.sums(images, features, logits, torch.from_numpy(groups), count, self.boundary)
 
     def _numbers(self, cycle: Cycle) -> list[NDArray[np.int64]]:
-        """This worker's share of the panel in batches as large as a micro-batch, known to fit."""
+        """This worker's share of the panel, in batches as large as a micro-batch, which fits."""
         size = cycle.span.micro_batch
         return [self.workers.share(start, size) for start in range(0, PANEL_IMAGES, size)]

@@ -1,47 +1,52 @@
-"""What would fail on day three fails now: one cycle of every phase, and all of it thrown away."""
+"""Makes fail now what would fail on day three: runs cycles of every phase and throws them away."""
 
 import time
 
+import torch
+
 from service.engine.curriculum import Cycle
 from service.engine.state import TrainState
-from service.engine.step import Step
-from service.recording.record import Record
-from service.training import checkpoint
-from service.training.session import Session
+from service.engine.step import Measures, Step
+from service.recording.record import Note, Record, SpanTime
+from service.run import checkpoint
+from service.training.context import Context
 
 
-def rehearse(session: Session, state: TrainState, end: int) -> None:
-    """Two cycles of every span that the run may come to before `end`; `state` is spent by it.
+def rehearse(context: Context, state: TrainState, end: int) -> None:
+    """Run two cycles of every span that begins before the clock `end`; `state` is used up.
 
-    An error is told with its phase. The second cycle tells how long one takes, and the forecast is
-    recorded.
+    An error names its phase. The second cycle is timed, and the forecast is recorded.
     """
-    config, curriculum = session.amended(state)
-    step = Step(config, state, session.workers)
+    config, curriculum = context.amended(state)
+    step = Step(config, state, context.workers)
     seconds: dict[str, float] = {}
     for span in curriculum.spans:
         if span.start >= end:
             break
         try:
-            seconds[span.name] = _rehearse_span(session, step, curriculum.at(span.start))
+            seconds[span.name] = _rehearse_span(context, step, curriculum.at(span.start))
         except Exception as error:
             error.add_note(f"This happened in the rehearsal of phase {span.name!r}.")
             raise
-    if session.workers.is_first:
+    if context.workers.is_first:
         checkpoint.copy_to_cpu(state.tensors())
-        forecast = [
-            [s.start, s.end, s.cycle_images, seconds[s.name]]
-            for s in curriculum.spans
-            if s.name in seconds
-        ]
-        committed, _ = checkpoint.find(session.storage)
-        clock = committed[-1].images if committed else 0
-        session.recorder.write(Record(clock, time.time(), note={"forecast": forecast}))
+        forecast = tuple(
+            SpanTime(span.start, span.end, span.cycle_images, seconds[span.name])
+            for span in curriculum.spans
+            if span.name in seconds
+        )
+        clock = checkpoint.newest_clock(context.storage)
+        context.recorder.write(Record(clock, time.time(), note=Note(forecast=forecast)))
 
 
-def _rehearse_span(session: Session, step: Step, cycle: Cycle) -> float:
-    with session.load([cycle, cycle], attempt=0) as batches:
-        step.cycle(cycle, batches).tolist()
+def _rehearse_span(context: Context, step: Step, cycle: Cycle) -> float:
+    with context.load([cycle, cycle], attempt=0) as batches:
+        _wait(step.cycle(cycle, batches))
         start = time.perf_counter()
-        step.cycle(cycle, batches).tolist()  # reading the result waits for the device
+        _wait(step.cycle(cycle, batches))
         return time.perf_counter() - start
+
+
+def _wait(measures: Measures) -> None:
+    """Reading a result waits for the device."""
+    torch.stack([*measures.values()]).tolist()

@@ -11,8 +11,8 @@ import mlflow
 import pytest
 
 from service import pack
+from service.run import checkpoint
 from service.storage import open_storage
-from service.training import checkpoint
 from tests.conftest import ROOT, need_package
 
 IMAGES = 2560
@@ -47,12 +47,12 @@ def job(stack, tmp_path_factory):
 def test_it_trains_and_checkpoints_into_s3(job, s3):
     storage = open_storage(f"{s3}/job/digits-run")
     committed, _ = checkpoint.find(storage)
-    assert committed[-1].images == IMAGES
+    assert committed[-1].clock == IMAGES
     tensors, manifest = checkpoint.read(storage, committed[-1])
     assert set(tensors) == {
         "generator", "discriminator", "ema", "optimizer_g", "optimizer_d", "spectra"
     }  # fmt: skip
-    assert manifest["config"]["data"]["url"] == "s3://gan/job/data"
+    assert manifest.model_dump()["config"]["data"]["url"] == "s3://gan/job/data"
     assert storage.sizes("pictures/")
 
 
@@ -77,14 +77,14 @@ def test_the_stacks_prometheus_scraped_it_without_being_told(job, stack):
 
 def test_credentials_appear_nowhere(job, stack):
     output, client, run = job
-    told = [output, str(run.data.params), str(run.data.tags)]
+    seen = [output, str(run.data.params), str(run.data.tags)]
     config = client.download_artifacts(run.info.run_id, "config.yaml")
-    told.append(Path(config).read_text())
+    seen.append(Path(config).read_text())
     logs = [*stack.folder.glob("*.log")]
     for folder in stack.temporary:
         logs += [p for p in Path(folder).rglob("*") if p.suffix in (".log", ".out", ".err")]
     assert len(logs) > 10
-    told += [log.read_text(errors="replace") for log in logs if log.is_file()]
+    seen += [log.read_text(errors="replace") for log in logs if log.is_file()]
     for name in SECRETS:
         secret = stack.environment[name]
-        assert not any(secret in text for text in told), name
+        assert not any(secret in text for text in seen), name

@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from service import plan
+from service.data.dataset import read
 from service.data.index import read_index
-from service.data.samples import read
 from service.engine.curriculum import Curriculum
 from service.errors import DataError, UsageError
 from service.storage import open_storage
-from service.training.feed import requests, source_of
+from service.training.feed import dataset_of, requests
 from tests.conftest import tiny_config, tiny_values
 
 
@@ -28,11 +28,11 @@ def arguments(digits, tmp_path) -> list[str]:
 
 def test_it_tells_phases_workers_and_memory_and_makes_nothing(arguments, tmp_path, capsys):
     plan.main(arguments)
-    told = capsys.readouterr().out
-    assert "1,797 samples in 4 shards" in told
-    assert re.search(r"workers  1, 2, 4 ", told)
-    assert re.search(r"96 – +224  fade to 16 px +16 +2 × 8 +8", told)
-    assert "MB read ahead by each of 4 workers" in told
+    printed = capsys.readouterr().out
+    assert "1,797 samples in 4 shards" in printed
+    assert re.search(r"workers  1, 2, 4 ", printed)
+    assert re.search(r"96 – +224  fade to 16 px +16 +2 × 8 +8", printed)
+    assert "MB read ahead by each of 4 workers" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -43,21 +43,21 @@ def test_the_samples_of_a_batch_are_those_that_a_training_is_shown(
     """Row by row and flip by flip, also beyond the end of the phase table."""
     plan.main([*arguments, "--explain-batch", str(batch)])
     lines = capsys.readouterr().out.splitlines()
-    told = [line.split() for line in lines if "shard-" in line and "shard and key" not in line]
+    samples = [line.split() for line in lines if "shard-" in line and "shard and key" not in line]
     config = tiny_config(digits, tmp_path / "run", data={"flip": True})
     curriculum = Curriculum(config.phases, config.training.d_steps)
-    first = int(told[0][0].replace(",", ""))
+    first = int(samples[0][0].replace(",", ""))
     index = read_index(open_storage(str(digits)))
-    source = source_of(config, index)
+    dataset = dataset_of(config, index)
     cycle = curriculum.containing(first)
     wanted = requests(config, [cycle], lambda start, count: np.arange(start, start + count), 0)
     shown = {}
     for request in wanted:
-        rows = read(source, request).rows
+        rows = read(dataset, request).rows
         for number, row, mirrored in zip(request.numbers, rows, request.mirrored, strict=True):
             shown[int(number)] = (index.describe(int(row)), int(index.label[row]), bool(mirrored))
-    assert len(told) == cycle.span.batch
-    for words in told:
+    assert len(samples) == cycle.span.batch
+    for words in samples:
         described, label, mirrored = shown[int(words[0].replace(",", ""))]
         assert described == " ".join(words[7:10])
         assert int(words[6]) == label
@@ -73,10 +73,16 @@ def test_batches_follow_on_one_another(arguments, digits, tmp_path):
         assert after == before + curriculum.containing(before).span.batch
 
 
-@pytest.mark.parametrize("value", [["x"], ["-1"], [], ["1.5"], ["9" * 5000]])
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", "9" * 5000, ""])
 def test_a_batch_that_is_no_number_is_refused(arguments, value):
-    with pytest.raises(UsageError, match="--explain-batch"):
-        plan.main([*arguments, "--explain-batch", *value])
+    words = f"^--explain-batch {value}: give a whole number from 0 to 1000000000000$"
+    with pytest.raises(UsageError, match=words):
+        plan.main([*arguments, "--explain-batch", value])
+
+
+def test_a_batch_without_its_number_is_refused(arguments):
+    with pytest.raises(UsageError, match="argument --explain-batch: expected one argument"):
+        plan.main([*arguments, "--explain-batch"])
 
 
 def test_what_a_training_would_refuse_is_refused(arguments, tmp_path):
@@ -84,7 +90,7 @@ def test_what_a_training_would_refuse_is_refused(arguments, tmp_path):
         plan.main([*arguments, "--data.url", str(tmp_path / "nowhere")])
     with pytest.raises(DataError, match=r"data\.prefetch_bytes"):
         plan.main([*arguments, "--data.prefetch_bytes", str(1 << 20), "--data.window", "1000"])
-    with pytest.raises(DataError, match=r"data\.cache_bytes"):
+    with pytest.raises(UsageError, match=r"data\.cache_bytes"):
         plan.main([*arguments, "--data.cache_dir", str(tmp_path), "--data.cache_bytes", str(1 << 24)])
     phases = json.dumps([{"resolution": 32, "hold_images": 9, "batch": 7}])
     with pytest.raises(UsageError, match=r"scale\.workers"):

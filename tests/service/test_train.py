@@ -17,8 +17,8 @@ from PIL import Image
 
 from service import train
 from service.errors import DataError, StorageError, UsageError
+from service.run import checkpoint
 from service.storage import open_storage
-from service.training import checkpoint
 from tests.conftest import assert_equal, run_command, start_command, tiny_values
 
 IMAGES = 1920
@@ -51,18 +51,18 @@ def arguments(digits: Path, folder: Path) -> list[str]:
 
 def history(run: Path, metric: str) -> list[tuple[int, float]]:
     client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
-    found = mlflow_run(run)
-    return sorted((m.step, m.value) for m in client.get_metric_history(found.info.run_id, metric))
+    points = client.get_metric_history(mlflow_run(run).info.run_id, metric)
+    return sorted((point.step, point.value) for point in points)
 
 
 def mlflow_run(run: Path):
     client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
     experiment = client.get_experiment_by_name("gan-training")
-    (found,) = client.search_runs([experiment.experiment_id])
-    return found
+    (run_there,) = client.search_runs([experiment.experiment_id])
+    return run_there
 
 
-def final(run: Path) -> tuple[dict, dict]:
+def final(run: Path) -> tuple[checkpoint.Tensors, checkpoint.Manifest]:
     storage = open_storage(str(run))
     return checkpoint.read(storage, checkpoint.find(storage)[0][-1])
 
@@ -71,14 +71,14 @@ def test_a_run_ends_with_checkpoint_pictures_and_a_finished_mlflow_run(trained):
     run, output = trained
     assert "rehearsal passed" in output
     assert str(run / "pictures" / f"grid-{IMAGES:012d}.png") in output
-    assert final(run)[1]["state"]["images"] == IMAGES
-    found = mlflow_run(run)
-    assert found.info.status == "FINISHED"
-    assert found.data.params["model.width"] == "4"
-    assert found.data.tags["data.fingerprint"]
-    assert found.data.tags["version.torch"] == torch.__version__
+    assert final(run)[1].state.clock == IMAGES
+    recorded = mlflow_run(run)
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.params["model.width"] == "4"
+    assert recorded.data.tags["data.fingerprint"]
+    assert recorded.data.tags["version.torch"] == torch.__version__
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert found.data.tags["mlflow.source.git.commit"] == (commit.stdout.strip() or "unknown")
+    assert recorded.data.tags["mlflow.source.git.commit"] == (commit.stdout.strip() or "unknown")
 
 
 def test_every_curve_has_a_point_at_every_interval_and_no_other(trained):
@@ -101,15 +101,15 @@ def test_grids_show_the_panel_one_class_a_column(trained):
     assert len([f for f in logged if f.path.endswith(".png")]) == 3
 
 
-def test_checkpoints_are_told_to_mlflow_with_their_address_and_digests(trained):
+def test_checkpoints_are_recorded_in_mlflow_with_their_address_and_digests(trained):
     run, _ = trained
     client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
     run_id = mlflow_run(run).info.run_id
     assert len(client.list_artifacts(run_id, "checkpoints")) == IMAGES // 160
     path = client.download_artifacts(run_id, f"checkpoints/{IMAGES:012d}.json")
-    told = json.loads(Path(path).read_text())
-    assert (Path(told["address"]) / "ema.pt").exists()
-    assert told["files"] == final(run)[1]["files"]
+    described = json.loads(Path(path).read_text())
+    assert (Path(described["address"]) / "ema.pt").exists()
+    assert described["files"] == final(run)[1].model_dump()["files"]
 
 
 def test_killed_recorder_worker_and_driver_and_the_same_command_ends_bit_for_bit_the_same(
@@ -137,13 +137,13 @@ def test_killed_recorder_worker_and_driver_and_the_same_command_ends_bit_for_bit
     undisturbed, _ = trained
     tensors, manifest = final(run)
     expected_tensors, expected = final(undisturbed)
-    assert manifest["state"] == expected["state"]
+    assert manifest.state == expected.state
     assert_equal(tensors, expected_tensors)
     assert history(run, "loss_d") == history(undisturbed, "loss_d")
 
 
 def clocks(run: Path) -> list[int]:
-    return [name.images for name in checkpoint.find(open_storage(str(run)))[0]]
+    return [name.clock for name in checkpoint.find(open_storage(str(run)))[0]]
 
 
 def ray_actors(stack, name: str) -> list[psutil.Process]:
@@ -239,12 +239,34 @@ def test_what_does_not_fit_is_refused_before_ray_starts(digits, s3, tmp_path, ch
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"key": 1}', "\0", '{"config": 3}'])
-def test_a_damaged_run_json_is_named(digits, tmp_path, content):
+RUN_JSON = {"version": 2, "key": "a run", "fingerprint": "f" * 64, "config": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", r"damaged \(.*restore it from a copy, or choose another --run\.dir"),
+        ("", "damaged"),
+        ("[]", "damaged"),
+        ("\0", "damaged"),
+        ("{}", "has no version, but this service reads version 2; use the version of the service"),
+        ('{"key": 1}', "has no version"),
+        ('{"config": 3}', "has no version"),
+        (json.dumps(RUN_JSON | {"version": 1}), "has version 1, but this service reads version 2"),
+        (json.dumps(RUN_JSON | {"version": "2"}), 'has version "2", but this service reads version 2'),
+        (json.dumps(RUN_JSON | {"more": 1}), r"damaged \(more: Extra inputs are not permitted\)"),
+        (json.dumps(RUN_JSON | {"key": ""}), r"damaged \(key: String should have at least 1"),
+        (json.dumps(RUN_JSON | {"key": 1}), r"damaged \(key: Input should be a valid string\)"),
+        (json.dumps(RUN_JSON | {"config": 3}), r"damaged \(config: Input should be an object\)"),
+        ('{"version": 2}', r"damaged \(key: Field required\)"),
+    ],
+)
+def test_a_run_json_that_is_damaged_or_of_another_version_is_named(digits, tmp_path, content, words):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(DataError, match=r"run\.json: damaged"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/run/run\.json: ({words})"):
         refused(tiny_values(digits, tmp_path / "run"), tmp_path)
+    assert (tmp_path / "run" / "run.json").read_text() == content
 
 
 def test_a_ray_that_does_not_answer_is_named(digits, tmp_path):
@@ -260,7 +282,7 @@ def test_a_ray_that_does_not_answer_is_named(digits, tmp_path):
 
 def test_relative_paths_are_refused_inside_a_submitted_job(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(UsageError, match=r"run\.dir: runs/x is relative"):
+    with pytest.raises(UsageError, match=r"run\.dir: runs/x is a relative path"):
         refused(tiny_values(digits, "runs/x"), tmp_path)
 
 

@@ -12,9 +12,11 @@ from service.collapse.response import CollapseError
 from service.config import Config
 from service.engine.state import new_state
 from service.recording.record import Record
+from service.recording.recorder import RecorderClient
+from service.run import checkpoint
 from service.storage import open_storage
 from service.storage.lock import RunLock
-from service.training import checkpoint, worker
+from service.training import worker
 from tests.conftest import assert_equal, tiny_config
 
 END = 480
@@ -33,7 +35,7 @@ class Recorder:
         self.records += [a for a in arguments if isinstance(a, Record)]
 
     def events(self, action: str) -> list[Record]:
-        return [r for r in self.records if r.event and r.event["action"] == action]
+        return [r for r in self.records if r.event and r.event.action == action]
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +57,15 @@ def train(config: Config, end: int) -> Recorder:
     """As the supervisor has a worker do it, alone and in this process."""
     lock, recorder = RunLock(open_storage(config.run.dir)), Recorder()
     try:
-        worker.train(worker.Job(config.model_dump(), lock.acquire(), end, recorder))
+        client = RecorderClient(recorder)
+        worker.train(worker.Job(config.model_dump(), lock.acquire(), end, client))
     finally:
         lock.release()
     return recorder
 
 
-def damage(run: Path, level: str = "healthy") -> None:
-    """A weight of the newest checkpoint becomes NaN, and its digest is right; it was of this level."""
+def damage(run: Path, **verdict: str) -> None:
+    """A weight of the newest checkpoint becomes NaN, and its digest is right; its verdict is this."""
     storage = open_storage(str(run))
     name = checkpoint.find(storage)[0][-1]
     weights = torch.load(run / name.folder / "generator.pt", weights_only=True)
@@ -74,7 +77,7 @@ def damage(run: Path, level: str = "healthy") -> None:
     manifest = json.loads(file.read_text())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     manifest["files"]["generator.pt"] = {"bytes": buffer.tell(), "sha256": digest}
-    manifest["state"]["monitor"]["verdict"]["level"] = level
+    manifest["state"]["collapse"]["verdict"] |= verdict
     file.write_text(json.dumps(manifest))
 
 
@@ -86,7 +89,7 @@ def collapsed_run(digits: Path, run: Path, **collapse) -> Config:
     return config
 
 
-def final(config: Config) -> tuple[dict, dict]:
+def final(config: Config) -> tuple[dict, checkpoint.Manifest]:
     storage = open_storage(config.run.dir)
     return checkpoint.read(storage, checkpoint.find(storage)[0][-1])
 
@@ -101,13 +104,14 @@ def test_variety_within_ten_classes_is_measured_where_a_micro_batch_holds_eight_
 def test_a_collapse_is_rewound_to_the_last_healthy_checkpoint_with_the_amendment(digits, tmp_path):
     config = collapsed_run(digits, tmp_path / "run")
     recorder = train(config, END)
-    (told,) = recorder.events("rewind")  # past the damaged one, which was healthy when it was saved
-    assert told.event["checkpoint"].startswith("checkpoints/000000000160")
-    assert "NaN" in told.event["reason"]
+    (record,) = recorder.events("rewind")  # past the damaged one, which was healthy when it was saved
+    assert record.event.details["checkpoint"].startswith("checkpoints/000000000160")
+    assert "NaN" in record.event.reason
     tensors, manifest = final(config)
-    state = manifest["state"]
-    assert (state["images"], state["attempt"]) == (END, 1)
-    assert state["amendments"] == [[160, {"training.lr_generator": 2.5e-4, "training.d_steps": 2}]]
+    state = manifest.state
+    assert (state.clock, state.attempt) == (END, 1)
+    values = {"training.lr_generator": 2.5e-4, "training.d_steps": 2}
+    assert state.amendments == ((160, values),)
     assert all(t.isfinite().all() for t in tensors["generator"].values())
     last = [r for r in recorder.records if r.values][-1]
     assert (last.attempt, last.values["collapse_level"]) == (1, 0.0)
@@ -132,7 +136,7 @@ def test_a_rewound_run_that_is_stopped_goes_on_bit_for_bit(digits, tmp_path):
         train(parts, end)
     mine, theirs = final(parts), final(whole)
     assert_equal(mine[0], theirs[0])
-    assert mine[1]["state"] == theirs[1]["state"]
+    assert mine[1].state == theirs[1].state
 
 
 def test_after_its_rewinds_a_run_ends_and_names_the_best_checkpoint(digits, tmp_path):
@@ -150,29 +154,39 @@ def test_stop_ends_at_once(digits, tmp_path):
 def test_alert_tells_once_and_goes_on(digits, tmp_path):
     config = collapsed_run(digits, tmp_path / "run", action="alert")
     recorder = train(config, 320)
-    (told,) = recorder.events("alert")
-    assert told.event["kind"] == "numeric"
-    assert final(config)[1]["state"]["images"] == 320
+    (record,) = recorder.events("alert")
+    assert record.event.details["kind"] == "numeric"
+    assert final(config)[1].state.clock == 320
 
 
 def test_protect_keeps_the_last_healthy_checkpoint_for_good(digits, tmp_path):
     config = collapsed_run(digits, tmp_path / "run", action="protect")
-    (told,) = train(config, 960).events("protect")
+    (record,) = train(config, 960).events("protect")
     storage = open_storage(config.run.dir)
-    clocks = [name.images for name in checkpoint.find(storage)[0]]
+    clocks = [name.clock for name in checkpoint.find(storage)[0]]
     assert clocks == [160, 240, 880, 960]
-    assert told.event["checkpoint"].startswith("checkpoints/000000000160")
+    assert record.event.details["checkpoint"].startswith("checkpoints/000000000160")
 
 
 def test_without_a_healthy_checkpoint_a_run_begins_anew(digits, tmp_path):
     config = configure(digits, tmp_path / "run")
     train(config, 80)
-    damage(tmp_path / "run", level="collapsed")
-    (told,) = train(config, 240).events("rewind")
-    assert told.event["checkpoint"] == "the start"
-    state = final(config)[1]["state"]
-    assert (state["attempt"], state["images"]) == (1, 256)  # in cycles of 32, from 0
-    assert state["amendments"][0][0] == 0
+    damage(tmp_path / "run", level="collapsed", kind="numeric")
+    (record,) = train(config, 240).events("rewind")
+    assert record.event.details["checkpoint"] == "the start"
+    state = final(config)[1].state
+    assert (state.attempt, state.clock) == (1, 256)  # in cycles of 32, from 0
+    assert state.amendments[0][0] == 0
+
+
+def test_an_amendment_changes_what_it_names_and_nothing_else(digits, tmp_path):
+    """After a rewind the configuration in force still says what is done about a collapse."""
+    config = configure(digits, tmp_path / "run", max_rewinds=7)
+    amended = config.amended({"training.lr_generator": 1e-5})
+    before, after = config.model_dump(), amended.model_dump()
+    assert after["training"].pop("lr_generator") == 1e-5
+    before["training"].pop("lr_generator")
+    assert after == before
 
 
 def test_looking_changes_nothing_of_the_training(digits, tmp_path):

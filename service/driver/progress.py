@@ -1,49 +1,50 @@
-"""How far a run is, for the person who waits: a bar on a terminal, now and then a line elsewhere."""
+"""How far a run is, for the person who waits: a bar on a terminal, a line now and then elsewhere."""
 
 import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from service.recording.record import SpanTime
 
 POLL_S = 1.0
 LINE_EVERY_S = 15.0
 
 
 class Forecast:
-    """Time left, from the rehearsal's seconds a cycle in each span, corrected by what was seen since."""
+    """Time left: the rehearsal's seconds per cycle in each span, corrected by the speed since then."""
 
-    def __init__(self, spans: list[list[float]], end: int):
+    def __init__(self, spans: Sequence[SpanTime], end: int):
         self.spans = spans
         self.end = end
         self._begun: tuple[int, float] | None = None
         self._factor = 1.0
 
     def seconds(self, start: int, end: int) -> float:
-        """What the rehearsal says of images [start, end)."""
+        """Seconds that the rehearsal predicts for the clock from `start` to `end`."""
         total = 0.0
-        for number, (first, last, cycle_images, seconds) in enumerate(self.spans):
-            if number == len(self.spans) - 1:
-                last = max(last, end)
-            covered = max(0.0, min(end, last) - max(start, first))
-            total += covered / cycle_images * seconds
+        for number, span in enumerate(self.spans):
+            last = max(span.end, end) if number == len(self.spans) - 1 else span.end
+            covered = max(0, min(end, last) - max(start, span.start))
+            total += covered / span.cycle_images * span.seconds
         return total
 
-    def left_s(self, images: int, now: float) -> float:
-        """Seconds to the end, seen from `images` at the time `now`."""
+    def left_s(self, clock: int, now: float) -> float:
+        """Seconds to the end, seen from the clock `clock` at the time `now`."""
         if self._begun is None:
-            self._begun = (images, now)
+            self._begun = (clock, now)
         begun, at = self._begun
-        foretold = self.seconds(begun, images)
+        foretold = self.seconds(begun, clock)
         if foretold > 0:
             self._factor = (now - at) / foretold
-        return self.seconds(images, self.end) * self._factor
+        return self.seconds(clock, self.end) * self._factor
 
 
-def clock(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, second = divmod(int(seconds + 0.5), 60)
     hours, minute = divmod(minutes, 60)
@@ -58,7 +59,7 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
         self._forecast: Forecast | None = None
-        self._told = ""
+        self._trouble = ""
 
     def __enter__(self) -> "Progress":
         self._thread.start()
@@ -86,33 +87,33 @@ class Progress:
                 if "stage" not in values:
                     continue
                 text = self._describe(values)
-                images = int(values["images"])
-                bar.n = min(images, self._end)
+                clock = int(values["clock"])
+                bar.n = min(clock, self._end)
                 bar.set_postfix_str(text)
-                due = time.monotonic() > at + LINE_EVERY_S or (stopped and images > shown)
+                due = time.monotonic() > at + LINE_EVERY_S or (stopped and clock > shown)
                 if not terminal and due:
-                    shown, at = images, time.monotonic()
-                    share = min(100.0, 100 * images / self._end)
-                    print(f"{share:3.0f}% {images} images, {text}", file=self._out, flush=True)
+                    shown, at = clock, time.monotonic()
+                    share = min(100.0, 100 * clock / self._end)
+                    print(f"{share:3.0f}% {clock} images, {text}", file=self._out, flush=True)
 
     def _announce(self, values: dict[str, Any]) -> None:
-        """Say beforehand how long it will take, once the rehearsal knows, and of trouble as it comes."""
+        """Print the expected duration once the rehearsal knows it, and trouble as it comes."""
         if "forecast" in values and self._forecast is None:
             self._forecast = Forecast(values["forecast"], self._end)
-            left = self._forecast.seconds(values["images"], self._end)
-            self._say(f"rehearsal passed; the training takes about {clock(left)} on this machine")
+            left = self._forecast.seconds(values["clock"], self._end)
+            self._say(f"rehearsal passed; the training takes about {duration(left)} on this machine")
         trouble = values.get("trouble", "")
-        if trouble and trouble != self._told:
+        if trouble and trouble != self._trouble:
             self._say(f"tracking is away, records are kept meanwhile: {trouble}")
-        self._told = trouble
+        self._trouble = trouble
 
     def _say(self, text: str) -> None:
         tqdm.write(text, file=self._out)
         self._out.flush()
 
     def _describe(self, values: dict[str, Any]) -> str:
-        left = self._forecast.left_s(values["images"], time.monotonic()) if self._forecast else 0.0
+        left = self._forecast.left_s(values["clock"], time.monotonic()) if self._forecast else 0.0
         return (
-            f"{values['images_per_s']:.0f} images/s, left {clock(left)}, {values['stage']},"
+            f"{values['images_per_s']:.0f} images/s, left {duration(left)}, {values['stage']},"
             f" D {values.get('loss_d', math.nan):.2f} G {values.get('loss_g', math.nan):.2f}"
         )

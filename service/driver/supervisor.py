@@ -18,10 +18,10 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from service.config import Config
 from service.errors import ServiceError
 from service.glibc import KEEP_FREED_MEMORY
+from service.run import checkpoint
 from service.storage import Storage, is_s3
 from service.storage.base import S3_SCHEME
 from service.storage.s3 import s3_endpoint
-from service.training import checkpoint
 from service.training.worker import Job, train
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ KNOCKS_AT_ONCE = 32
 
 
 class TrainingError(ServiceError):
-    """A run that was given up, with the reason; caused by the workers' own error where it was one."""
+    """A run that was given up, with the reason. Its cause is the workers' own error, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Outcome:
     """How a group of workers ended: the clock of the newest checkpoint, and what went wrong.
 
     `cause` is an error that another try would meet again, such as a missing bucket or a collapse;
-    `waiting` tells of a group that never began, since its nodes were not there.
+    `waiting` says that the group never began, because its nodes were not there.
     """
 
-    images: int
+    clock: int
     error: str | None = None
     cause: ServiceError | None = None
     waiting: bool = False
@@ -57,25 +57,25 @@ class Action:
     reason: str = ""
 
 
-def decide(outcome: Outcome, end: int, images_before: int, failures: int, max_failures: int) -> Action:
-    """What to do after a group ended; failures count while no new checkpoint comes between them."""
-    if outcome.error is None and outcome.images >= end:
+def decide(outcome: Outcome, end: int, clock_before: int, failures: int, max_failures: int) -> Action:
+    """What to do after a group ended. Failures add up until a new checkpoint comes between them."""
+    if outcome.error is None and outcome.clock >= end:
         return Action("done")
-    reason = outcome.error or f"the workers stopped at {outcome.images} of {end} images"
+    reason = outcome.error or f"the workers stopped at {outcome.clock} of {end} images"
     if outcome.cause:
         return Action("stop", reason=reason)
     if outcome.waiting:
         return Action("fit", failures, reason)
-    failures = 1 if outcome.images > images_before else failures + 1
+    failures = 1 if outcome.clock > clock_before else failures + 1
     if failures > max_failures:
         return Action("stop", failures, f"failed {failures} times in a row: {reason}")
     return Action("fit", failures, reason)
 
 
 def choose_workers(config: Config, resources: dict[str, float]) -> int:
-    """The largest allowed count that these resources hold, or else the smallest allowed.
+    """The largest allowed number of workers that these resources hold, or else the smallest allowed.
 
-    The smallest is asked for even where it does not fit yet: an autoscaler may bring the nodes.
+    The smallest is requested even if it does not fit yet: an autoscaler may bring the nodes.
     """
     need = worker_resources(config)
     room = min(int(resources.get(kind, 0) // amount) for kind, amount in need.items())
@@ -87,7 +87,7 @@ def choose_workers(config: Config, resources: dict[str, float]) -> int:
 
 
 def living_resources() -> dict[str, float]:
-    """What the nodes that answer hold; of one that was killed Ray itself learns within a minute."""
+    """Resources of the nodes that answer. Ray itself needs up to a minute to notice a killed node."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with ThreadPoolExecutor(KNOCKS_AT_ONCE) as threads:
         answers = list(threads.map(_answers, nodes))
@@ -114,33 +114,23 @@ def worker_resources(config: Config) -> dict[str, float]:
     return {"CPU": float(config.scale.cpus)} | ({"GPU": 1.0} if config.scale.gpu else {})
 
 
-def supervise(
-    config: Config, storage: Storage, token: int, end: int, recorder: Any, evaluator: Any = None
-) -> None:
-    """Train to `end` images, through deaths of workers; TrainingError where it can't be done."""
+def supervise(config: Config, storage: Storage, job: Job) -> None:
+    """Train to the clock `job.end`, through deaths of workers; TrainingError if it can't be done."""
     failures = 0
     while True:
-        before = _clock(storage)
-        if before >= end:
+        before = checkpoint.newest_clock(storage)
+        if before >= job.end:
             return
         workers = choose_workers(config, living_resources())
-        log.info("event=fit workers=%d images=%d failures=%d", workers, before, failures)
-        outcome = _fit(
-            config, Job(config.model_dump(), token, end, recorder, evaluator), workers, storage
-        )
-        action = decide(outcome, end, before, failures, config.scale.max_failures)
+        log.info("event=fit workers=%d clock=%d failures=%d", workers, before, failures)
+        outcome = _fit(config, job, workers, storage)
+        action = decide(outcome, job.end, before, failures, config.scale.max_failures)
         if action.kind == "stop":
             raise TrainingError(action.reason) from outcome.cause
         if action.kind == "done":
             return
         failures = action.failures
         log.warning("event=fit_again failures=%d reason=%s", failures, action.reason)
-
-
-def _clock(storage: Storage) -> int:
-    """The clock of the newest commit."""
-    committed = checkpoint.find(storage)[0]
-    return committed[-1].images if committed else 0
 
 
 def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
@@ -157,8 +147,8 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
         ),
         run_config=RunConfig(
             name=f"{job.token:06d}",
-            # Which failure deserves another try, and with how many workers, is for us to say: Ray
-            # would ask for the same number for ever.
+            # We decide which failure deserves another try, and with how many workers: Ray would ask
+            # for the same number for ever.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             worker_runtime_env={} if config.scale.gpu else {"env_vars": KEEP_FREED_MEMORY},
             **ray_storage(config.run.dir),
@@ -166,17 +156,17 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
     )
     try:
         trainer.fit()
-        return Outcome(_clock(storage))
+        return Outcome(checkpoint.newest_clock(storage))
     except SystemExit as error:  # Ray's own answer to Ctrl-C while it fits
         raise KeyboardInterrupt from error
-    except (TrainingFailedError, RayError) as error:  # the latter where Ray's controller itself died
+    except (TrainingFailedError, RayError) as error:  # the latter if Ray's controller itself died
         failure = error.controller_failure if isinstance(error, ControllerError) else None
         waiting = isinstance(failure, WorkerGroupStartupTimeoutError)
-        return Outcome(_clock(storage), *_explain(error), waiting)
+        return Outcome(checkpoint.newest_clock(storage), *_explain(error), waiting)
 
 
 def _explain(error: TrainingFailedError | RayError) -> tuple[str, ServiceError | None]:
-    """The reason in words, and the error itself if it is one of ours, which lasts."""
+    """The reason in words, and the error itself if it is one of ours, which another try would meet."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for index, failure in sorted(failures.items()):
         cause = getattr(failure, "_base_exc", failure)
@@ -195,7 +185,7 @@ def ray_storage(run_dir: str) -> dict[str, Any]:
         return {"storage_path": os.path.join(run_dir, "ray")}
     import pyarrow.fs
 
-    # Keys come from the environment of each node: given here, they would travel in clear text.
+    # Each node has the keys in its environment; passed here, they would travel in clear text.
     endpoint = s3_endpoint()
     options = {"endpoint_override": endpoint} if endpoint else {}
     path = run_dir.removeprefix(S3_SCHEME) + "/ray"

@@ -5,10 +5,11 @@ import time
 
 import pytest
 
-from service import progress
-from service.progress import Forecast, Progress, clock
+from service.driver import progress
+from service.driver.progress import Forecast, Progress, duration
+from service.recording.record import SpanTime
 
-SPANS = [[0, 100, 10, 1.0], [100, 200, 20, 4.0]]  # 10 s, then 20 s
+SPANS = (SpanTime(0, 100, 10, 1.0), SpanTime(100, 200, 20, 4.0))  # 10 s, then 20 s
 
 
 def test_time_left_follows_the_rehearsal_and_is_corrected_by_what_was_seen():
@@ -22,12 +23,12 @@ def test_beyond_the_table_the_last_span_goes_on():
     assert Forecast(SPANS, end=400).seconds(0, 400) == pytest.approx(10 + 60)
 
 
-def test_clocks_are_written_as_people_do():
-    assert [clock(59.6), clock(125), clock(3723)] == ["1:00", "2:05", "1:02:03"]
+def test_durations_are_written_as_people_do():
+    assert [duration(59.6), duration(125), duration(3723)] == ["1:00", "2:05", "1:02:03"]
 
 
 def lines(values: dict, monkeypatch, **last: float) -> str:
-    """What is told of these values, off a terminal, and of the `last` ones at the end."""
+    """What is printed of these values, off a terminal, and of the `last` ones at the end."""
     monkeypatch.setattr(progress, "POLL_S", 0.01)
     out = io.StringIO()
     with Progress(lambda: values, 200, out):
@@ -40,20 +41,20 @@ def lines(values: dict, monkeypatch, **last: float) -> str:
 
 
 def test_losses_that_are_nan_and_so_in_no_record_do_not_end_the_telling(monkeypatch):
-    values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px"}
+    values = {"clock": 50, "images_per_s": 10.0, "stage": "hold 8 px"}
     assert "hold 8 px, D nan G nan" in lines(values, monkeypatch)
 
 
 def test_off_a_terminal_lines_tell_rate_time_left_stage_and_losses(monkeypatch):
-    values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px", "loss_d": 1.5,
+    values = {"clock": 50, "images_per_s": 10.0, "stage": "hold 8 px", "loss_d": 1.5,
               "loss_g": 0.25, "forecast": SPANS, "trouble": "server away"}  # fmt: skip
-    told = lines(values, monkeypatch)
-    assert "about 0:25 on this machine" in told
-    assert "records are kept meanwhile: server away" in told
-    assert " 25% 50 images, 10 images/s, left 0:25, hold 8 px, D 1.50 G 0.25" in told
+    text = lines(values, monkeypatch)
+    assert "about 0:25 on this machine" in text
+    assert "records are kept meanwhile: server away" in text
+    assert " 25% 50 images, 10 images/s, left 0:25, hold 8 px, D 1.50 G 0.25" in text
 
 
 def test_the_last_line_tells_where_it_ended(monkeypatch):
-    values = {"images": 50.0, "images_per_s": 10.0, "stage": "hold 8 px"}
-    told = lines(values, monkeypatch, images=200.0)
-    assert told.splitlines()[-1].startswith("100% 200 images, ")
+    values = {"clock": 50, "images_per_s": 10.0, "stage": "hold 8 px"}
+    text = lines(values, monkeypatch, clock=200)
+    assert text.splitlines()[-1].startswith("100% 200 images, ")

@@ -1,0 +1,51 @@
+"""What MLflow records of a run once: parameters, versions, the data, the commit of the code."""
+
+import importlib.metadata
+import os
+import subprocess
+from pathlib import Path
+
+from service.config import Config
+from service.config.identity import flatten
+from service.config.yaml import to_yaml
+from service.driver.preflight import RunDir
+from service.recording.mlflow import Description
+
+PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
+
+
+def describe_run(config: Config, run: RunDir, parent: str | None) -> Description:
+    """What MLflow records of a run; `parent` is the key of the run that it is nested in."""
+    local = config.tracking.uri is None
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
+    return Description(
+        uri=config.tracking.uri or f"sqlite:///{config.run.dir}/mlflow.db",
+        experiment=config.tracking.experiment,
+        artifacts=(Path(config.run.dir) / "artifacts").as_uri() if local else None,
+        key=run.key,
+        parent=parent,
+        name=config.run.dir.rstrip("/").rpartition("/")[2],
+        parameters={key: str(value) for key, value in flatten(config.model_dump()).items()},
+        tags=versions
+        | {
+            "run.dir": config.run.dir,
+            "data.fingerprint": run.index.fingerprint(),
+            "mlflow.source.git.commit": git_commit(),
+        },
+        texts={"config.yaml": to_yaml(config)},
+    )
+
+
+def git_commit() -> str:
+    """The commit of the code: from SERVICE_GIT_COMMIT, else from git, else "unknown"."""
+    named = os.environ.get("SERVICE_GIT_COMMIT")
+    if named:
+        return named
+    here = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return result.stdout.strip()

@@ -1,0 +1,79 @@
+"""The Ray that a command works on: the one at RAY_ADDRESS, or one that lives as long as the run."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from service.config import Config
+from service.errors import ServiceError, UsageError
+from service.recording.prometheus import free_port
+
+LOOPBACK = "127.0.0.1"
+KNOCK_LIMIT_S = 10.0
+# On one machine nobody reclaims the node or scrapes Ray, and watching for it takes from the cores.
+LOCAL_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+QUIET: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
+
+
+@contextlib.contextmanager
+def join_ray(config: Config) -> Iterator[None]:
+    """Join the Ray at RAY_ADDRESS, or start one on this machine that lives as long as the run.
+
+    ServiceError if there is none to join, UsageError if this machine lacks what the run asks for.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        _start_local(config)
+    else:
+        _join(address)
+    signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _join(address: str) -> None:
+    try:
+        _knock(address)
+        ray.init(address=address, **QUIET)
+    except (OSError, ray.exceptions.RayError) as error:
+        raise ServiceError(
+            f"RAY_ADDRESS {address}: no Ray to join there ({error}); start one, correct the"
+            " address and its token, or unset it to run on this machine alone"
+        ) from error
+
+
+def _start_local(config: Config) -> None:
+    os.environ.update(LOCAL_RAY)
+    # Without a name, Ray's own helpers may ask another Ray on this machine about their run. That one
+    # does not know it, and they would end its workers.
+    port = str(free_port(LOOPBACK))
+    os.environ["RAY_GCS_SERVER_PORT"] = port
+    environment: dict[str, Any] = {"env_vars": {"RAY_ADDRESS": f"{LOOPBACK}:{port}"}}
+    cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
+    loopback: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
+    ray.init(address="local", num_cpus=cpus, runtime_env=environment, **loopback, **QUIET)
+    wanted = "scale.gpu" if config.scale.gpu else "evaluation.gpus" if config.evaluation.gpus else ""
+    if wanted and not ray.cluster_resources().get("GPU"):
+        ray.shutdown()
+        raise UsageError(
+            f"{wanted}: set, but this machine has no GPU; take it out, or let RAY_ADDRESS name a"
+            " cluster that has some"
+        )
+
+
+def _knock(address: str) -> None:
+    """OSError if nothing listens at host:port; Ray itself would go on asking for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), KNOCK_LIMIT_S).close()

@@ -1,0 +1,94 @@
+"""One run from its configuration to its end: Ray joined, the recorder started, the training supervised.
+
+`service.train` and every trial of a sweep go through here.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from service.config import Config
+from service.driver.description import describe_run
+from service.driver.join import join_ray
+from service.driver.preflight import RunDir, open_run
+from service.driver.progress import Progress
+from service.driver.supervisor import supervise
+from service.recording.mlflow import Status
+from service.recording.prometheus import free_port
+from service.recording.recorder import RecorderClient, start_recorder
+from service.scoring.actor import ScorerClient, start_scorer
+from service.training.worker import Job
+
+CLOSE_LIMIT_S = 60.0
+# A folder on this node, in which a Prometheus looks for the runs that it is to scrape.
+TARGETS_VARIABLE = "GAN_PROMETHEUS_TARGETS"
+
+
+def launch(config: Config, parent: str | None = None) -> None:
+    """Train a settled configuration to its end, or go on with the run that its run.dir holds.
+
+    `parent` is the key of the MLflow run that this one is nested in. Raises a ServiceError if the run
+    fails, and KeyboardInterrupt if it is interrupted; the recorder closes with a matching status.
+    """
+    with (
+        open_run(config) as run,
+        join_ray(config),
+        _recorder(config, run, parent) as recorder,
+        _scorer(config, run) as scorer,
+        Progress(recorder.latest, run.end),
+    ):
+        job = Job(config.model_dump(), run.token, run.end, recorder, scorer)
+        supervise(config, run.storage, job)
+
+
+@contextlib.contextmanager
+def _recorder(config: Config, run: RunDir, parent: str | None) -> Iterator[RecorderClient]:
+    """The run's recorder, closed with the status that the run ends with."""
+    host = config.tracking.prometheus_host
+    port = config.tracking.prometheus_port or free_port(host)  # the same after a restart of the actor
+    recorder = start_recorder(
+        _recorder_name(run),
+        run_dir=config.run.dir,
+        description=describe_run(config, run, parent),
+        prometheus_host=host,
+        prometheus_port=port,
+        retry_s=config.storage.retry_s,
+        intervals={
+            "tracking_every_images": config.tracking.every_images,
+            "checkpoint_every_images": config.checkpoint.every_images,
+        },
+        targets=os.environ.get(TARGETS_VARIABLE),
+    )
+    print(
+        f"run {config.run.dir}, {run.end} images; live values at http://{host}:{recorder.port()}/metrics",
+        flush=True,
+    )
+    status: Status = "FAILED"
+    try:
+        yield recorder
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        trouble = recorder.close(status, {}, CLOSE_LIMIT_S)
+        if trouble:
+            print(f"MLflow did not get everything ({trouble}); the same command delivers the rest",
+                  file=sys.stderr)  # fmt: skip
+
+
+def _recorder_name(run: RunDir) -> str:
+    return f"recorder-{run.key}-{run.token}"
+
+
+@contextlib.contextmanager
+def _scorer(config: Config, run: RunDir) -> Iterator[ScorerClient | None]:
+    """The scorer, if checkpoints are scored. After a run that ends well, wait for its last score."""
+    if not config.evaluation.every_images:
+        yield None
+        return
+    scorer = start_scorer(config, _recorder_name(run))
+    yield scorer
+    if not scorer.close(config.evaluation.wait_s):
+        print("the last checkpoint was not scored; python -m service.evaluate does it", file=sys.stderr)

@@ -1,0 +1,109 @@
+"""What a worker's loop needs beside the state: data, curriculum, storage, recorder and scorer."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from service.config import Config
+from service.data.index import read_index
+from service.data.loader import Loader
+from service.engine.curriculum import Curriculum, Cycle, curriculum_of, due
+from service.engine.distributed import Workers
+from service.engine.state import TrainState
+from service.errors import DataError
+from service.recording.record import Event, EventAction, Record
+from service.recording.recorder import RecorderClient
+from service.run import checkpoint, ranking
+from service.scoring.actor import ScorerClient
+from service.storage import open_storage
+from service.training.feed import check_memory, dataset_of, open_feeders, requests
+from service.training.monitor import PanelReader, panel_of
+
+
+class Context:
+    """Opened once by each worker; use `feeders` and `real` as context managers."""
+
+    def __init__(
+        self,
+        config: Config,
+        workers: Workers,
+        recorder: RecorderClient,
+        scorer: ScorerClient | None = None,
+    ):
+        self.config, self.workers = config, workers
+        self.recorder, self._scorer = recorder, scorer
+        self._committed: checkpoint.Name | None = None
+        self._scored: checkpoint.Name | None = None
+        self.curriculum = Curriculum(config.phases, config.training.d_steps)
+        self.storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
+        place = open_storage(config.data.index_address, config.storage.retry_s, config.storage.timeout_s)
+        dataset = dataset_of(config, read_index(place))
+        check_memory(config, dataset, workers.count)
+        self.panel = panel_of(config, dataset)
+        self.real = PanelReader(self.panel.dataset)
+        self.feeders = open_feeders(config, dataset, workers.count)
+
+    def amended(self, state: TrainState) -> tuple[Config, Curriculum]:
+        """The configuration in force after the state's amendments, and its curriculum."""
+        config = self.config
+        try:
+            for _, values in state.amendments:
+                config = config.amended(values)
+        except ValueError as error:
+            raise DataError(
+                f"{self.storage.address}: a rewind's amendments do not hold ({error}); take an earlier"
+                " checkpoint, or start anew elsewhere"
+            ) from error
+        return config, curriculum_of(self.config, state.amendments)
+
+    def load(self, cycles: Iterable[Cycle], attempt: int) -> Loader:
+        """This worker's share of the batches of the cycles."""
+        return Loader(self.feeders, requests(self.config, cycles, self.workers.share, attempt))
+
+    def saver(self, token: int) -> checkpoint.Checkpointer:
+        """Commits checkpoints, each after all earlier records are safe, and records it."""
+        settings = self.config.checkpoint
+        return checkpoint.Checkpointer(
+            self.storage,
+            token,
+            checkpoint.Keep(settings.keep, settings.keep_best),
+            self.config.model_dump(),
+            self.recorder.settle,
+            self.record_checkpoint,
+            lambda names: ranking.rank(self.storage, names),
+        )
+
+    def check_same(self, name: checkpoint.Name | None) -> None:
+        """RuntimeError unless the first worker loaded this checkpoint too: the group starts again."""
+        sequence = name.sequence if name else 0
+        first = self.workers.agree(sequence)
+        if sequence != first:
+            raise RuntimeError(f"loaded checkpoint {sequence}, but the first worker loaded {first}")
+
+    def record_event(self, state: TrainState, action: EventAction, reason: str, **details: Any) -> None:
+        """Record what befell the run; only the first worker does."""
+        if self.workers.is_first:
+            event = Event(action, reason, details)
+            self.recorder.write(Record(state.clock, time.time(), state.attempt, event=event))
+
+    def record_checkpoint(self, name: checkpoint.Name, manifest: checkpoint.Manifest) -> None:
+        """Record a committed checkpoint with its files' digests; request its score if that is due."""
+        if self.workers.is_first:
+            files: Any = manifest.model_dump(include={"files"})
+            about = {"address": self.storage.url(name.folder)} | files
+            attempt = manifest.state.attempt
+            self.recorder.write(Record(name.clock, time.time(), attempt, checkpoint=about))
+            before, self._committed = self._committed, name
+            every = self.config.evaluation.every_images
+            if every and due(every, before.clock if before else 0, name.clock):
+                self._score(name)
+
+    def score_last(self) -> None:
+        """Request a score for the last committed checkpoint, unless it has one."""
+        if self._committed and self._committed != self._scored and self.config.evaluation.every_images:
+            self._score(self._committed)
+
+    def _score(self, name: checkpoint.Name) -> None:
+        self._scored = name
+        if self._scorer:
+            self._scorer.score(name)
