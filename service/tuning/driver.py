@@ -1,8 +1,7 @@
-"""The driver of one trial: `service.train` for a trial's configuration, and under its trial's eye.
+"""The driver of one trial: a process that does what `service.train` does, for the trial's settings.
 
-A process and a Ray job of its own: whatever ends it, Ray takes back the workers that it held. It reads
-its job from the first line of stdin, and stops in order when stdin ends: asked to, or because its trial
-is no more.
+It is a Ray job of its own, so that Ray takes its workers back however it ends. It reads its job from the
+first line of stdin. When stdin closes, because the trial asks it to stop or is gone, it stops in order.
 """
 
 import contextlib
@@ -23,20 +22,20 @@ import ray
 from service.cli import run_command
 from service.collapse.response import CollapseError
 from service.config import Config
+from service.driver.launch import launch
+from service.driver.supervisor import TrainingError
 from service.errors import LockError
+from service.run import checkpoint, ranking
+from service.run.best import load
+from service.scoring.scorer import Scorer
 from service.storage import open_storage
 from service.storage.lock import LEASE_S
-from service.training import checkpoint, scores
-from service.training.evaluation import Scorer
-from service.training.launch import launch
-from service.training.supervisor import TrainingError
-from service.training.trained import load
 
 COLLAPSED = 3
-"""Exit code of a training that fell apart; the others are those of all commands."""
+"""Exit code of a training that collapsed; all others are those of every command."""
 STOP_LIMIT_S = 90.0
 LOCK_LIMIT_S = LEASE_S + STOP_LIMIT_S
-TOLD_CHARACTERS = 2000
+OUTPUT_CHARACTERS = 2000
 _ROOT = Path(__file__).parents[2]
 
 
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _launch(config: Config, parent: str) -> None:
-    """`launch`, once an earlier driver of this trial, which may be stopping just now, let go."""
+    """`launch`, after waiting for an earlier driver of this trial, which may still be stopping."""
     deadline = time.monotonic() + LOCK_LIMIT_S
     while True:
         try:
@@ -68,26 +67,26 @@ def _launch(config: Config, parent: str) -> None:
 
 
 def _score_last(config: Config) -> None:
-    """Score the last checkpoint, if it was committed by a driver that died before its score came."""
+    """Score the last checkpoint if the driver that committed it died before the score came."""
     storage = open_storage(config.run.dir, config.storage.retry_s)
     last = checkpoint.find(storage)[0][-1]
-    if not scores.read(storage, [last]):
+    if not ranking.read(storage, [last]):
         scorer = Scorer(config, config.evaluation, storage)
-        scores.write(storage, last, scorer.score(load(storage.url(last.folder))))
+        ranking.write(storage, last, scorer.score(load(storage.url(last.folder))))
 
 
 def _stop_with_stdin() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(STOP_LIMIT_S)  # while Ray is away a close may take for ever
+    time.sleep(STOP_LIMIT_S)  # if Ray is away, closing may take for ever
     os._exit(1)
 
 
 class Driver:
-    """A trial's driver as its trial sees it."""
+    """The driver, seen from its trial."""
 
     def __init__(self, config: Config, parent: str):
-        # as long as the driver lives
+        # open as long as the driver lives
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "service.tuning.driver"],
@@ -99,19 +98,19 @@ class Driver:
             text=True,
         )
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its exit code will tell
+        with contextlib.suppress(BrokenPipeError):  # its exit code says more
             print(json.dumps({"config": config.model_dump(), "parent": parent}),
                   file=self._process.stdin, flush=True)  # fmt: skip
 
     def wait(self, limit_s: float) -> int | None:
-        """The exit code, waited for so long; None while it runs."""
+        """Wait up to `limit_s` for the exit code; None while it runs."""
         try:
             return self._process.wait(limit_s)
         except subprocess.TimeoutExpired:
             return None
 
     def stop(self) -> None:
-        """Ask it to stop, and wait until it has let go of all that it held."""
+        """Ask it to stop, and wait until it has released all that it held."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -119,14 +118,14 @@ class Driver:
             self._process.kill()
             self._process.wait()
 
-    def told(self) -> str:
+    def output(self) -> str:
         """The end of what it printed."""
         self._log.seek(0)
-        return self._log.read()[-TOLD_CHARACTERS:].strip()
+        return self._log.read()[-OUTPUT_CHARACTERS:].strip()
 
 
 def _environment() -> dict[str, str]:
-    """That of this node, the address of this cluster, and the files that this job was submitted with."""
+    """This node's environment, with the cluster's address and the files of the submitted job."""
     context = ray.get_runtime_context()
     job: dict[str, Any] = {"runtime_env": dict(context.runtime_env)}
     return os.environ | {

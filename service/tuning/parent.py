@@ -1,4 +1,4 @@
-"""The sweep's own run in MLflow, which those of its trials are nested below."""
+"""The sweep's own run in MLflow; its trials' runs are nested in it."""
 
 import logging
 import tempfile
@@ -8,10 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from service.config import flatten, to_yaml
-from service.recording.mlflow import Description, MlflowLog
-from service.training.launch import git_commit
-from service.training.run import SWEEP_KEY
+from service.config.identity import flatten
+from service.config.yaml import to_yaml
+from service.driver.description import git_commit
+from service.recording.mlflow import Description, MlflowLog, Status
+from service.run.directory import SWEEP_KEY
 from service.tuning.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ RETRY_S = 5.0
 
 
 class Parent:
-    """Made as soon as MLflow answers, and closed with the sweep; use as a context manager."""
+    """Created as soon as MLflow answers, and closed with the sweep; use as a context manager."""
 
     def __init__(self, plan: Plan, key: str):
         self._log = MlflowLog(_description(plan, key))
@@ -37,7 +38,7 @@ class Parent:
     ) -> None:
         self._stop.set()
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        status = "KILLED" if interrupted else "FAILED" if kind else "FINISHED"
+        status: Status = "KILLED" if interrupted else "FAILED" if kind else "FINISHED"
         try:
             with self._open:
                 self._log.finish(status, {})
@@ -45,12 +46,12 @@ class Parent:
             log.warning("event=sweep_not_closed status=%s error=%s", status, failure)
 
     def run_id(self) -> str:
-        """The run's id; raises whatever keeps MLflow from answering."""
+        """The run's id; raises MLflow's own errors while it is away."""
         with self._open:
             return self._log.open()
 
     def publish(self, files: dict[str, bytes], metrics: dict[str, float], tags: dict[str, str]) -> None:
-        """Log the sweep's results, over earlier ones; raises while MLflow is away."""
+        """Log the sweep's results in place of earlier ones; raises while MLflow is away."""
         import mlflow
 
         client, run_id = mlflow.MlflowClient(self._log.description.uri), self.run_id()
@@ -64,21 +65,21 @@ class Parent:
             client.set_tag(run_id, name, text)
 
     def _make(self) -> None:
-        """Trials wait with theirs, in their spools, until their parent is there."""
-        told = ""
+        """Create the run. Until then, the trials' records wait in their spools."""
+        trouble = ""
         while not self._stop.is_set():
             try:
                 self.run_id()
                 return
             except Exception as error:
-                if str(error) != told:
+                if str(error) != trouble:
                     log.warning("event=tracking_failed kept_in_spool=true error=%s", error)
-                told = str(error)
+                trouble = str(error)
             self._stop.wait(RETRY_S)
 
 
 def _description(plan: Plan, key: str) -> Description:
-    swept = {f"space.{name}": str(told) for name, told in plan.space.to_plain().items()}
+    swept = {f"space.{name}": str(values) for name, values in plan.space.to_plain().items()}
     searched = {f"search.{name}": str(value) for name, value in asdict(plan.search).items()}
     settings: dict[str, Any] = flatten(plan.config.model_dump())
     fixed = {name: str(value) for name, value in settings.items() if name not in plan.space.keys}

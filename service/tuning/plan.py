@@ -1,15 +1,20 @@
-"""What a sweep is: a configuration, the space around it, and how it is searched; kept in its folder."""
+"""What a sweep is: a configuration, a space of settings, and how it is searched. Kept in its folder."""
 
-import json
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
 
-from service.config import Config, differences
+from pydantic import Field
+
+from service.config import Config
+from service.config.identity import differences
+from service.documents import Clock, Count, Document, Plain
 from service.engine.curriculum import Curriculum
-from service.errors import DataError, UsageError
+from service.errors import UsageError
+from service.run.directory import RUN_KEY, SWEEP_KEY
 from service.storage import MissingError, Storage, open_storage
-from service.training.run import RUN_KEY, SWEEP_KEY
 from service.tuning.space import Space, apply
 
 TRIALS = "trials"
@@ -19,26 +24,49 @@ Method = Literal["random", "grid", "optuna"]
 Scheduler = Literal["asha", "none"]
 
 
+class TrialState(StrEnum):
+    """How a trial does: `stopped` by the scheduler, `refused` for settings that do not go together."""
+
+    TRAINING = "training"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    COLLAPSED = "collapsed"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True)
 class Search:
     """How the space is searched.
 
-    Every one of `trials` gets the same images to train on, but asynchronous successive halving (Li et
-    al. 2020) stops those beyond the best 1 of `reduction` at `grace_images`, `reduction` times as many,
-    and so on.
+    Each of the `trials` may train to the same clock. Asynchronous successive halving (Li et al. 2020)
+    lets only the best 1 in `reduction` go on at `grace_images`, at `reduction` times as many, and so on.
     """
 
     method: Method
-    trials: int
-    seed: int
+    trials: Count
+    seed: Count
     scheduler: Scheduler
-    grace_images: int
-    reduction: int
+    grace_images: Count
+    reduction: Count
+
+
+class SweepDocument(Document):
+    """What a sweep was started with. `end` is the clock at which trials end."""
+
+    remedy: ClassVar[str] = "restore it from a copy, or take another --dir"
+
+    version: Literal[2] = 2
+    key: Annotated[str, Field(min_length=1, max_length=64)]
+    config: Plain
+    space: Plain
+    search: Search
+    end: Clock
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep. `config` is settled, its run.dir the sweep's folder or s3:// address."""
+    """A sweep. `config` is settled; its run.dir is the sweep's folder or s3:// address."""
 
     config: Config
     space: Space
@@ -56,12 +84,12 @@ class Plan:
 
     @property
     def end(self) -> int:
-        """The images that a trial trains on, unless it is stopped."""
+        """The clock at which a trial ends, unless it is stopped."""
         return end_of(self.config)
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's: one database for the sweep where no server is named."""
+        """MLflow's address: one database for the whole sweep if no server is named."""
         return self.config.tracking.uri or f"sqlite:///{self.dir}/mlflow.db"
 
     def run_dir(self, trial: str) -> str:
@@ -69,9 +97,9 @@ class Plan:
         return f"{self.dir}/{TRIALS}/{trial}"
 
     def trial(self, trial: str, values: dict[str, Any]) -> Config:
-        """The configuration of a trial; UsageError where its values do not go together.
+        """The configuration of a trial; UsageError if its values do not go together.
 
-        A range of workers gives its smallest count: rather more trials at a time than wider ones.
+        Of a range of workers it takes the smallest number: more trials at a time, not wider ones.
         """
         config = apply(self.config, values, f"trial {trial}")
         evaluation, checkpoint = config.evaluation, config.checkpoint
@@ -80,7 +108,7 @@ class Plan:
             "scale": {"workers": config.worker_counts[0]},
             "collapse": {"action": "stop"},
             "checkpoint": {"keep_best": max(1, checkpoint.keep_best)},
-            # The sweep waits for scores, so they are no less urgent than the training.
+            # The sweep waits for scores, so they are as urgent as the training.
             "evaluation": {
                 "every_images": evaluation.every_images or checkpoint.every_images,
                 "niceness": 0,
@@ -99,40 +127,43 @@ def end_of(config: Config) -> int:
 
 
 def settle_plan(plan: Plan) -> str:
-    """Write the plan into the sweep's folder, or see that it is the one there; returns its key.
+    """Write the plan into the sweep's folder, or check that it is the one there; returns its key.
 
     UsageError names what differs, DataError a damaged file.
     """
     storage = plan.storage
-    search = asdict(plan.search) | {"images": plan.end}
-    now = {"space": plan.space.to_plain(), "search": search}
+    now = SweepDocument(
+        key=uuid.uuid4().hex,
+        config=plan.config.model_dump(),
+        space=plan.space.to_plain(),
+        search=plan.search,
+        end=plan.end,
+    )
     try:
-        data = storage.get(SWEEP_KEY)
+        before = SweepDocument.from_bytes(storage.get(SWEEP_KEY), storage.url(SWEEP_KEY))
     except MissingError:
         if storage.sizes(RUN_KEY):
             raise UsageError(f"{storage.address} holds a run; choose another --dir") from None
-        key = uuid.uuid4().hex
-        content = {"key": key, "config": plan.config.model_dump(), **now}
-        storage.put(SWEEP_KEY, json.dumps(content, indent=2).encode())
-        return key
-    try:
-        before = json.loads(data)
-        key = str(before["key"])
-        changed = differences(before["config"], plan.config)
-        changed += [
-            f"{part} {name}: the sweep was started with {before[part].get(name)!r}, now it is"
-            f" {now[part].get(name)!r}"
-            for part in now
-            for name in sorted({*before[part], *now[part]})
-            if before[part].get(name) != now[part].get(name)
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{storage.url(SWEEP_KEY)}: damaged ({error}); restore it from a copy, or take another --dir"
-        ) from error
+        storage.put(SWEEP_KEY, now.to_bytes())
+        return now.key
+    changed = [*differences(before.config, plan.config), *_other_search(before, now)]
     if changed:
         raise UsageError(
             f"{storage.address} holds another sweep; choose another --dir, or undo:\n  "
             + "\n  ".join(changed)
         )
-    return key
+    return before.key
+
+
+def _other_search(before: SweepDocument, now: SweepDocument) -> Iterator[str]:
+    """Lines that name each difference in the space and the search, with both values."""
+    for part, old, new in (
+        ("space", before.space, now.space),
+        ("search", asdict(before.search) | {"end": before.end}, asdict(now.search) | {"end": now.end}),
+    ):
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                yield (
+                    f"{part} {name}: the sweep was started with {old.get(name)!r}, now it is"
+                    f" {new.get(name)!r}"
+                )

@@ -1,4 +1,4 @@
-"""What came of a sweep: the best of each trial, as a table and a picture, in its folder and MLflow."""
+"""The results of a sweep: each trial's best checkpoint, as a table and a picture, here and in MLflow."""
 
 import csv
 import io
@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from service.errors import ServiceError
+from service.generation.registry import RegistryError, register
 from service.recording import pictures
 from service.recording.pictures import Pixels
-from service.registry import RegistryError, register
+from service.run import checkpoint, ranking
 from service.storage import Storage, open_storage
-from service.training import checkpoint, scores
 from service.tuning.parent import Parent
-from service.tuning.plan import RETRY_S, Plan
+from service.tuning.plan import RETRY_S, Plan, TrialState
 from service.tuning.space import decode
 
 CSV_KEY, MARKDOWN_KEY, PICTURE_KEY = "trials.csv", "trials.md", "best.png"
@@ -29,16 +29,15 @@ _GAP_PIXELS = 6
 
 
 @dataclass(frozen=True)
-class Row:
-    """A trial: the settings that it was given, how it ended, and its best checkpoint.
+class TrialRow:
+    """A trial: its settings, how it ended, and its best checkpoint.
 
-    `state` is finished, stopped (by the scheduler), collapsed, refused or failed; `reason` says why. The
-    `score` is None where there is none that counts.
+    `reason` says why it is in this state. `score` is None if there is none that counts.
     """
 
     trial: str
-    state: str
-    images: int
+    state: TrialState
+    clock: int
     values: dict[str, Any]
     score: float | None = None
     resolution: int = 0
@@ -46,22 +45,22 @@ class Row:
     reason: str = ""
 
 
-def gather(plan: Plan, results: Any) -> list[Row]:
+def gather(plan: Plan, results: Any) -> list[TrialRow]:
     """The rows of Ray Tune's result grid, the best first."""
     rows = [_row(plan, result) for result in results]
     return sorted(rows, key=lambda row: (row.score is None, -row.resolution, row.score or 0, row.trial))
 
 
-def best_over_median(rows: Sequence[Row]) -> float:
-    """The best score over the median of those that count, of which there must be some."""
-    found = [row.score for row in rows if row.score is not None]
-    return min(found) / median(found)
+def best_over_median(rows: Sequence[TrialRow]) -> float:
+    """The best score divided by the median of all that count; there must be at least one."""
+    scores = [row.score for row in rows if row.score is not None]
+    return min(scores) / median(scores)
 
 
-def conclude(plan: Plan, rows: Sequence[Row], parent: Parent, model: str, alias: str) -> None:
-    """Print the table, keep it and the picture, publish them and register the best checkpoint.
+def conclude(plan: Plan, rows: Sequence[TrialRow], parent: Parent, model: str, alias: str) -> None:
+    """Print the table, store it and the picture, publish both, and register the best checkpoint.
 
-    Where MLflow is away that is said, with what to do later. ServiceError where no trial has a score.
+    If MLflow is away, say so and what to do later. ServiceError if no trial has a score.
     """
     files = {CSV_KEY: _csv(rows).encode(), MARKDOWN_KEY: _markdown(rows).encode()}
     if picture := _picture(plan, rows):
@@ -79,7 +78,7 @@ def conclude(plan: Plan, rows: Sequence[Row], parent: Parent, model: str, alias:
     metrics = {"best_score": best.score, "best_over_median": best_over_median(rows)}
     try:
         parent.publish(files, metrics, tags)
-    except Exception as error:  # MLflow's own, and those of whatever its artifacts are kept with
+    except Exception as error:  # MLflow's own errors, and those of its artifact store
         print(f"MLflow did not get the results ({error}); the same command delivers them",
               file=sys.stderr)  # fmt: skip
     try:
@@ -94,39 +93,39 @@ def conclude(plan: Plan, rows: Sequence[Row], parent: Parent, model: str, alias:
               + shlex.join(later), file=sys.stderr)  # fmt: skip
 
 
-def _row(plan: Plan, result: Any) -> Row:
+def _row(plan: Plan, result: Any) -> TrialRow:
     trial, last = PurePath(result.path).name, result.metrics or {}
-    state = "failed" if result.error else last.get("state", "failed")
-    row = Row(
+    state = TrialState.FAILED if result.error else TrialState(last.get("state", TrialState.FAILED))
+    row = TrialRow(
         trial,
-        "stopped" if state == "training" else state,
-        last.get("images", 0),
+        TrialState.STOPPED if state == TrialState.TRAINING else state,
+        last.get("clock", 0),
         decode(plan.space, result.config),
         reason=_last_line(str(result.error or last.get("reason", ""))),
     )
-    if row.state not in ("finished", "stopped"):
+    if row.state not in (TrialState.FINISHED, TrialState.STOPPED):
         return row
     storage = open_storage(plan.run_dir(trial), RETRY_S)
     names = checkpoint.find(storage)[0]
-    ranked = scores.rank(storage, names)
+    ranked = ranking.rank(storage, names)
     if not ranked:
         return row
-    score = scores.read(storage, ranked[:1])[ranked[0]]
+    score = ranking.read(storage, ranked[:1])[ranked[0]]
     about = {"score": score.rank, "resolution": score.resolution}
-    return Row(**vars(row) | about | {"checkpoint": storage.url(ranked[0].folder)})
+    return TrialRow(**vars(row) | about | {"checkpoint": storage.url(ranked[0].folder)})
 
 
 def _last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
+def _cells(rows: Sequence[TrialRow]) -> list[list[str]]:
     keys = list(rows[0].values) if rows else []
     table = [["trial", "state", "images", "score", *keys]]
     for row in rows:
         score = "" if row.score is None else f"{row.score:.4g}"
         values = [_short(row.values[key]) for key in keys]
-        table.append([row.trial, row.state, str(row.images), score, *values])
+        table.append([row.trial, row.state, str(row.clock), score, *values])
     return table
 
 
@@ -134,7 +133,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _markdown(rows: Sequence[TrialRow]) -> str:
     cells = _cells(rows)
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |" for row in cells]
@@ -142,20 +141,20 @@ def _markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _csv(rows: Sequence[TrialRow]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     keys = list(rows[0].values) if rows else []
     writer.writerow(["trial", "state", "images", "score", "checkpoint", "reason", *keys])
     for row in rows:
         score = "" if row.score is None else row.score
-        about = [row.trial, row.state, row.images, score, row.checkpoint, row.reason]
+        about = [row.trial, row.state, row.clock, score, row.checkpoint, row.reason]
         writer.writerow(about + [row.values[key] for key in keys])
     return out.getvalue()
 
 
-def _picture(plan: Plan, rows: Sequence[Row]) -> bytes | None:
-    """The last grids of the best trials below each other, each under its score and settings."""
+def _picture(plan: Plan, rows: Sequence[TrialRow]) -> bytes | None:
+    """The last grids of the best trials, one below the other, each with its score and settings."""
     sheets = []
     for row in [row for row in rows if row.score is not None][:SHOWN]:
         if grid := _last_grid(open_storage(plan.run_dir(row.trial), RETRY_S)):

@@ -1,4 +1,4 @@
-"""A sweep by Ray Tune: the search, successive halving, as many trials at a time as fit, and resuming."""
+"""Runs a sweep with Ray Tune: search, successive halving, as many trials as fit, and resuming."""
 
 import logging
 import os
@@ -11,8 +11,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from service.config import Config
+from service.driver.supervisor import ray_storage, worker_resources
 from service.errors import ServiceError, UsageError
-from service.training.supervisor import ray_storage, worker_resources
 from service.tuning.plan import Plan
 from service.tuning.space import Dimension, encode
 from service.tuning.trial import METRIC, TIME, WORST_SCORE, Trial
@@ -20,20 +20,20 @@ from service.tuning.trial import METRIC, TIME, WORST_SCORE, Trial
 log = logging.getLogger(__name__)
 
 NAME = "tune"
-# Something must be held, but no CPU: a trial would keep it from its own workers.
+# A trial must reserve something, but no CPU: its own workers need those.
 TRIAL_RESOURCES = {"memory": 1 << 20}
 _ENVIRONMENT = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which would go on as if the sweep had come to its end
-    "TUNE_GLOBAL_CHECKPOINT_S": "10",  # what is lost of the search, if not of the trials, by a crash
-    "RAY_AIR_NEW_OUTPUT": "0",  # Teller tells instead
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would go on as if the sweep were over
+    "TUNE_GLOBAL_CHECKPOINT_S": "10",  # a crash loses this much of the search, and nothing of the trials
+    "RAY_AIR_NEW_OUTPUT": "0",  # Announcer prints instead
 }
 
 
 def search(plan: Plan, key: str, concurrent: int | None, max_failures: int) -> tune.ResultGrid:
     """Run the trials that are not over yet, or go on with them; Ray is joined already.
 
-    `concurrent` trials at a time, by default as many as the cluster holds; one that dies is started
-    again up to `max_failures` times. ServiceError where the kept state of the search cannot be read.
+    Run `concurrent` trials at a time, by default as many as the cluster holds. A trial that dies is
+    started again, up to `max_failures` times. ServiceError if the stored search cannot be read.
     """
     os.environ.update(_ENVIRONMENT)
     trainable = tune.with_resources(tune.with_parameters(Trial, plan=plan, key=key), TRIAL_RESOURCES)
@@ -66,14 +66,14 @@ def search(plan: Plan, key: str, concurrent: int | None, max_failures: int) -> t
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[Teller()],
+            callbacks=[Announcer()],
             **place,
         ),
     ).fit()
 
 
 def concurrency(config: Config, resources: Mapping[str, float]) -> int:
-    """How many trials the cluster holds at a time, with workers and evaluators; at least 1."""
+    """How many trials, each with workers and a scorer, the cluster holds at a time; at least 1."""
     workers, evaluation = config.worker_counts[0], config.evaluation
     need = {kind: amount * workers for kind, amount in worker_resources(config).items()}
     need["CPU"] += evaluation.cpus
@@ -82,7 +82,7 @@ def concurrency(config: Config, resources: Mapping[str, float]) -> int:
     return max(1, min(int(resources.get(kind, 0.0) // amount) for kind, amount in need.items()))
 
 
-class Teller(tune.Callback):
+class Announcer(tune.Callback):
     """A line for each score and each end."""
 
     def __init__(self) -> None:
@@ -91,20 +91,20 @@ class Teller(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Tell of a score."""
+        """Print a score."""
         self.best = min(self.best, result[METRIC])
         over = sum(each.is_finished() for each in trials)
         what = result["state"] if result[METRIC] == WORST_SCORE else f"score {result[METRIC]:.4g}"
-        told = f"{result[TIME]} images, {what}; best {self.best:.4g}, {over} of the trials over"
-        print(f"trial {trial.trial_id}: {told}", flush=True)
+        progress = f"{result[TIME]} images, {what}; best {self.best:.4g}, {over} of the trials over"
+        print(f"trial {trial.trial_id}: {progress}", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell of a trial that died."""
+        """Print that a trial died."""
         print(f"trial {trial.trial_id}: died, after {trial.num_failures} failures", flush=True)
 
 
 def _domain(plan: Plan, dimension: Dimension) -> Any:
-    """As Tune has it; both bounds of an integer are possible."""
+    """The dimension in Tune's terms; an integer may take both of its bounds."""
     match dimension.kind:
         case "uniform" | "loguniform":
             return getattr(tune, dimension.kind)(*dimension.values)

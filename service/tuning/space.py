@@ -1,10 +1,10 @@
-"""The search space: settings of the configuration, each with the values that a sweep may give it.
+"""The search space: settings, each with the values that a sweep may give it.
 
     training.lr_generator: {loguniform: [5.0e-5, 5.0e-3]}
     training.d_steps: {choice: [1, 2]}
 
-`integer` and `uniform` take two bounds as `loguniform` does, `grid` a list as `choice` does. All is
-checked against the configuration before anything starts. Knows nothing of Ray.
+`integer` and `uniform` take two bounds, like `loguniform`; `grid` takes a list, like `choice`. All
+values are checked against the configuration before anything starts. Knows nothing of Ray.
 """
 
 import json
@@ -18,20 +18,22 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from service.config import Config, describe, explain, suggest
+from service.cli import suggest
+from service.config import Config
+from service.config.describe import describe, explain
 from service.errors import UsageError
 
 RANGES = ("uniform", "loguniform", "integer")
 LISTS = ("choice", "grid")
-# What a sweep sets itself, or what would make the scores of its trials incomparable.
+# A sweep sets these itself, or different values would make scores incomparable.
 OWNED = ("run.dir", "run.images", "scale.", "tracking.", "storage.", "evaluation.", "collapse.action")
 _EXAMPLE = "training.lr_generator: {loguniform: [1.0e-4, 1.0e-2]}"
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One setting: for `uniform`, `loguniform` and `integer` its lowest and highest value, both
-    possible; for `choice` and `grid` all values."""
+    """One setting. `values` are the lowest and highest value of `uniform`, `loguniform` and `integer`,
+    both possible, or all values of `choice` and `grid`."""
 
     key: str
     kind: str
@@ -39,11 +41,15 @@ class Dimension:
 
     @property
     def tried(self) -> tuple[Any, ...]:
-        """Values that must hold if all are to: lists in full, of ranges the ends and one inside."""
+        """Values to check: all of a list, and of a range both ends and one value inside."""
         if self.kind not in ("uniform", "loguniform"):
             return self.values
         low, high = self.values
-        return low, high, low + (high - low) / math.e  # no round number, which an integer would take
+        return (
+            low,
+            high,
+            low + (high - low) / math.e,
+        )  # not a whole number, which an integer setting would accept
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Space:
 
 
 def read_space(file: str, config: Config) -> Space:
-    """The space that the YAML file holds; UsageError names the key, the value and the remedy."""
+    """The space in a YAML file; UsageError names the key, the value and the remedy."""
     try:
         content = yaml.safe_load(Path(file).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -77,10 +83,10 @@ def read_space(file: str, config: Config) -> Space:
 
 
 def parse_space(content: Any, config: Config, origin: str) -> Space:
-    """The space of a mapping, each value of which must hold in `config`; UsageError naming `origin`."""
+    """The space of a mapping; UsageError, naming `origin`, if a value does not hold in `config`."""
     if not content or not isinstance(content, dict):
         raise UsageError(f"{origin}: names no setting to sweep; write lines such as {_EXAMPLE}")
-    space = Space(tuple(_dimension(str(key), told, origin) for key, told in content.items()))
+    space = Space(tuple(_dimension(str(key), entry, origin) for key, entry in content.items()))
     for dimension in space.dimensions:
         for value in dimension.tried:
             apply(config, {dimension.key: value}, f"{origin}: {dimension.key}")
@@ -88,7 +94,7 @@ def parse_space(content: Any, config: Config, origin: str) -> Space:
 
 
 def apply(config: Config, values: dict[str, Any], origin: str) -> Config:
-    """The configuration with these settings; UsageError where they do not hold."""
+    """The configuration with these settings; UsageError if they do not hold."""
     content = config.model_dump()
     for key, value in values.items():
         section, _, name = key.rpartition(".")
@@ -96,21 +102,21 @@ def apply(config: Config, values: dict[str, Any], origin: str) -> Config:
     try:
         return Config(**content)
     except ValidationError as error:
-        raise UsageError(explain(error, origin)) from error
+        raise UsageError(explain(error, origin, Config)) from error
 
 
 def encode(value: Any) -> str:
-    """A listed value as text: what searches take must be plain, and a phase table is not."""
+    """A listed value as text: searches take only plain values, and a phase table is none."""
     return json.dumps(value, default=str)
 
 
 def decode(space: Space, values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a trial, from what a search chose."""
+    """A trial's settings, decoded from the search's choice."""
     lists = {dimension.key for dimension in space.dimensions if dimension.kind in LISTS}
     return {key: json.loads(values[key]) if key in lists else values[key] for key in space.keys}
 
 
-def _dimension(key: str, told: Any, origin: str) -> Dimension:
+def _dimension(key: str, entry: Any, origin: str) -> Dimension:
     where = f"{origin}: {key}"
     known = [name for name in describe(Config) if not name.startswith(OWNED)]
     if key.startswith(OWNED):
@@ -119,10 +125,10 @@ def _dimension(key: str, told: Any, origin: str) -> Dimension:
         raise UsageError(f"{where}: is a section; write its settings as {key}.NAME, one a line")
     if key not in known:
         raise UsageError(f"{where}: no such setting; {suggest(key, known)}")
-    if not isinstance(told, dict) or len(told) != 1 or next(iter(told)) not in RANGES + LISTS:
+    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in RANGES + LISTS:
         kinds = ", ".join(RANGES + LISTS)
-        raise UsageError(f"{where}: {told!r}: give one of {kinds}, such as {_EXAMPLE}")
-    ((kind, values),) = told.items()
+        raise UsageError(f"{where}: {entry!r}: give one of {kinds}, such as {_EXAMPLE}")
+    ((kind, values),) = entry.items()
     if not isinstance(values, list) or not values:
         raise UsageError(f"{where}: {kind}: {values!r}: give a list of values")
     for problem in _problems(kind, values):

@@ -13,23 +13,18 @@ import yaml
 from PIL import Image
 
 from service import sweep
+from service.driver.preflight import open_run
 from service.errors import UsageError
+from service.run import checkpoint, ranking
 from service.storage import open_storage
 from service.storage.lock import read_holder
-from service.training import checkpoint, scores
-from service.training.run import open_run
-from service.tuning.parent import Parent
-from service.tuning.plan import Plan, Search, settle_plan
-from service.tuning.report import Row, conclude
-from service.tuning.search import concurrency
-from service.tuning.space import parse_space
 from tests.conftest import run_command, start_command, tiny_config, tiny_values
-from tests.service.test_export import make_run
 
 LIMIT_S = 600
 IMAGES = 400
 WEIGHTS = [0.0, 1.0e-3, 1.0e39]  # the last is beyond fp32: losses are infinite
 SPACE = {"training.drift": {"grid": WEIGHTS}}
+R1 = {"training.r1": {"uniform": [0, 1]}}
 
 
 def write(folder: Path, digits: Path | str, space: Any = SPACE, **sections: dict[str, Any]) -> list[str]:
@@ -78,14 +73,14 @@ def scored(folder: Path) -> int:
 
 def drivers(process) -> list[psutil.Process]:
     """The trials' drivers below the sweep's Ray, which are its grandchildren."""
-    found = []
+    processes = []
     for each in psutil.Process(process.pid).children(recursive=True):
         try:
             if "service.tuning.driver" in each.cmdline():
-                found.append(each)
+                processes.append(each)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def wait_for(condition, process) -> None:
@@ -123,7 +118,7 @@ def test_a_trial_trains_to_the_end_whatever_befell_it_and_is_in_order(swept):
     folder, _ = swept
     for row in table(folder)[:2]:
         storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
-        assert checkpoint.find(storage)[0][-1].images == IMAGES
+        assert checkpoint.find(storage)[0][-1].clock == IMAGES
         holder, _ = read_holder(storage)
         assert holder is not None
         assert holder.pid == 0
@@ -141,24 +136,24 @@ def test_a_collapsed_trial_ends_at_once_and_counts_as_the_worst(swept):
 
 def test_the_best_trial_comes_first_with_its_best_checkpoint(swept):
     folder, output = swept
-    found = {}
+    ranks = {}
     for row in table(folder)[:2]:
         storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
         names = checkpoint.find(storage)[0]
-        best = min(scores.read(storage, names).items(), key=lambda item: item[1].rank)
+        best = min(ranking.read(storage, names).items(), key=lambda item: item[1].rank)
         assert float(row["score"]) == best[1].rank
         assert row["checkpoint"] == storage.url(best[0].folder)
-        found[row["trial"]] = best[1].rank
-    assert [*found] == sorted(found, key=found.__getitem__)
+        ranks[row["trial"]] = best[1].rank
+    assert [*ranks] == sorted(ranks, key=ranks.__getitem__)
     assert f"best: trial {table(folder)[0]['trial']}" in output
 
 
 def test_trials_are_nested_below_the_sweep_which_has_the_table_and_the_picture(swept):
     folder, _ = swept
-    found = runs(folder)
-    parent = found.pop("sweep")
-    assert sorted(found) == sorted(row["trial"] for row in table(folder))
-    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
+    trials = runs(folder)
+    parent = trials.pop("sweep")
+    assert sorted(trials) == sorted(row["trial"] for row in table(folder))
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {parent.info.run_id}
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["sweep.best_trial"] == table(folder)[0]["trial"]
     logged = {file.path for file in client(folder).list_artifacts(parent.info.run_id)}
@@ -183,7 +178,7 @@ def test_the_best_checkpoint_is_registered_and_draws(swept):
     [
         ({"space": SPACE | {"training.r1": {"grid": [0.0, 1.0]}}}, r"space training\.r1: .*None"),
         ({"training": {"loss": "wgan"}}, r"training\.loss: .*'hinge'.*'wgan'"),
-        ({"run": {"images": 960}}, "search images: .*400.*960"),
+        ({"run": {"images": 960}}, "search end: .*400.*960"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
@@ -201,6 +196,29 @@ def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
         sweep.main([*files, *same])
 
 
+# Another, which is not -----------------------------------------------------------------------------
+
+
+def test_halving_leaves_what_it_stops_in_order_and_optuna_searches(digits, tmp_path):
+    space = {
+        "training.lr_generator": {"loguniform": [1e-5, 1e-3]},
+        "training.d_steps": {"choice": [1, 2]},
+    }
+    command = write(tmp_path, digits, space)
+    halving = ["--grace-images", "80", "--reduction", "2", "--concurrent", "1"]
+    optuna = ["--search", "optuna", "--trials", "2"]
+    code, output = run_command("service.sweep", *command, *optuna, *halving, RAY_ADDRESS="local")
+    assert code == 0, output
+    ends = {"finished": "FINISHED", "stopped": "KILLED"}
+    for row in table(tmp_path):
+        holder, _ = read_holder(open_storage(str(tmp_path / "sweep" / "trials" / row["trial"])))
+        assert holder is not None
+        assert holder.pid == 0
+        assert runs(tmp_path)[row["trial"]].info.status == ends[row["state"]]
+        assert (int(row["images"]) >= IMAGES) == (row["state"] == "finished")
+    assert len(table(tmp_path)) == 2
+
+
 # What is wrong is said before Ray starts ----------------------------------------------------------
 
 
@@ -212,21 +230,17 @@ def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
         ({"training": {"d_steps": {"choice": [1, 2]}}}, [], r"training: is a section; write .*\.NAME"),
         (SPACE, ["--search", "random"], "grid is tried out in full"),
         (SPACE, ["--search", "optuna"], "grid is tried out in full"),
-        ({"training.r1": {"uniform": [0, 1]}}, ["--search", "grid"], "uniform has no end"),
+        (R1, ["--search", "grid"], "uniform has no end"),
         (SPACE, ["--search", "grid", "--trials", "7"], "the grid has 3 points"),
-        (SPACE, ["--search", "best"], "--search best: give random or grid or optuna"),
-        (
-            {"training.r1": {"uniform": [0, 1]}},
-            ["--trials", "0"],
-            "--trials 0: give a whole number from 1",
-        ),
-        ({"training.r1": {"uniform": [0, 1]}}, ["--grace-images", "401"], "beyond the 400 images"),
-        ({"training.r1": {"uniform": [0, 1]}}, ["--model", "a/b"], "--model 'a/b'"),
-        ({"training.r1": {"uniform": [0, 1]}}, ["--dir", "runs/a.b"], "--model 'a.b'"),
-        ({"training.r1": {"uniform": [0, 1]}}, ["--alias", "v1"], "--alias 'v1'"),
-        ({"training.r1": {"uniform": [0, 1]}}, ["--dir", ""], "--dir: empty"),
-        ({"training.r1": {"uniform": [0, 1]}}, ["--seed", "9999999999"], "--seed 9999999999: give"),
-        ({"training.r1": {"uniform": [0, 1]}}, ["--trails", "3"], "--trails: no such setting"),
+        (SPACE, ["--search", "best"], "--search best: choose of random, grid or optuna"),
+        (R1, ["--trials", "0"], "--trials 0: give a whole number from 1"),
+        (R1, ["--grace-images", "401"], "beyond the 400 images"),
+        (R1, ["--model", "a/b"], "--model 'a/b': give a name without"),
+        (R1, ["--dir", "runs/a.b"], "--model 'a.b': give a name without"),
+        (R1, ["--alias", "v1"], "--alias v1: give letters, digits"),
+        (R1, ["--dir", ""], "--dir: empty"),
+        (R1, ["--seed", "9999999999"], "--seed 9999999999: give a whole number from 0 to 2147483647"),
+        (R1, ["--trails", "3"], r"--trails: no such setting; did you mean --trials\?"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(digits, tmp_path, space, options, words):
@@ -256,65 +270,3 @@ def test_bad_usage_exits_with_2_and_no_traceback(digits, tmp_path):
     code, output = run_command("service.sweep", *write(tmp_path, digits)[:2])
     assert (code, "--space: not given" in output) == (2, True), output
     assert "Traceback" not in output
-
-
-# Pieces -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("scale", "evaluation", "resources", "expected"),
-    [
-        ({"workers": 1}, {}, {"CPU": 2.0}, 2),
-        ({"workers": 2}, {}, {"CPU": 2.0}, 1),
-        ({"workers": 2, "cpus": 3}, {}, {"CPU": 20.0}, 3),
-        ({"workers": 1}, {"cpus": 1}, {"CPU": 5.0}, 2),
-        ({"workers": 4}, {}, {"CPU": 2.0}, 1),  # asked for all the same: an autoscaler may bring it
-        ({"workers": "2:8", "gpu": True}, {}, {"CPU": 64.0, "GPU": 6.0}, 3),
-        ({"workers": 1, "gpu": True}, {"gpus": 1}, {"CPU": 64.0, "GPU": 6.0}, 3),
-    ],
-)  # fmt: skip
-def test_as_many_trials_run_at_a_time_as_the_cluster_holds(scale, evaluation, resources, expected):
-    config = tiny_config("unused", "unused", scale=scale, evaluation=evaluation)
-    assert concurrency(config, resources) == expected
-
-
-def test_while_mlflow_is_away_results_are_kept_and_the_remedy_is_told(tmp_path, capsys):
-    away = "http://127.0.0.1:9"
-    config = tiny_config("unused", tmp_path / "sweep", tracking={"uri": away})
-    space = parse_space(SPACE, config, "space.yaml")
-    plan = Plan(config, space, Search("grid", 3, 0, "none", 1, 3))
-    key = settle_plan(plan)
-    trained = make_run(tmp_path / "sweep" / "trials" / "a", "dcgan")
-    best = open_storage(trained).url(checkpoint.find(open_storage(trained))[0][-1].folder)
-    rows = [
-        Row("a", "finished", 176, {"training.drift": 0.0}, 7.5, 16, best),
-        Row("b", "collapsed", 96, {"training.drift": 1e39}, reason="collapsed at 96"),
-    ]
-    with Parent(plan, key) as parent:
-        conclude(plan, rows, parent, "digits", "best")
-    told = capsys.readouterr()
-    assert "not registered" in told.err
-    assert (
-        f"python -m service.register {best} --name digits --alias best --tracking-uri {away}" in told.err
-    )
-    assert [row["score"] for row in table(tmp_path)] == ["7.5", ""]
-
-
-def test_halving_leaves_what_it_stops_in_order_and_optuna_searches(digits, tmp_path):
-    space = {
-        "training.lr_generator": {"loguniform": [1e-5, 1e-3]},
-        "training.d_steps": {"choice": [1, 2]},
-    }
-    command = write(tmp_path, digits, space)
-    halving = ["--grace-images", "80", "--reduction", "2", "--concurrent", "1"]
-    optuna = ["--search", "optuna", "--trials", "2"]
-    code, output = run_command("service.sweep", *command, *optuna, *halving, RAY_ADDRESS="local")
-    assert code == 0, output
-    ends = {"finished": "FINISHED", "stopped": "KILLED"}
-    for row in table(tmp_path):
-        holder, _ = read_holder(open_storage(str(tmp_path / "sweep" / "trials" / row["trial"])))
-        assert holder is not None
-        assert holder.pid == 0
-        assert runs(tmp_path)[row["trial"]].info.status == ends[row["state"]]
-        assert (int(row["images"]) >= IMAGES) == (row["state"] == "finished")
-    assert len(table(tmp_path)) == 2
