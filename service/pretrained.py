@@ -1,11 +1,11 @@
-"""An exported generator back from its one file, without the rest of the service.
+"""Loads an exported generator from its one file, without the rest of the service.
 
     from service.pretrained import load
 
     generator, stage = load("generator.safetensors")
     images = generator(torch.randn(8, 128), labels, stage)
 
-Needs torch and safetensors alone. The settings that built the network stand in the file's header.
+It needs only torch and safetensors. The file's header holds the settings of the network.
 """
 
 import dataclasses
@@ -19,49 +19,73 @@ import safetensors.torch
 import torch
 
 import models
-from models import Growing, Shape, Stage
+from models import GrowingGenerator, Shape, Stage
 from service.errors import DataError
 
 HEADER = "gan-training-service"
-_FIELDS = {"family": str, "settings": dict, "resolution": int, "alpha": int | float}
+VERSION = 2
+LARGEST_HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the file says of its network; ValueError if that cannot be true."""
+
+    version: int
+    family: str
+    settings: dict[str, Any]
+    resolution: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise ValueError(f"version: {self.version!r}, but this service reads version {VERSION}")
+        kinds = {"family": str, "settings": dict, "resolution": int, "alpha": int | float}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{name}: {value!r} is of another type")
+        for name, value in self.settings.items():
+            if not isinstance(value, int | str | None) or len(str(value)) > 40:
+                raise ValueError(f"settings.{name}: {value!r} is no setting of a network")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A generator on the CPU, ready to draw, the stage that it was exported at, and what it is."""
+    """A generator on the CPU, ready to draw, its stage at the export, and what it is."""
 
-    generator: Growing
+    generator: GrowingGenerator
     stage: Stage
     family: str
     shape: Shape
 
 
-def load(path: str | os.PathLike[str]) -> tuple[Growing, Stage]:
-    """A generator on the CPU, ready to draw, and the stage that it was exported at.
+def load(path: str | os.PathLike[str]) -> tuple[GrowingGenerator, Stage]:
+    """A generator on the CPU, ready to draw, and its stage at the export.
 
-    Raises DataError where the file is none that `python -m service.export` wrote.
+    DataError if `python -m service.export` did not write the file, or if it is damaged.
     """
     exported = load_exported(path)
     return exported.generator, exported.stage
 
 
 def load_exported(path: str | os.PathLike[str]) -> Exported:
-    """As `load`, with all that the file's header says."""
+    """As `load`, with everything that the header says."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = _read_header(path, file.metadata())
-            # copies lie in memory as torch aligns it, on which the last bit of its sums depends
+            # copies are aligned as torch aligns memory: the last bit of a sum depends on it
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise DataError(
             f"{path}: no safetensors file, or damaged ({error}); copy it once more"
         ) from error
     try:
-        with torch.device("meta"):  # nothing is drawn that the file would only replace
-            generator, _ = models.build(header["family"], **header["settings"])
-        shape = models.configure(header["family"], **header["settings"])
+        with torch.device("meta"):  # no initial weights are drawn, for the file's replace them
+            generator, _ = models.build(header.family, **header.settings)
+        shape = models.configure(header.family, **header.settings)
         generator.load_state_dict(tensors, assign=True)
-        stage = Stage(header["resolution"], header["alpha"])
+        stage = Stage(header.resolution, header.alpha)
         generator.check_stage(stage)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(
@@ -69,29 +93,31 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
             " that exported it, or export it anew"
         ) from error
     ready = generator.requires_grad_(False).eval()
-    return Exported(ready, stage, header["family"], shape)
+    return Exported(ready, stage, header.family, shape)
 
 
-def to_bytes(generator: Growing, family: str, shape: Shape, stage: Stage) -> bytes:
+def to_bytes(generator: GrowingGenerator, family: str, shape: Shape, stage: Stage) -> bytes:
     """The file that `load` reads: all weights and buffers, contiguous, and the settings."""
     tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-    header = {
-        "family": family,
-        "settings": dataclasses.asdict(shape),
-        "resolution": stage.resolution,
-        "alpha": stage.alpha,
-    }
-    return safetensors.torch.save(tensors, {"format": "pt", HEADER: json.dumps(header)})
+    header = Header(VERSION, family, dataclasses.asdict(shape), stage.resolution, stage.alpha)
+    metadata = {"format": "pt", HEADER: json.dumps(dataclasses.asdict(header))}
+    return safetensors.torch.save(tensors, metadata)
 
 
-def _read_header(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> dict[str, Any]:
+def _read_header(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> Header:
+    text = (metadata or {}).get(HEADER)
+    if text is None:
+        raise DataError(
+            f"{path}: safetensors, but no generator that this service exported, whose settings its"
+            f" metadata would hold under {HEADER!r}; make one with python -m service.export"
+        )
     try:
-        header = json.loads((metadata or {})[HEADER])
-        if all(isinstance(header[name], kind) for name, kind in _FIELDS.items()):
-            return header
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise DataError(
-        f"{path}: safetensors, but no generator that this service exported, whose settings its"
-        f" metadata would hold under {HEADER!r}; make one with python -m service.export"
-    )
+        if len(text) > LARGEST_HEADER_BYTES:
+            raise ValueError(f"{len(text)} characters, more than any header has")
+        content = json.loads(text)
+        return Header(**{"version": None} | content)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: its metadata under {HEADER!r} does not describe a generator ({error}); export it"
+            " anew with python -m service.export"
+        ) from error

@@ -1,12 +1,12 @@
 """Put a trained generator in MLflow's registry: `python -m service.register CHECKPOINT --name NAME`."""
 
-import argparse
 from collections.abc import Sequence
 
-from service.cli import run_command
-from service.errors import UsageError
-from service.recording.mlflow import check_no_credentials
-from service.registry import check_names, register
+from pydantic import field_validator, model_validator
+
+from service.cli import Options, Positional, Text, parse, run_command
+from service.config.schema import CREDENTIALS, has_credentials
+from service.generation.registry import check_alias, check_name, register
 
 DESCRIPTION = "Register a checkpoint as a model that mlflow.pyfunc loads, and give it an alias."
 EPILOG = """The model takes a table of seed, class (optional) and truncation (optional), and gives uint8
@@ -22,27 +22,33 @@ in Python:
   images = model.predict([{"seed": 1, "class": 3}, {"seed": 2, "class": 4, "truncation": 0.5}])"""
 
 
+class RegisterOptions(Options):
+    """What to register, where, and under which names."""
+
+    checkpoint: Positional[Text]
+    """a run.dir, for its best checkpoint, or one of the folders in its checkpoints/"""
+    name: Text
+    """the registered model's"""
+    alias: Text = "best"
+    """of this version"""
+    tracking_uri: Text
+    """MLflow's address, or sqlite:///FILE of a run"""
+    experiment: Text = "gan-training"
+    """MLflow's experiment"""
+
+    check_name = field_validator("name")(check_name)
+    check_alias = field_validator("alias")(check_alias)
+
+    @model_validator(mode="after")
+    def _holds_no_credentials(self) -> "RegisterOptions":
+        if has_credentials(self.tracking_uri):  # the error of a field would repeat its value
+            raise ValueError(f"--tracking-uri: {CREDENTIALS}")
+        return self
+
+
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
-    parser = argparse.ArgumentParser(
-        prog="python -m service.register",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT",
-        help="a run.dir, for its best, or one of the folders in its checkpoints/")  # fmt: skip
-    add("--name", required=True, help="the registered model's")
-    add("--alias", default="best", help="of this version (default %(default)s)")
-    add("--tracking-uri", required=True, help="MLflow's address, or sqlite:///FILE of a run")
-    add("--experiment", default="gan-training", help="MLflow's experiment (default %(default)s)")
-    options = parser.parse_args(arguments)
-    for name in ("checkpoint", "name", "alias", "tracking_uri", "experiment"):
-        if not getattr(options, name).strip():
-            raise UsageError(f"{name.replace('_', '-')}: empty; see --help")
-    check_names("--name", options.name, options.alias)
-    check_no_credentials("--tracking-uri", options.tracking_uri)
+    options = parse(RegisterOptions, arguments, "service.register", DESCRIPTION, EPILOG)
     version = register(
         options.checkpoint, options.tracking_uri, options.experiment, options.name, options.alias
     )

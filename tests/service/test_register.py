@@ -14,8 +14,8 @@ from PIL import Image
 
 from service import register, sample
 from service.errors import UsageError
-from service.registry import RegistryError
-from tests.service.test_export import FAMILIES, make_run
+from service.generation.registry import RegistryError
+from tests.runs import FAMILIES, make_run
 
 SHOWN = ["biggan", "stylegan", "progan"]
 LOAD = """
@@ -136,7 +136,7 @@ def test_a_checkpoint_is_registered_once_and_aliases_move(registry, folder):
     register.main([str(folder / "biggan"), *again, "--alias", "candidate"])
     (version,) = client.search_model_versions("name = 'biggan'")
     assert client.get_model_version_by_alias("biggan", "candidate").version == version.version
-    later = make_run(folder / "later", "biggan", images=192)
+    later = make_run(folder / "later", "biggan", clock=192)
     register.main([later, *again])
     assert client.get_model_version_by_alias("biggan", "best").version == 2
     assert client.get_model_version_by_alias("biggan", "candidate").version == 1
@@ -146,10 +146,16 @@ def test_a_checkpoint_is_registered_once_and_aliases_move(registry, folder):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--name", "a/b"], "--name 'a/b': give a name without"),
-        (["--name", "it's"], "--name"),
-        (["--name", "x", "--alias", "latest"], "--alias 'latest'"),
-        (["--name", "x", "--alias", "v1"], "--alias 'v1'"),
+        (["--name", "a/b"], "--name a/b: give a name without / : . % and quotes"),
+        (["--name", "it's"], "--name it's: give a name without / : . % and quotes"),
+        (
+            ["--name", "x", "--alias", "latest"],
+            "--alias latest: give letters, digits, - and _, but neither latest nor v and",
+        ),
+        (
+            ["--name", "x", "--alias", "v1"],
+            "--alias v1: give letters, digits, - and _, but neither latest nor v and a number",
+        ),
         (
             ["--name", "x", "--tracking-uri", "http://me:secret@host:9"],
             "--tracking-uri: holds cred",

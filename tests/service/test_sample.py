@@ -15,11 +15,12 @@ from service.config import Config
 from service.engine.curriculum import Curriculum
 from service.engine.panel import draw_panel, panel_columns
 from service.engine.state import new_state
-from service.errors import DataError, UsageError
+from service.errors import DataError, ServiceError, UsageError
 from service.recording.pictures import grid_png
+from service.run.checkpoint import Checkpointer, Keep
+from service.run.directory import RUN_KEY, RunDocument
 from service.storage import open_storage
 from service.storage.lock import RunLock
-from service.training.checkpoint import Checkpointer, Keep
 from tests.conftest import tiny_values
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -48,13 +49,14 @@ def make_run(config: Config) -> None:
         for tensor in state.ema.parameters():
             tensor.add_(0.3 * torch.randn_like(tensor))
     storage = open_storage(config.run.dir)
-    storage.put("run.json", json.dumps({"key": "k", "fingerprint": "f" * 64, "config": {}}).encode())
+    run = RunDocument(key="k", fingerprint="f" * 64, config=config.model_dump())
+    storage.put(RUN_KEY, run.to_bytes())
     curriculum = Curriculum(config.phases, 1)
-    for images in (32, 96, 192):
-        state.images = images
-        panel = draw_panel(config, state.ema, curriculum.before(images).stage)
+    for clock in (32, 96, 192):
+        state.clock = clock
+        panel = draw_panel(config, state.ema, curriculum.before(clock).stage)
         sheet = grid_png(panel, panel_columns(config), config.model.resolution)
-        storage.put(f"pictures/grid-{images:012d}.png", sheet)
+        storage.put(f"pictures/grid-{clock:012d}.png", sheet)
     lock = RunLock(storage)
     saver = Checkpointer(storage, lock.acquire(), Keep(3), config.model_dump())
     saver.save(state)
@@ -175,8 +177,8 @@ def test_a_walk_visits_every_station_and_returns(suffix, runs, tmp_path):
 def test_a_timelapse_shows_the_panel_at_every_interval_with_its_stage(runs, tmp_path):
     frames = draw(runs["biggan"], "timelapse", tmp_path / "t.webp")
     assert len(frames) == 3
-    for frame, images in zip(frames, (32, 96, 192), strict=True):
-        with Image.open(runs["biggan"] / f"pictures/grid-{images:012d}.png") as picture:
+    for frame, clock in zip(frames, (32, 96, 192), strict=True):
+        with Image.open(runs["biggan"] / f"pictures/grid-{clock:012d}.png") as picture:
             sheet = np.asarray(picture)
             assert np.array_equal(frame[16:, : sheet.shape[1]], sheet)
         assert frame[:16].max() > 128  # a caption
@@ -202,9 +204,16 @@ def test_a_timelapse_without_usable_grids_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda manifest: manifest.pop("config"), "no manifest"),
+        (lambda manifest: manifest.pop("config"), r"manifest\.json: damaged .config: Field required"),
+        (lambda manifest: manifest.update(version=1), "has version 1, but this service reads version 2"),
+        (lambda manifest: manifest.pop("version"), "has no version, but this service reads version 2"),
+        (lambda manifest: manifest.update(more=1), r"manifest\.json: damaged .more: Extra inputs"),
+        (lambda manifest: manifest["state"].update(clock=-1), r"damaged .state\.clock: Input should be"),
         (lambda manifest: manifest["files"].pop("ema.pt"), "another version"),
-        (lambda manifest: manifest["files"]["ema.pt"].pop("sha256"), "no manifest"),
+        (
+            lambda manifest: manifest["files"]["ema.pt"].pop("sha256"),
+            r"manifest\.json: damaged .files\.ema\.pt\.sha256: Field required",
+        ),
         (lambda manifest: manifest["config"]["model"].update(width=9), "another version"),
         (lambda manifest: manifest["files"]["ema.pt"].update(bytes=5), "restore it from a copy"),
     ],
@@ -218,6 +227,22 @@ def test_a_damaged_checkpoint_is_told_in_words(spoil, words, tmp_path):
     file.write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=words):
         draw(run, "grid", tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", r"run\.json: damaged .*; restore it from a copy"),
+        (b"{}", r"run\.json: has no version, but this service reads version 2"),
+        (None, r"run\.json: "),
+    ],
+)
+def test_a_run_json_that_is_damaged_or_gone_is_named(content, words, tmp_path):
+    make_run(config_of("dcgan", tmp_path / "run"))
+    file = tmp_path / "run" / "run.json"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(ServiceError, match=words):
+        draw(tmp_path / "run", "grid", tmp_path / "x.png")
 
 
 def test_style_mixing_takes_the_named_layers_from_the_column(runs, tmp_path):
@@ -251,6 +276,7 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
     for address in (f"{s3}/sample-run", str(tmp_path / "run")):
         values = config_of("dcgan", tmp_path).model_dump()
         values["run"]["dir"] = address
+        values["tracking"]["uri"] = "http://unused"
         make_run(Config(**values))
     flags = ("--standing-batches", "2")
     sample.main([f"{s3}/sample-run", "--out", f"{s3}/drawn/a.PNG", *flags])
@@ -269,10 +295,14 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
         ("stylegan", ["--cutoff", "9"], "there are 6 layers"),
         ("stylegan", ["--classes", "1"], "no classes"),
         ("dcgan", ["--classes", "1,7"], r"\[7\] are outside 0 … 2"),
-        ("dcgan", ["--classes", "a"], "write labels as"),
+        ("dcgan", ["--classes", "a"], "--classes a: write labels as 0,3,5"),
+        ("dcgan", ["--step", "3"], r"--step: no such option; did you mean --steps\?"),
+        ("dcgan", ["collage"], "sheet collage: choose of grid, truncation, .* or noise"),
+        ("dcgan", ["--seed", "-1"], "--seed -1: give a whole number from 0 to 2147483647"),
+        ("dcgan", ["--frame-ms", "9"], "--frame-ms 9: give a whole number from 10 to 60000"),
         ("dcgan", ["--truncation", "-1"], "above 0"),
         ("dcgan", ["--resolution", "32"], r"trained so far are \[8, 16\]"),
-        ("dcgan", ["--rows", "0"], "--rows 0: give 1"),
+        ("dcgan", ["--rows", "0"], "--rows 0: give a whole number from 1 to 1000"),
         ("dcgan", ["--out", "x.jpg"], "written as .png"),
         ("dcgan", ["timelapse", "--out", "x.png"], "written as .webp or .gif"),
         ("dcgan", ["timelapse", "--out", "x.gif", "--resolution", "8"], "leave it out"),

@@ -1,7 +1,7 @@
-"""The generator as an MLflow model: a table of class, seed and truncation in, images out.
+"""The generator as an MLflow model: it takes a table of class, seed and truncation, and gives images.
 
-MLflow runs this file to load a registered model (models from code); it needs models/, the few modules
-of service/ that are imported here, torch and safetensors.
+MLflow runs this file to load a registered model (models from code). It needs models/, the few modules
+of service/ that it imports, torch and safetensors.
 """
 
 import functools
@@ -16,9 +16,8 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from models import stylegan
 from service import pretrained
-from service.engine.sampler import NORMALISES_LATENTS, Sampler
+from service.engine.sampler import Sampler
 from service.random.draws import Draws
 
 ARTIFACT = "generator"
@@ -29,21 +28,21 @@ KEPT_SAMPLERS = 4
 
 
 class GeneratorModel(PythonModel):
-    """Draws one image for each row: the one that `service.sample --rows 1 --columns 1` draws.
+    """Draws one image for each row, the same as `service.sample --rows 1 --columns 1`.
 
-    But for batch norm, whose statistics are measured once, with seed 0 and not with each row's own.
-    A row's `seed` is of its latents and noise. `class` may be left out, and is drawn by the seed then;
-    models without classes take none. `truncation` resamples latents beyond it, for StyleGAN it is ψ;
-    left out, nothing is truncated. A row gives the same image in any table.
+    Only batch norm differs: its statistics are measured once, with seed 0, not with each row's seed.
+    `seed` decides latents and noise. `class` is optional and then drawn by the seed; models without
+    classes take none. `truncation` resamples latents beyond it; for StyleGAN it is ψ. Without it,
+    nothing is truncated. A row gives the same image in any table.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the generator."""
         self._exported = pretrained.load_exported(context.artifacts[ARTIFACT])
-        # made once for each truncation, which batch norm is measured within
+        # one for each truncation, within which batch norm's statistics are measured
         self._sampler = functools.lru_cache(KEPT_SAMPLERS)(self._make_sampler)
 
-    # MLflow would take annotations for the table's schema.
+    # Without annotations, which MLflow would take for the table's schema.
     def predict(self, context, model_input, params=None):
         """uint8 [n, h, w, c] of a DataFrame or a list of dicts; ValueError names the row."""
         table = pd.DataFrame(model_input)
@@ -56,20 +55,20 @@ class GeneratorModel(PythonModel):
         # one by one: in a batch, the last bit of a sum may depend on the other rows
         return np.concatenate([self._draw(row) for row in asked])
 
-    def _ask(self, number: int, values: dict[Any, Any]) -> "Row":
+    def _ask(self, number: int, values: dict[Any, Any]) -> "ImageRow":
         given = {column: value for column, value in values.items() if not _is_missing(value)}
         try:
             return _row(given, self._exported)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"row {number}: {error}") from error
 
-    def _draw(self, row: "Row") -> NDArray[np.uint8]:
+    def _draw(self, row: "ImageRow") -> NDArray[np.uint8]:
         exported, first = self._exported, np.zeros(1, np.int64)
         draws = Draws(row.seed, "sample", 0)
         label = draws.labels(first, exported.shape.classes)
         if row.label is not None:
             label = np.array([row.label])
-        styled = isinstance(exported.generator, stylegan.Generator)
+        styled = exported.shape.has_styles
         threshold = None if styled else row.truncation
         psi = row.truncation if styled and row.truncation is not None else 1.0
         latents = draws.truncated(first, exported.shape.latents, threshold)
@@ -83,16 +82,16 @@ class GeneratorModel(PythonModel):
 
 
 @dataclass(frozen=True)
-class Row:
-    """What an image is drawn of."""
+class ImageRow:
+    """What an image is drawn from."""
 
     seed: int
     label: int | None
     truncation: float | None
 
 
-def _row(given: dict[str, Any], exported: pretrained.Exported) -> Row:
-    """The row of the values that are given; ValueError says what does not fit the model."""
+def _row(given: dict[str, Any], exported: pretrained.Exported) -> ImageRow:
+    """The row with these values; ValueError says what does not fit the model."""
     if "seed" not in given:
         raise ValueError("seed: not given; any whole number from 0 up draws an image of its own")
     seed, label = _whole("seed", given["seed"], MAX_SEED), None
@@ -106,12 +105,12 @@ def _row(given: dict[str, Any], exported: pretrained.Exported) -> Row:
         if not isinstance(truncation, numbers.Real):
             raise ValueError(f"truncation {truncation!r}: give a number, such as 0.5")
         truncation = float(truncation)
-        if family in NORMALISES_LATENTS:
+        if exported.shape.normalises_latents and not exported.shape.has_styles:
             raise ValueError(f"truncation: {family} normalises its latents, so that none lie far out")
-        styled = isinstance(exported.generator, stylegan.Generator)
+        styled = exported.shape.has_styles
         if not math.isfinite(truncation) or (truncation <= 0 and not styled):
             raise ValueError(f"truncation {truncation}: give a threshold above 0, such as 0.5")
-    return Row(seed, label, truncation)
+    return ImageRow(seed, label, truncation)
 
 
 def _is_missing(value: Any) -> bool:

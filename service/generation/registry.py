@@ -13,34 +13,38 @@ import numpy as np
 import models
 import service
 from service import pretrained
-from service.errors import ServiceError, UsageError
+from service.errors import ServiceError
 from service.recording.mlflow import HTTP_TIMEOUT_S, HTTP_TRIES
-from service.training.trained import Trained, load
+from service.run.best import Trained, load
 
 CHECKPOINT_TAG = "gan.checkpoint"
 PACKAGES = ("mlflow", "torch", "safetensors", "numpy", "pandas")
 
 
 class RegistryError(ServiceError):
-    """A registry that did not take a model, with the reason."""
+    """A registry refused a model, with the reason."""
 
 
-def check_names(flag: str, name: str, alias: str) -> None:
-    """UsageError where MLflow's registry would not take a model's name, which `flag` gives, or alias."""
+def check_name(name: str) -> str:
+    """The name of a registered model; ValueError where MLflow's registry would not take it."""
     if not re.fullmatch(r"[^/:.%\"'\s]([^/:.%\"']*[^/:.%\"'\s])?", name):
-        raise UsageError(f"{flag} {name!r}: give a name without / : . % and quotes")
+        raise ValueError("give a name without / : . % and quotes")
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """The alias of a version; ValueError where MLflow's registry would not take it."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", alias) or re.fullmatch(r"(?i)latest|v\d+", alias):
-        raise UsageError(
-            f"--alias {alias!r}: give letters, digits, - and _, but neither latest nor v and a number"
-        )
+        raise ValueError("give letters, digits, - and _, but neither latest nor v and a number")
+    return alias
 
 
 def register(address: str, uri: str, experiment: str, name: str, alias: str) -> str:
     """Register a checkpoint, or the best of a run.dir, and give it the alias; "name version N (alias)".
 
-    The model keeps the EMA's weights. A checkpoint that is registered under the name already is not
-    registered twice. Raises UsageError or DataError where there is no such checkpoint, RegistryError
-    where the registry at the tracking address `uri` does not take it.
+    The model holds the EMA's weights. A checkpoint that has this name already is not registered twice.
+    Raises UsageError or DataError if there is no such checkpoint, and RegistryError if the registry at
+    the tracking address `uri` refuses it.
     """
     trained = load(address)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
@@ -56,7 +60,7 @@ def register(address: str, uri: str, experiment: str, name: str, alias: str) -> 
 
 
 def _registered(uri: str, name: str, trained: Trained) -> str | None:
-    """The version that this checkpoint has already."""
+    """The version under which this checkpoint is registered already, if any."""
     for version in _client(uri).search_model_versions(f"name = '{name}'"):
         if version.tags.get(CHECKPOINT_TAG) == trained.address:
             return str(version.version)
@@ -68,10 +72,10 @@ def _register(uri: str, experiment: str, name: str, trained: Trained) -> str:
 
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(experiment)
-    tags = {CHECKPOINT_TAG: trained.address, "gan.images": str(trained.images)}
+    tags = {CHECKPOINT_TAG: trained.address, "gan.images": str(trained.clock)}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow would rather have other annotations, and an example
-        from service import serving
+        warnings.simplefilter("ignore")  # MLflow asks for other annotations, and for an example
+        from service.generation import serving
 
         file = Path(folder) / "generator.safetensors"
         weights = pretrained.to_bytes(trained.generator, trained.family, trained.shape, trained.stage)
@@ -93,7 +97,7 @@ def _signature(trained: Trained) -> Any:
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import AnyType
 
-    # pandas makes floats of whole numbers beside a missing one, which MLflow's own types would refuse
+    # beside a missing value pandas turns whole numbers into floats, which MLflow's types would refuse
     optional = {"type": AnyType(), "required": False}
     inputs = [
         ColSpec(name="class", **optional),

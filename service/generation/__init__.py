@@ -1,0 +1,1 @@
+"""What a finished generator does: sheets, ONNX, a model card, serving and the registry. No Ray."""
