@@ -1,1 +1,1 @@
-"""Measurements: each module is a command that prints what it measured in that run."""
+"""Measurements: each module is a command that measures and prints its figures."""

@@ -1,23 +1,23 @@
-"""Is a collapse seen, in time, and undone? `python -m benchmarks.collapse --quick [NAME …]`.
+"""Are collapses detected in time, and undone? `python -m benchmarks.collapse [NAME …]`.
 
-Twelve runs on real digits and on Fashion-MNIST, half of them healthy, half driven to collapse, each by
-other means; neither the means nor the seeds are those that the detector's thresholds were set on.
-Each trains through `service.train` with collapse.action alert, so that it goes on and shows what became
-of it: checkpoint by checkpoint the Fréchet distance of the EMA's samples to held-out images, and the
-classes that a classifier finds among them, neither of which the detector knows. A run has fallen if its
-last distance is twice its best or more, if it ends worse than its healthy twin began, at the first
-checkpoint, or if three classes are missing that it had. What fell and was seen trains once more with
-collapse.action rewind. Ends with lines `name value count`:
+Twelve runs train on real digits and on Fashion-MNIST. Half of them are healthy; half are driven to
+collapse, each in its own way. The detector's thresholds were set on other ways and other seeds. Each
+run trains through `service.train` with collapse.action alert, so that it goes on after a collapse.
 
-  recall        fallen runs that were seen
-  early         of those seen, those seen before the distance had doubled from its best
-  false_alarms  runs that had not fallen, and were said to have collapsed
-  rescued       of those seen, those that end well with rewinds
+Two measures of each checkpoint that the detector does not use decide whether a run collapsed: the
+Fréchet distance of the EMA's samples to held-out images, and the number of classes that a classifier
+finds among the samples. A run has collapsed if its last distance is at least twice its best or at least
+the first distance of its healthy twin, or if it has lost three or more of its classes. Collapsed runs
+that were detected train once more with collapse.action rewind. Ends with lines `name value count`:
 
-Results are kept by their settings: an interrupted benchmark goes on where it stopped.
+  recall        share of the collapsed runs that were detected
+  early         share of those that were detected before the distance doubled from its best
+  false_alarms  number of the other runs that were judged collapsed
+  rescued       share of the detected runs that recovered with rewinds
+
+Results are stored by their settings: an interrupted benchmark resumes where it stopped.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -36,14 +36,15 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from pydantic import Field, field_validator
 from sklearn.linear_model import LogisticRegression
 
 from service import pack
-from service.cli import run_command
-from service.config import load_preset
+from service.cli import Count, Options, Positional, parse, run_command
+from service.config.yaml import load_preset
+from service.data.dataset import Batch, Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
-from service.data.samples import Batch, Request, Source, read
 from service.engine.sampler import Sampler
 from service.errors import ServiceError
 from service.metrics.feature_set import FeatureSet
@@ -51,22 +52,22 @@ from service.metrics.features import open_features
 from service.metrics.frechet import Moments, frechet_distance, moments
 from service.random.draws import Draws
 from service.recording.pictures import grid_png
+from service.run import checkpoint
+from service.run.best import load
 from service.storage import open_storage
-from service.training import checkpoint
-from service.training.trained import load
 
 FASHION = "/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"
 IMAGES, LOOK_EVERY, SAVE_EVERY = 76_800, 2_560, 7_680
 SAMPLES, CLASSES = 500, 10
 HELD_OUT = 0.3  # of the images, so that there are enough to compare with
-FOUND_SHARE = 0.03  # of the samples, where even shares are 0.1
+FOUND_SHARE = 0.03  # of the samples; with even shares a class has 0.1
 MISSING_CLASSES = 3
 FALLEN = 2.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run: a preset and what it changes; `twin` is the healthy run that it is compared with."""
+    """A run: a preset with changes; `twin` is the healthy run to compare it with."""
 
     name: str
     preset: str
@@ -85,7 +86,7 @@ class Case:
         """The whole configuration, as `--config` takes it."""
         values = load_preset(self.preset)
         values["run"] = {"dir": str(run), "seed": self.seed, "images": IMAGES}
-        # the networks are those of 32 px; the rungs above the first are not come to
+        # the networks are those of 32 px; the rungs above the first are never reached
         rungs = [r for r in (8, 16, 32) if r >= self.resolution]
         values["phases"] = [{"resolution": r, "hold_images": IMAGES, "batch": 128} for r in rungs]
         source = data / ("digits" if self.preset == "digits" else "fashion")
@@ -134,7 +135,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Course:
-    """What became of a run: by checkpoint its distance and classes found; what the detector said."""
+    """A run's outcome: distance and number of classes at each checkpoint, and the detector's verdict."""
 
     case: str
     clocks: list[int]
@@ -145,62 +146,65 @@ class Course:
     rewinds: int
 
     def has_fallen(self, twin: "Course | None") -> bool:
-        """By the last checkpoint; a distance that is no number is the worst."""
+        """Whether the run has collapsed at its last checkpoint; it has if the distance is not finite."""
         last, best = self.distances[-1], min(self.distances)
-        begun = twin.distances[0] if twin else np.inf
+        twin_first = twin.distances[0] if twin else np.inf
         lost = self.classes[-1] <= max(self.classes) - MISSING_CLASSES
-        return lost or not np.isfinite(last) or last >= min(FALLEN * best, begun)
+        return lost or not np.isfinite(last) or last >= min(FALLEN * best, twin_first)
 
     @property
     def doubled_at(self) -> float:
-        """The first checkpoint from which on the distance stays at twice the best before it or more."""
-        found = np.inf
+        """The clock from which on the distance stays at least twice the best before it; inf if never."""
+        clock = np.inf
         for i in range(len(self.clocks) - 1, 0, -1):
             if self.distances[i] < FALLEN * min(self.distances[:i]):
                 break
-            found = self.clocks[i]
-        return found
+            clock = self.clocks[i]
+        return clock
+
+
+class CollapseOptions(Options):
+    """Which runs, how many at a time, and where."""
+
+    names: Positional[list[str]] = Field(default=[])
+    """names of runs (default: all)"""
+    jobs: Count = os.cpu_count() or 1
+    """runs at a time (default: one per core)"""
+    source: str = FASHION
+    """IDX file of Fashion-MNIST"""
+    out: Path = Path("runs/collapse")
+    """folder for the data and the runs"""
+    docs: Path = Path("docs")
+    """folder for the page"""
+
+    @field_validator("names")
+    @classmethod
+    def _are_known(cls, names: list[str]) -> list[str]:
+        known = [case.name for case in CASES]
+        unknown = sorted({*names} - {*known})
+        if unknown:
+            raise ValueError(f"unknown runs {unknown}; choose from {', '.join(known)}")
+        return names
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, train what is not finished, judge, write the table, print the figures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.collapse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = [case.name for case in CASES]
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="the twelve runs; there are no longer ones")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: one a core)"
-    )
-    parser.add_argument(
-        "--source", default=FASHION, help="IDX file of Fashion-MNIST (default %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/collapse"), help="(default %(default)s)")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="(default %(default)s)")
-    options = parser.parse_args(arguments)
-    unknown = sorted({*options.names} - {*names})
-    if unknown:
-        parser.error(f"{unknown}: no such run; choose of {', '.join(names)}")
-    if options.jobs < 1:
-        parser.error(f"--jobs {options.jobs}: give 1 or more")
+    """Parse, train the runs that are not finished, judge, write the table, print the figures."""
+    options = parse(CollapseOptions, arguments, "benchmarks.collapse", __doc__ or "")
     data = options.out / "data"
     pack.main(["digits", str(data / "digits"), "--channels", "gray"])
     pack.main([options.source, str(data / "fashion"), "--channels", "gray", "--resolution", "32"])
     cases = [case for case in CASES if not options.names or case.name in options.names]
-    torch.set_num_threads(1)  # more, beside other runs, only wait for each other
-    watched = _courses(cases, options.out, "alert", options.jobs)
-    fallen = {c.name: watched[c.name].has_fallen(watched.get(c.twin)) for c in cases}
-    seen = [c for c in cases if fallen[c.name] and watched[c.name].seen_at is not None]
-    saved = _courses(seen, options.out, "rewind", options.jobs)
-    ended_well = {c.name: not saved[c.name].has_fallen(watched.get(c.twin)) for c in seen}
+    torch.set_num_threads(1)  # beside other runs, more threads only wait for each other
+    courses = _courses(cases, options.out, "alert", options.jobs)
+    fallen = {c.name: courses[c.name].has_fallen(courses.get(c.twin)) for c in cases}
+    detected = [c for c in cases if fallen[c.name] and courses[c.name].seen_at is not None]
+    rewound = _courses(detected, options.out, "rewind", options.jobs)
+    recovered = {c.name: not rewound[c.name].has_fallen(courses.get(c.twin)) for c in detected}
     table = [
-        _row(case, watched[case.name], fallen[case.name], ended_well.get(case.name)) for case in cases
+        _row(case, courses[case.name], fallen[case.name], recovered.get(case.name)) for case in cases
     ]
     print("\n".join([HEAD, *table]))
-    figures = _figures(watched, fallen, ended_well)
+    figures = _figures(courses, fallen, recovered)
     if not options.names:
         text = PAGE.format(
             table="\n".join([HEAD, *table]), figures="\n".join(figures), name=f"fd_{_features().name}"
@@ -210,34 +214,34 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _figures(
-    watched: dict[str, Course], fallen: dict[str, bool], ended_well: dict[str, bool]
+    courses: dict[str, Course], fallen: dict[str, bool], recovered: dict[str, bool]
 ) -> list[str]:
-    fell = [watched[name] for name in watched if fallen[name]]
-    seen = [course for course in fell if course.seen_at is not None]
-    early = [course for course in seen if (course.seen_at or 0) <= course.doubled_at]
-    upright = [watched[name] for name in watched if not fallen[name]]
-    alarms = [course for course in upright if course.seen_at is not None]
+    collapsed = [courses[name] for name in courses if fallen[name]]
+    detected = [course for course in collapsed if course.seen_at is not None]
+    early = [course for course in detected if (course.seen_at or 0) <= course.doubled_at]
+    others = [courses[name] for name in courses if not fallen[name]]
+    alarms = [course for course in others if course.seen_at is not None]
 
     def share(name: str, part: int, whole: int) -> str:
         return f"{name} {part / whole if whole else 1:.3f} {part}/{whole}"
 
     return [
-        share("recall", len(seen), len(fell)),
-        share("early", len(early), len(seen)),
-        f"false_alarms {len(alarms)} {len(alarms)}/{len(upright)}",
-        share("rescued", sum(ended_well.values()), len(ended_well)),
+        share("recall", len(detected), len(collapsed)),
+        share("early", len(early), len(detected)),
+        f"false_alarms {len(alarms)} {len(alarms)}/{len(others)}",
+        share("rescued", sum(recovered.values()), len(recovered)),
     ]
 
 
 def _courses(cases: Sequence[Case], out: Path, action: str, jobs: int) -> dict[str, Course]:
-    """The courses by name, of so many runs side by side."""
+    """The courses by name, with `jobs` runs at a time."""
     with ThreadPoolExecutor(jobs) as threads:
-        found = threads.map(lambda case: _course(case, out, action), cases)
-        return dict(zip([case.name for case in cases], found, strict=True))
+        courses = threads.map(lambda case: _course(case, out, action), cases)
+        return dict(zip([case.name for case in cases], courses, strict=True))
 
 
 def _course(case: Case, out: Path, action: str) -> Course:
-    """The run's course, trained and scored unless that was done before with the same settings."""
+    """The run's course; trains and scores it unless a course with the same settings is stored."""
     settings = json.dumps([case.config(Path(), Path(), action), case.nan_at, SAMPLES], sort_keys=True)
     key = hashlib.sha256(settings.encode()).hexdigest()[:8]
     run = out / f"{case.name}-{action}-{key}"
@@ -248,8 +252,8 @@ def _course(case: Case, out: Path, action: str) -> Course:
         course = _score(case, config, run)
         file.write_text(json.dumps(asdict(course), indent=2))
     course = Course(**json.loads(file.read_text()))
-    told = f"seen at {course.seen_at}: {course.verdict}" if course.seen_at else "nothing seen"
-    print(f"{case.name} ({action}): {told}", file=sys.stderr, flush=True)
+    result = f"detected at {course.seen_at}: {course.verdict}" if course.seen_at else "nothing detected"
+    print(f"{case.name} ({action}): {result}", file=sys.stderr, flush=True)
     return course
 
 
@@ -263,16 +267,16 @@ def _train(case: Case, config: dict[str, Any], run: Path) -> None:
         if case.nan_at and not (run / "planted").exists():
             part = [*command, "--run.images", str(case.nan_at)]
             if subprocess.run(part, env=environment, stdout=log, stderr=log).returncode:
-                raise ServiceError(f"{case.name}: the training failed, see {run / 'log'}")
+                raise ServiceError(f"{case.name}: the training failed; see {run / 'log'}")
             _plant_nan(run)
-        done = subprocess.run(command, env=environment, stdout=log, stderr=log)
-    # a run that is given up after its rewinds has a course too
-    if done.returncode and config["collapse"]["action"] != "rewind":
-        raise ServiceError(f"{case.name}: the training failed, see {run / 'log'}")
+        completed = subprocess.run(command, env=environment, stdout=log, stderr=log)
+    # a run that stops after its last rewind has a course too
+    if completed.returncode and config["collapse"]["action"] != "rewind":
+        raise ServiceError(f"{case.name}: the training failed; see {run / 'log'}")
 
 
 def _plant_nan(run: Path) -> None:
-    """As a flipped bit would: a weight of the newest checkpoint becomes NaN, and the digest is right."""
+    """Set a weight of the newest checkpoint to NaN, as a flipped bit would, and correct the digest."""
     storage = open_storage(str(run))
     name = checkpoint.find(storage)[0][-1]
     folder = run / name.folder
@@ -295,12 +299,12 @@ def _score(case: Case, config: dict[str, Any], run: Path) -> Course:
     clocks, distances, classes = [], [], []
     for name in checkpoint.find(storage)[0]:
         images = _sample(str(run / name.folder))
-        found = _features()(images)
-        guessed = np.bincount(judge.predict(found), minlength=CLASSES)
-        clocks.append(name.images)
-        distances.append(frechet_distance(target, moments(found)))
-        classes.append(int((guessed >= FOUND_SHARE * SAMPLES).sum()))
-        if images.std() == 0:  # what NaN and nothing else draws, or as bad
+        features = _features()(images)
+        counts = np.bincount(judge.predict(features), minlength=CLASSES)
+        clocks.append(name.clock)
+        distances.append(frechet_distance(target, moments(features)))
+        classes.append(int((counts >= FOUND_SHARE * SAMPLES).sum()))
+        if images.std() == 0:  # one colour: what NaN weights draw, or as bad
             distances[-1] = float("inf")
     (run / "last.png").write_bytes(grid_png(images[: 10 * CLASSES], CLASSES, 32))
     seen_at, verdict, rewinds = _verdict(run)
@@ -314,15 +318,15 @@ def _features() -> FeatureSet:
 
 @cache
 def _reality(url: str, index_url: str, resolution: int) -> tuple[Moments, LogisticRegression]:
-    """Moments of held-out images, and a classifier of features trained on others of them."""
+    """Moments of held-out images, and a classifier trained on features of these and more."""
     index = read_index(open_storage(index_url))
     rows = index.rows(held_out=True)
-    source = Source(url, index, Order(index, rows, 0, 1, 1), channels=1)
+    dataset = Dataset(url, index, Order(index, rows, 0, 1, 1), channels=1)
     count = min(len(rows), 3 * SAMPLES)
-    batch: Batch = read(source, Request(np.arange(count), resolution))
-    found = _features()(batch.images)
-    judge = LogisticRegression(max_iter=500).fit(found, batch.labels)
-    return moments(found[:SAMPLES]), judge
+    batch: Batch = read(dataset, Request(np.arange(count), resolution))
+    features = _features()(batch.images)
+    judge = LogisticRegression(max_iter=500).fit(features, batch.labels)
+    return moments(features[:SAMPLES]), judge
 
 
 def _sample(address: str) -> NDArray[np.uint8]:
@@ -335,7 +339,7 @@ def _sample(address: str) -> NDArray[np.uint8]:
 
 
 def _verdict(run: Path) -> tuple[int | None, str, int]:
-    """When a collapse was first told, in which words, and how many rewinds there were: from MLflow."""
+    """From MLflow: the clock of the first verdict "collapsed", its reason, and the number of rewinds."""
     client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
     experiment = client.get_experiment_by_name("gan-training")
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
@@ -343,20 +347,20 @@ def _verdict(run: Path) -> tuple[int | None, str, int]:
     points = client.get_metric_history(first.info.run_id, "collapse_level")
     collapsed = sorted(point.step for point in points if point.value == 2)
     tags = first.data.tags
-    words = tags.get("gan.rewind") or tags.get("gan.alert") or ""
-    return (collapsed[0] if collapsed else None), words, len(attempts)
+    reason = tags.get("gan.rewind") or tags.get("gan.alert") or ""
+    return (collapsed[0] if collapsed else None), reason, len(attempts)
 
 
 HEAD = (
-    f"| run | means | fell | seen at | distance doubled at | best / last distance | classes | rewound |"
-    f"\n|{' --- |' * 8}"
+    "| run | condition | collapsed | detected at | distance doubled at | best / last distance | classes"
+    f" | after rewinds |\n|{' --- |' * 8}"
 )
 
 
-def _row(case: Case, course: Course, fallen: bool, ended_well: bool | None) -> str:
+def _row(case: Case, course: Course, fallen: bool, recovered: bool | None) -> str:
     doubled = f"{course.doubled_at:,.0f}" if np.isfinite(course.doubled_at) else "–"
     seen = f"{course.seen_at:,}" if course.seen_at else "–"
-    rewound = "–" if ended_well is None else "ended well" if ended_well else "fell again"
+    rewound = "–" if recovered is None else "recovered" if recovered else "collapsed again"
     distances = f"{min(course.distances):.0f} / {course.distances[-1]:.0f}"
     return (
         f"| {case.name} | {case.means or 'healthy'} | {'yes' if fallen else 'no'} | {seen} | {doubled}"
@@ -364,20 +368,26 @@ def _row(case: Case, course: Course, fallen: bool, ended_well: bool | None) -> s
     )
 
 
-PAGE = """# Collapse, seen and undone
+PAGE = """# Collapse, detected and undone
 
-Written by `python -m benchmarks.collapse --quick`: runs of 76,800 images on real digits and on
-Fashion-MNIST, half of them driven to collapse. *Fell* is what became of them by the Fréchet distance of
-the EMA's samples to held-out images (`{name}`) and by the classes that a classifier finds, neither of
-which the detector knows: the last distance is twice the best or more, or above that which its healthy
-twin began with, or three classes of ten are missing that it had. *Seen at* is the clock of the first
-verdict "collapsed". What fell and was seen trained once more with `collapse.action: rewind`.
+Written by `python -m benchmarks.collapse`: runs of 76,800 images on real digits and on
+Fashion-MNIST, half of them driven to collapse.
+
+Two measures that the detector does not use decide whether a run *collapsed*: the Fréchet distance of the
+EMA's samples to held-out images (`{name}`), and the number of classes that a classifier
+finds among the samples. A run has collapsed if its last distance is at least twice its best or at least
+the first distance of its healthy twin, or if it has lost three or more of its classes. *Detected at* is
+the clock of the first verdict "collapsed". Collapsed runs that were detected trained once more with
+`collapse.action: rewind`; *after rewinds* says how that ended.
 
 {table}
 
 ```
 {figures}
 ```
+
+`recall` is the share of collapsed runs that were detected, `early` the share of those that were detected
+before the distance doubled, and `rescued` the share of those that recovered.
 """
 
 

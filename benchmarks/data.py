@@ -1,20 +1,19 @@
 """How fast shards become batches: `python -m benchmarks.data`.
 
-256 px JPEGs of some 11 KB lie in a real SeaweedFS. Against each other, each in a process of its own,
-turn by turn: webdataset with Pillow in one process, as its documentation writes it; the service's
-loader with one decoding process; and simplejpeg alone on bytes in memory, which is the limit for one
-process. Then two decoding processes against one, memory over 200,000 images, and an index of a million
-samples. Prints lines `name value`.
+A real SeaweedFS holds 256 px JPEGs of some 9 KB. Three readers take turns, each in its own process:
+webdataset with Pillow in one process, as in its documentation; the service's loader with one decoding
+process; and simplejpeg alone on bytes in memory, which is the limit for one process. It then measures
+two decoding processes against one, memory over 200,000 images, and an index of a million samples.
+Prints lines `name value`.
 """
 
-import argparse
 import io
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,21 @@ from PIL import Image
 
 from benchmarks.variant import Variant
 from cluster.local import Stack
+from service.cli import Options, parse, run_command
+from service.data.dataset import Dataset, Request
 from service.data.decode import fit
 from service.data.feeder import Feeders
 from service.data.index import Index, find_index, read_index, write_index
 from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
 from service.data.order import Order
-from service.data.samples import Request, Source
-from service.pack import encode
+from service.data.packing import encode
 from service.storage import open_storage
 
 PIXELS, QUALITY = 256, 60
 DISTINCT, SHARDS, SHARD_SAMPLES = 1024, 32, 1024
 RESOLUTIONS = (256, 64, 32, 8)
 BATCH, LANES, WINDOW = 64, 64, 256
-TURN_BATCHES = LANES * WINDOW // BATCH  # one window of every lane, so that each turn reads as much
+TURN_BATCHES = LANES * WINDOW // BATCH  # one window of every lane, so that all turns read alike
 PREFETCH_BYTES = 512 << 20
 ROUNDS = 5
 GROWTH_IMAGES, SETTLE_S = 200_000, 5.0
@@ -49,25 +49,25 @@ URL = "s3://gan/benchmark"
 
 
 def make_jpegs() -> list[bytes]:
-    """Broad fields of colour with finer ones of light, as `service.pack --format jpeg` writes them."""
+    """Broad fields of colour with finer ones of light, encoded as by `service.pack --format jpeg`."""
     rng = np.random.default_rng(0)
-    made = []
+    jpegs = []
     for _ in range(DISTINCT):
         pixels = np.full((PIXELS, PIXELS, 3), 128.0, np.float32)
         for side, strength, channels in ((4, 50, 3), (16, 20, 3), (32, 12, 1), (64, 6, 1), (128, 3, 1)):
             pixels += np.stack([_field(rng, side, strength) for _ in range(channels)], axis=2)
-        made.append(encode(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "jpeg", QUALITY))
-    return made
+        jpegs.append(encode(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "jpeg", QUALITY))
+    return jpegs
 
 
 def _field(rng: np.random.Generator, side: int, strength: float) -> np.ndarray:
-    """Random values at side × side places, smooth between them."""
+    """Random values at side × side places, interpolated smoothly."""
     field = Image.fromarray(rng.normal(0, strength, (side, side)).astype(np.float32))
     return np.asarray(field.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC))
 
 
 def upload(jpegs: list[bytes]) -> None:
-    """Shards as webdataset's own writer makes them, and the index that the service makes of them."""
+    """Upload shards that webdataset's own writer made, and the service's index of them."""
     storage = open_storage(URL)
     for shard in range(SHARDS):
         buffer = io.BytesIO()
@@ -82,7 +82,7 @@ def upload(jpegs: list[bytes]) -> None:
 
 
 def use_webdataset(resolution: int) -> Callable[[], Any]:
-    """webdataset's reader, shuffled in a buffer and decoded by Pillow, in batches."""
+    """Batches of webdataset's reader, shuffled in a buffer and decoded by Pillow."""
 
     def open_s3(url: str, *_: Any, **__: Any) -> io.BytesIO:
         return io.BytesIO(storage.get(url.rpartition("/")[2]))
@@ -112,9 +112,9 @@ def open_feeders(resolution: int, decoders: int) -> Feeders:
     """The service's processes that read and decode."""
     index = read_index(open_storage(URL))
     order = Order(index, index.rows(False), 0, LANES, WINDOW)
-    source = Source(URL, index, order, channels=3, labelled=True, retry_s=30)
-    check_prefetch(source, 1, PREFETCH_BYTES, BATCH, 3 * resolution**2)
-    return Feeders(source, decoders, BATCHES_AHEAD + 1, BATCH * 3 * resolution**2)
+    dataset = Dataset(URL, index, order, channels=3, labelled=True, retry_s=30)
+    check_prefetch(dataset, 1, PREFETCH_BYTES, BATCH, 3 * resolution**2)
+    return Feeders(dataset, decoders, BATCHES_AHEAD + 1, BATCH * 3 * resolution**2)
 
 
 def open_loader(feeders: Feeders, resolution: int) -> Loader:
@@ -130,7 +130,7 @@ def use_loader(resolution: int, decoders: int) -> Callable[[], int]:
 
 
 def use_limit(resolution: int, jpegs: list[bytes]) -> Callable[[], int]:
-    """simplejpeg on bytes in memory, and below its smallest scale the area average besides."""
+    """simplejpeg on bytes in memory, plus an area average below its smallest scale."""
     scaled = max(resolution, PIXELS // 8)
     numbers = iter(range(sys.maxsize))
     scale = {"min_height": scaled, "min_width": scaled, "min_factor": 1}
@@ -145,7 +145,7 @@ def use_limit(resolution: int, jpegs: list[bytes]) -> Callable[[], int]:
 
 
 def rates(resolution: int, jpegs: list[bytes]) -> dict[str, float]:
-    """Images a second of each, the median over rounds in which each has its turn."""
+    """Images a second of each reader: the median over rounds in which all take turns."""
     makers: dict[str, tuple[Callable[..., Callable[[], Any]], tuple, int]] = {
         "webdataset": (use_webdataset, (resolution,), TURN_BATCHES // 8),
         "loader": (use_loader, (resolution, 1), TURN_BATCHES),
@@ -154,19 +154,19 @@ def rates(resolution: int, jpegs: list[bytes]) -> dict[str, float]:
     if resolution == PIXELS:
         makers["two_workers"] = (use_loader, (resolution, 2), TURN_BATCHES)
     variants = {name: Variant(build, *arguments) for name, (build, arguments, _) in makers.items()}
-    seen: dict[str, list[float]] = {name: [] for name in makers}
+    measurements: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(ROUNDS):
         for name, variant in variants.items():
-            variant.call(8)  # what it made ahead while it waited for its turn
+            variant.call(8)  # drop what it read ahead while it waited for its turn
             turn = makers[name][2]
-            seen[name].append(turn * BATCH / variant.call(turn)[0])
+            measurements[name].append(turn * BATCH / variant.call(turn)[0])
     for variant in variants.values():
         variant.close()
-    return {name: statistics.median(values) for name, values in seen.items()}
+    return {name: statistics.median(values) for name, values in measurements.items()}
 
 
 def resident_bytes() -> int:
-    """What this process and those below it have in memory, what they share counted once."""
+    """Memory of this process and its descendants, with shared pages counted once."""
     me = psutil.Process()
     return sum(process.memory_full_info().pss for process in (me, *me.children(recursive=True)))
 
@@ -178,13 +178,13 @@ def watch_memory() -> Callable[[], tuple[int, int, int]]:
         resolution = RESOLUTIONS[-1]
         with open_feeders(resolution, os.cpu_count() or 1) as feeders:
             time.sleep(SETTLE_S)
-            seen = [resident_bytes()]
+            readings = [resident_bytes()]
             with open_loader(feeders, resolution) as loader:
                 for part in (GROWTH_IMAGES // 10, GROWTH_IMAGES - GROWTH_IMAGES // 10):
                     for _ in range(part // BATCH):
                         next(loader)
-                    seen.append(resident_bytes())
-        return seen[0], seen[1], seen[2]
+                    readings.append(resident_bytes())
+        return readings[0], readings[1], readings[2]
 
     return run
 
@@ -206,7 +206,7 @@ def write_million(folder: Path) -> None:
 
 
 def open_million(folder: Path) -> Callable[[], tuple[float, int]]:
-    """Seconds and resident bytes that it takes to open that index and find its order."""
+    """Seconds and resident bytes that opening that index and its order takes."""
 
     def run() -> tuple[float, int]:
         before, start = resident_bytes(), time.perf_counter()
@@ -217,15 +217,16 @@ def open_million(folder: Path) -> Callable[[], tuple[float, int]]:
     return run
 
 
-def main() -> None:
+class DataOptions(Options):
+    """How much to measure."""
+
+    quick: bool = False
+    """only 256 px and 8 px, without the memory test"""
+
+
+def main(arguments: Sequence[str]) -> None:
     """Measure, and print lines `name value`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="256 px and 8 px alone, no memory watch")
-    options = parser.parse_args()
+    options = parse(DataOptions, arguments, "benchmarks.data", __doc__ or "")
     lines: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         stack = Stack.load(Path(name) / "stack")
@@ -236,29 +237,29 @@ def main() -> None:
             upload(jpegs)
             lines["jpeg_bytes"] = statistics.mean(map(len, jpegs))
             for resolution in (256, 8) if options.quick else RESOLUTIONS:
-                found = rates(resolution, jpegs)
-                for kind, rate in found.items():
+                speeds = rates(resolution, jpegs)
+                for kind, rate in speeds.items():
                     lines[f"{kind}_{resolution}_images_per_s"] = rate
-                loader = found["loader"]
-                lines[f"webdataset_ratio_{resolution}"] = loader / found["webdataset"]
-                lines[f"limit_ratio_{resolution}"] = loader / found["limit"]
-                if "two_workers" in found:
-                    lines["two_workers_ratio"] = found["two_workers"] / loader
+                loader = speeds["loader"]
+                lines[f"webdataset_ratio_{resolution}"] = loader / speeds["webdataset"]
+                lines[f"limit_ratio_{resolution}"] = loader / speeds["limit"]
+                if "two_workers" in speeds:
+                    lines["two_workers_ratio"] = speeds["two_workers"] / loader
             if not options.quick:
-                watched = Variant(watch_memory)
-                before, early, late = watched.first
-                watched.close()
+                memory = Variant(watch_memory)
+                before, early, late = memory.first
+                memory.close()
                 lines["memory_growth_ratio"] = late / early
                 lines["memory_of_prefetch_share"] = (late - before) / PREFETCH_BYTES
         finally:
             stack.down()
         write_million(Path(name) / "million")
-        opened = Variant(open_million, Path(name) / "million")
-        lines["index_open_s"], lines["index_bytes"] = opened.first
-        opened.close()
+        opening = Variant(open_million, Path(name) / "million")
+        lines["index_open_s"], lines["index_bytes"] = opening.first
+        opening.close()
     for name, value in lines.items():
         print(f"{name} {value:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

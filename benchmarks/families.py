@@ -1,11 +1,10 @@
 """Does each family learn? Train all on Fashion-MNIST: `python -m benchmarks.families [FAMILY …]`.
 
-Each trains with its small preset through `service.train`, and is scored by the Fréchet distance of its
-EMA's samples to held-out images. Below the distance of other held-out images shrunk to 4 px it has
-learnt something. Families that are finished are not trained again; one that was interrupted goes on.
+Each family trains its small preset through `service.train`. Its score is the Fréchet distance of its
+EMA's samples to held-out images. It has learnt something if other held-out images, shrunk to 4 px, are
+farther away. Finished families are not trained again; an interrupted one resumes.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -14,16 +13,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 
 from service import pack
-from service.cli import run_command
+from service.cli import Options, Positional, Shown, parse, run_command
+from service.data.dataset import Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
-from service.data.samples import Request, Source, read
 from service.engine.sampler import Sampler
 from service.errors import ServiceError
 from service.metrics.features import open_features
@@ -31,11 +32,12 @@ from service.metrics.frechet import frechet_distance, moments
 from service.metrics.scores import name
 from service.random.draws import Draws
 from service.recording.pictures import Pixels, grid_png
+from service.run.best import Trained, load
 from service.storage import open_storage
-from service.training.trained import Trained, load
 
 SOURCE = "/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"
-PRESETS = {
+FamilyName = Literal["dcgan", "sagan", "biggan", "biggan-deep", "progan", "stylegan", "mnist-pggan"]
+PRESETS: dict[FamilyName, str] = {
     "dcgan": "dcgan-fashion",
     "sagan": "sagan-fashion",
     "biggan": "biggan-fashion",
@@ -54,7 +56,7 @@ GRID_ROWS, GRID_COLUMNS = 8, 10
 
 @dataclass(frozen=True)
 class Result:
-    """What a family came to. `minutes` are of the clock, from the command to its end."""
+    """A family's result. `minutes` are wall-clock time, from the start of the command to its end."""
 
     family: str
     preset: str
@@ -70,20 +72,25 @@ class Result:
         return self.distance < self.blob_distance
 
 
+class FamiliesOptions(Options):
+    """What to train, on which images, and where the results go."""
+
+    families: Annotated[Positional[list[FamilyName]], Shown("FAMILY")] = Field(default=[])
+    """dcgan, sagan, biggan, biggan-deep, progan, stylegan or mnist-pggan (default: all)"""
+    source: str = SOURCE
+    """IDX file of images"""
+    out: Path = Path("runs/families")
+    """folder for the data and the runs"""
+    docs: Path = Path("docs")
+    """folder for the page and the grids"""
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Parse, train and score what is not finished, write the table and the grids."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.families", description=__doc__)
-    parser.add_argument("families", nargs="*", help=f"of {', '.join(PRESETS)} (default: all)")
-    parser.add_argument("--source", default=SOURCE, help="IDX file of images (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/families"), help="(default %(default)s)")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="(default %(default)s)")
-    options = parser.parse_args(arguments)
-    unknown = sorted({*options.families} - {*PRESETS})
-    if unknown:
-        parser.error(f"{unknown}: no such family; choose of {', '.join(PRESETS)}")
+    """Parse, train and score the unfinished families, write the table and the grids."""
+    options = parse(FamiliesOptions, arguments, "benchmarks.families", __doc__ or "")
     for family in options.families or PRESETS:
         print(_row(_finished(options.out, family) or _train_and_score(family, options)), flush=True)
-    results = [found for family in PRESETS if (found := _finished(options.out, family))]
+    results = [result for family in PRESETS if (result := _finished(options.out, family))]
     _write_page(options.docs, results)
     failed = [result.family for result in results if not result.has_learnt]
     if failed:
@@ -95,7 +102,7 @@ def _finished(out: Path, family: str) -> Result | None:
     return Result(**json.loads(file.read_text())) if file.exists() else None
 
 
-def _train_and_score(family: str, options: argparse.Namespace) -> Result:
+def _train_and_score(family: FamilyName, options: FamiliesOptions) -> Result:
     resolution, base = SHAPES.get(family, DEFAULT_SHAPE)
     data = options.out / f"data-{resolution}"
     pack.main([options.source, str(data), "--channels", "gray", "--resolution", str(resolution),
@@ -119,7 +126,7 @@ def _train_and_score(family: str, options: argparse.Namespace) -> Result:
     result = Result(
         family,
         PRESETS[family],
-        trained.images,
+        trained.clock,
         minutes,
         distance(samples),
         distance(_blobs(others)),
@@ -130,9 +137,9 @@ def _train_and_score(family: str, options: argparse.Namespace) -> Result:
 
 
 def _train(preset: str, data: Path, run: Path) -> float:
-    """Minutes that the training took, over all the starts that it needed."""
-    clock = run.with_suffix(".minutes")
-    before = float(clock.read_text()) if clock.exists() else 0.0
+    """Train; returns the minutes that it took, summed over all its starts."""
+    file = run.with_suffix(".minutes")
+    before = float(file.read_text()) if file.exists() else 0.0
     start = time.monotonic()
     command = [sys.executable, "-m", "service.train", "--preset", preset]
     try:
@@ -142,10 +149,10 @@ def _train(preset: str, data: Path, run: Path) -> float:
             check=True,
         )
     except subprocess.CalledProcessError as error:
-        raise ServiceError(f"{preset}: the training failed; the same command goes on with it") from error
+        raise ServiceError(f"{preset}: the training failed; run the same command to resume") from error
     finally:
         minutes = before + (time.monotonic() - start) / 60
-        clock.write_text(str(minutes))
+        file.write_text(str(minutes))
     return minutes
 
 
@@ -153,12 +160,12 @@ def _held_out(data: Path, resolution: int) -> Pixels:
     """All held-out images, uint8 [n, r, r, 1]."""
     index = read_index(open_storage(str(data)))
     rows = index.rows(held_out=True)
-    source = Source(str(data), index, Order(index, rows, 0, 1, 64), channels=1)
-    return read(source, Request(np.arange(len(rows)), resolution)).images
+    dataset = Dataset(str(data), index, Order(index, rows, 0, 1, 64), channels=1)
+    return read(dataset, Request(np.arange(len(rows)), resolution)).images
 
 
 def _blobs(images: Pixels) -> Pixels:
-    """The images shrunk to 4 px and enlarged again, smoothly: right shades in the right places."""
+    """The images shrunk to 4 px and smoothly enlarged again: right shades in the right places."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     small = F.adaptive_avg_pool2d(pixels, BLOB_PIXELS)
     blobs = F.interpolate(small, size=images.shape[1], mode="bicubic").round().clamp(0, 255)
@@ -166,7 +173,7 @@ def _blobs(images: Pixels) -> Pixels:
 
 
 def _sample(trained: Trained, count: int) -> Pixels:
-    """Samples of the EMA; where there are classes one after the other, so that grids have columns."""
+    """Samples of the EMA. Labels take turns, so that each column of a grid shows one class."""
     draws, numbers = Draws(0, "benchmark", 0), np.arange(count)
     labels = numbers % (trained.shape.classes or 1)
     latents = draws.latents(numbers, trained.shape.latents)
@@ -194,17 +201,18 @@ def _write_page(docs: Path, results: list[Result]) -> None:
 
 PAGE = """# The families on Fashion-MNIST
 
-Written by `python -m benchmarks.families`: each family with its small preset on two CPU cores, two Ray
-Train workers of one thread each, allowed ten minutes of the clock.
+Written by `python -m benchmarks.families`: each family trains its small preset on two CPU cores, with
+two Ray Train workers of one thread each. The presets are made to take less than ten minutes.
 
 {table}
 
-`{name}` is the Fréchet distance of the EMA's samples to half of the held-out images, as many as the
-other half has, on features of EfficientNet-Lite0; lower is better. *Blobs* are the other half of them
-shrunk to 4 px and enlarged again, *real* is that half as it is: what so few images can come to.
-Distances of few samples are compared with each other, and with no published FID.
+`{name}` is the Fréchet distance of the EMA's samples to one half of the held-out images, on
+features of EfficientNet-Lite0; lower is better. There are as many samples as the other half has images.
+*Blobs* is the distance of that other half after shrinking to 4 px and enlarging again. *Real* is its
+distance as it is, the best that so few images can reach. Distances of few samples compare with each
+other, but not with published FIDs.
 
-Grids show a class a column where the preset has classes, nothing chosen.
+The grids show one class per column where the preset has classes. No sample was picked by hand.
 
 {grids}"""
 

@@ -1,23 +1,25 @@
 """How fast the step is, and what the service around it costs: `python -m benchmarks.step`.
 
-All in one run and in turn, medians over rounds. BigGAN at 32 px, width 16, batch 64, all cores:
-  biggan_fp32_ratio  this step in fp32 over a plain loop of the same networks
-  biggan_bf16_ratio  this step in bf16 over the same plain loop, where the CPU has units for it
-  look_share         what a look at the signals of collapse takes of the step, one in 25 cycles
-  service_ratio      a run of the service with one worker (Ray Train, recorder, checkpoints and
-                     pictures, data from shards) over the bare step on batches in memory
-The plain loop is what one writes from the paper: fp32, contiguous, enlarging before the convolution,
-separate forwards of the discriminator, torch's default Adam, EMA parameter by parameter.
+All variants take turns in one run; rates are medians over rounds. BigGAN at 32 px, width 16, batch 64,
+all cores:
+  biggan_fp32_ratio  rate of this step in fp32 over that of a plain loop with the same networks
+  biggan_bf16_ratio  rate of this step in bf16 over that of the plain loop, if the CPU has bf16 units
+  look_share         time of looks at the collapse signals, one in 25 cycles, over that of the steps
+  service_ratio      rate of a run of the service with one worker (Ray Train, recorder, checkpoints and
+                     pictures, data from shards) over that of the bare step on batches in memory
+The plain loop is what one would write from the paper: fp32, contiguous, enlarging before the
+convolution, separate forwards of the discriminator, torch's default Adam, EMA parameter by parameter.
 """
 
-import argparse
 import copy
+import itertools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -30,18 +32,20 @@ from models import Stage
 from models.layers import spectral_iterate
 from models.losses import LOSSES
 from service import pack
-from service.config import Config, load_preset
+from service.cli import Options, parse, run_command
+from service.config import Config
+from service.config.yaml import load_preset
+from service.data.dataset import Batch
 from service.data.index import read_index
-from service.data.samples import Batch
+from service.driver.preflight import has_bf16_units, settle
 from service.engine import distributed
 from service.engine.curriculum import Curriculum
 from service.engine.state import new_state
 from service.engine.step import Step
 from service.glibc import KEEP_FREED_MEMORY
 from service.storage import open_storage
-from service.training.feed import source_of
-from service.training.monitor import Monitor, RealImages, panel_of
-from service.training.run import has_bf16_units, settle
+from service.training.feed import dataset_of
+from service.training.monitor import Monitor, PanelReader, panel_of
 
 RESOLUTION, BATCH = 32, 64
 CHANNELS, CLASSES = 3, 10
@@ -66,29 +70,29 @@ def configure(folder: Path, precision: str) -> Config:
     return settle(Config(**values))
 
 
-def batches() -> Iterator[Batch]:
-    """Random images, all in memory."""
+def batches(start: int = 0) -> Iterator[Batch]:
+    """Batches of random images, all in memory, for the clocks from `start` on."""
     rng = np.random.default_rng(0)
     shape = (BATCH, RESOLUTION, RESOLUTION, CHANNELS)
     ready = [
         Batch(rng.integers(0, 256, shape, np.uint8), rng.integers(0, CLASSES, BATCH), np.arange(BATCH))
         for _ in range(8)
     ]
-    while True:
-        yield from ready
+    for clock, batch in zip(itertools.count(start, BATCH), itertools.cycle(ready), strict=False):
+        yield replace(batch, clock=clock)
 
 
 def fast_cycle(config: Config) -> Callable[[], object]:
-    """The service's own step; call the result for one cycle."""
+    """The service's own step; each call of the result is one cycle."""
     state = new_state(config, torch.device("cpu"))
     step = Step(config, state, distributed.join())
     cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**9)
     data = batches()
-    return lambda: step.cycle(next(cycles), data).tolist()
+    return lambda: step.cycle(next(cycles), data)["loss_g"].item()
 
 
 def plain_cycle(config: Config) -> Callable[[], object]:
-    """The loop that one writes first, on the same networks."""
+    """The plain loop on the same networks; each call of the result is one cycle."""
     plain = {"channels_last": False, "fused_resampling": False, "precision": "fp32"}
     training = config.training.model_copy(update=plain)
     state = new_state(config.model_copy(update={"training": training}), torch.device("cpu"))
@@ -124,19 +128,19 @@ def plain_cycle(config: Config) -> Callable[[], object]:
 
 
 def look(config: Config) -> Callable[[], object]:
-    """The monitor's look at a training; call the result for one."""
+    """The monitor's look at a training; each call of the result is one look."""
     state, workers = new_state(config, torch.device("cpu")), distributed.join()
     step = Step(config, state, workers)
     cycle = next(Curriculum(config.phases, config.training.d_steps).cycles(0, BATCH))
     step.cycle(cycle, batches())
-    panel = panel_of(config, source_of(config, read_index(open_storage(config.data.url))))
-    monitor = Monitor(config, workers, panel, RealImages(panel.source), step)
+    panel = panel_of(config, dataset_of(config, read_index(open_storage(config.data.url))))
+    monitor = Monitor(config, workers, panel, PanelReader(panel.dataset), step)
     monitor.prepare(cycle)
     return lambda: monitor.look(cycle)
 
 
 def measured(build: Build, config: Config, environment: Mapping[str, str]) -> Variant:
-    """A loop with all cores, in a process of its own."""
+    """A loop that `build` makes, on all cores in its own process."""
     return Variant(_with_all_cores, build, config.model_dump(), environment=environment)
 
 
@@ -151,12 +155,12 @@ def rate(variant: Variant) -> float:
 
 
 def rates(variants: dict[str, Variant]) -> dict[str, float]:
-    """Images a second of each variant: the median over rounds in which each has its turn."""
-    seen: dict[str, list[float]] = {name: [] for name in variants}
+    """Images a second of each variant: the median over rounds in which all take turns."""
+    measurements: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
         for name, variant in variants.items():
-            seen[name].append(rate(variant))
-    return {name: statistics.median(values) for name, values in seen.items()}
+            measurements[name].append(rate(variant))
+    return {name: statistics.median(values) for name, values in measurements.items()}
 
 
 def service_rate(config: Config, folder: Path) -> float:
@@ -173,18 +177,19 @@ def service_rate(config: Config, folder: Path) -> float:
     return 1000 * (last - first) / (ended - begun)
 
 
-def main() -> None:
+class StepOptions(Options):
+    """How much to measure."""
+
+    quick: bool = False
+    """leave out the run of the service"""
+
+
+def main(arguments: Sequence[str]) -> None:
     """Measure, and print lines `name value`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="leave the service's run out")
-    options = parser.parse_args()
+    options = parse(StepOptions, arguments, "benchmarks.step", __doc__ or "")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # without units for it, bf16 is many times slower than fp32, and no run takes it
+        # without bf16 units, bf16 is many times slower than fp32, and no run uses it
         fast = ("fp32", "bf16") if has_bf16_units() else ("fp32",)
         configs = {precision: configure(folder, precision) for precision in fast}
         pack.main(["digits", configs["fp32"].data.url, "--channels", "rgb"])
@@ -193,17 +198,17 @@ def main() -> None:
             variants[precision] = measured(fast_cycle, config, KEEP_FREED_MEMORY)
         best = fast[-1]
         looks = measured(look, configs[best], KEEP_FREED_MEMORY)
-        found = rates(variants | {"look": looks})
-        # counted as if it were a batch
-        look_share = found[best] / found.pop("look") * BATCH / SERVICE_EVERY
+        speeds = rates(variants | {"look": looks})
+        # `rates` counts each look as one batch
+        look_share = speeds[best] / speeds.pop("look") * BATCH / SERVICE_EVERY
         looks.close()
-        lines = {f"{name}_images_per_s": rate for name, rate in found.items()}
+        lines = {f"{name}_images_per_s": rate for name, rate in speeds.items()}
         lines["look_share"] = look_share
-        lines |= {f"biggan_{name}_ratio": found[name] / found["plain"] for name in fast}
+        lines |= {f"biggan_{name}_ratio": speeds[name] / speeds["plain"] for name in fast}
         if not options.quick:
             served = service_rate(configs[best], folder)
-            # again, after it, so that a machine that slowed down slows both sides
-            bare = statistics.mean([found[best], rates({best: variants[best]})[best]])
+            # measured again afterwards, so that a machine that slows down slows both sides
+            bare = statistics.mean([speeds[best], rates({best: variants[best]})[best]])
             lines |= {"service_images_per_s": served, "service_ratio": served / bare}
         for variant in variants.values():
             variant.close()
@@ -212,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

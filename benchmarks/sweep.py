@@ -1,11 +1,10 @@
 """What does a sweep find? `python -m benchmarks.sweep`: 8 trials on digits, within 15 minutes.
 
-Rates within ten times of the preset's, both ways, and one or two D steps, at 16 px on two cores, stopped
-by asynchronous successive halving. Prints `best_over_median`, the best score over the median of those
-that did not collapse, `trials` and `seconds`.
+The sweep draws rates from a tenth to ten times the preset's, and one or two D steps, at 16 px on two
+cores; asynchronous successive halving stops trials. Prints `best_over_median`, `trials` and `seconds`.
+The first is the best score over the median of the trials that did not collapse.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -19,8 +18,8 @@ from statistics import median
 import yaml
 
 from service import pack
-from service.cli import run_command
-from service.config import load_preset
+from service.cli import Options, Seed, parse, run_command
+from service.config.yaml import load_preset
 from service.errors import ServiceError
 from service.tuning.report import CSV_KEY
 
@@ -42,12 +41,18 @@ SETTINGS = {
 }
 
 
+class BenchmarkOptions(Options):
+    """Where the sweep runs, and its seed."""
+
+    out: Path = Path("runs/sweep")
+    """folder for the data and the sweep"""
+    seed: Seed = 0
+    """seed of the search"""
+
+
 def main(arguments: Sequence[str]) -> None:
     """Pack, sweep, read the table, print the figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="(default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the search (default %(default)s)")
-    options = parser.parse_args(arguments)
+    options = parse(BenchmarkOptions, arguments, "benchmarks.sweep", __doc__ or "")
     data, folder, space = options.out / "data", options.out / "sweep", options.out / "space.yaml"
     pack.main(["digits", str(data), "--channels", "gray", "--resolution", "16",
                "--held-out", str(HELD_OUT)])  # fmt: skip
@@ -60,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         subprocess.run([*command, *flags], env=os.environ | {"RAY_ADDRESS": "local"}, check=True)
     except subprocess.CalledProcessError as error:
-        raise ServiceError("the sweep failed; the same command goes on with it") from error
+        raise ServiceError("the sweep failed; run the same command to resume") from error
     seconds = time.monotonic() - start
     with (folder / CSV_KEY).open() as file:
         rows = list(csv.DictReader(file))

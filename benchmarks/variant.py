@@ -1,4 +1,4 @@
-"""Things that are measured against each other: each in a process of its own, one at a time."""
+"""Functions that are measured against each other: each in its own process, one at a time."""
 
 import multiprocessing
 import os
@@ -12,10 +12,10 @@ NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
 class Variant:
-    """A function in a process of its own, which none of the others disturbs.
+    """A function in its own process, undisturbed by other variants.
 
-    `build(*arguments)` makes it there, and it is called once before anything is measured. The
-    `environment` is added to this process's own.
+    `build(*arguments)` makes the function there. It is called once before any measurement; `first` is
+    that result. `environment` is added to this process's own.
     """
 
     def __init__(
@@ -30,13 +30,13 @@ class Variant:
         before = dict(os.environ)
         os.environ.update(environment)
         self._process.start()
-        end.close()  # so that its end is seen here
+        end.close()  # so that `recv` here raises if the process dies
         os.environ.clear()
         os.environ.update(before)
         self.first: Any = self._pipe.recv()
 
     def call(self, times: int = 1) -> tuple[float, Any]:
-        """Seconds that so many calls took, and what the last returned."""
+        """Call the function `times` times; returns the seconds and the last result."""
         self._pipe.send(times)
         return self._pipe.recv()
 

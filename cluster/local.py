@@ -5,7 +5,6 @@ head of its own, with further nodes where asked for. Each writes its log into th
 ended by its pid and no other way.
 """
 
-import argparse
 import contextlib
 import functools
 import json
@@ -21,19 +20,23 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal, get_args
 
 import boto3
 import psutil
 import yaml
+from pydantic import BeforeValidator, Field
 
-from service.cli import check_bounds, run_command
+from service.cli import Options, Positional, Shown, parse, run_command
+from service.documents import Document, Seconds
 from service.errors import ServiceError, UsageError
 
 HOST = "127.0.0.1"
 STATE = "stack.json"
-SERVICES = ("s3", "mlflow", "prometheus", "ray")
+Service = Literal["s3", "mlflow", "prometheus", "ray"]
+SERVICES: tuple[str, ...] = get_args(Service)
 NODE = "node-"
 MOST_NODES, MOST_NODE_CPUS = 16, 1024
 RULES = Path(__file__).parent / "prometheus" / "rules.yml"
@@ -48,6 +51,9 @@ PORTS = range(20000, 22768)
 OBJECT_STORE_BYTES = 256 << 20
 
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
 class StackError(ServiceError):
     """A service of the stack that did not start, with the end of its log."""
 
@@ -56,9 +62,9 @@ class StackError(ServiceError):
 class Process:
     """A service's process: `started` tells it from a later one with the same pid."""
 
-    pid: int
-    started: float
-    port: int
+    pid: Annotated[int, Field(ge=1)]
+    started: Seconds
+    port: Port
     log: str
     health: str
 
@@ -84,6 +90,20 @@ class Process:
             return False
 
 
+class StackDocument(Document):
+    """What runs of a stack, and what its clients need."""
+
+    remedy: ClassVar[str] = (
+        "end what runs of it by pid (ps lists commands that name the folder), remove the file, then up"
+    )
+
+    version: Literal[2] = 2
+    processes: dict[str, Process]
+    environment: dict[str, str]
+    temporary: list[str]
+    ports: dict[str, list[Port]]
+
+
 @dataclass
 class Stack:
     """What runs from a folder: processes by service, and the environment that clients need."""
@@ -99,34 +119,28 @@ class Stack:
         """The stack of this folder, empty where none was started."""
         stack = cls(folder)
         try:
-            content = json.loads((folder / STATE).read_text())
-            stack.processes = {k: Process(**v) for k, v in content["processes"].items()}
-            stack.environment = content["environment"]
-            stack.temporary = content["temporary"]
-            stack.ports = content.get("ports", {})
+            document = StackDocument.from_bytes((folder / STATE).read_bytes(), str(folder / STATE))
         except FileNotFoundError:
-            pass  # none was started
+            return stack  # none was started
         except OSError as error:
             raise UsageError(f"--dir {folder}: cannot hold a stack: {error}; name a folder") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StackError(
-                f"{folder / STATE}: damaged; end what runs of it by pid (ps lists commands that name the"
-                " folder), remove the file, then up"
-            ) from error
+        stack.processes = dict(document.processes)
+        stack.environment = dict(document.environment)
+        stack.temporary, stack.ports = document.temporary, document.ports
         return stack
 
     def save(self) -> None:
         """Write it down, readable by its owner alone: the environment holds keys."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {
-            "processes": {name: asdict(process) for name, process in self.processes.items()},
-            "environment": self.environment,
-            "temporary": self.temporary,
-            "ports": self.ports,
-        }
+        document = StackDocument(
+            processes=self.processes,
+            environment=self.environment,
+            temporary=self.temporary,
+            ports=self.ports,
+        )
         path = self.folder / STATE
         path.touch(mode=0o600)
-        path.write_text(json.dumps(content, indent=2))
+        path.write_bytes(document.to_bytes())
 
     def up(
         self,
@@ -337,12 +351,12 @@ def default_services() -> list[str]:
 
 def free_ports(count: int) -> list[int]:
     """Ports that are free now on loopback, and so are those 10,000 above."""
-    found: list[int] = []
-    while len(found) < count:
+    ports: list[int] = []
+    while len(ports) < count:
         port = secrets.choice(PORTS)
-        if port not in found and all(_is_free(p) for p in (port, port + GRPC_OFFSET)):
-            found.append(port)
-    return found
+        if port not in ports and all(_is_free(p) for p in (port, port + GRPC_OFFSET)):
+            ports.append(port)
+    return ports
 
 
 def _is_free(port: int) -> bool:
@@ -367,22 +381,47 @@ def end_processes(processes: Iterable[Process]) -> None:
     psutil.wait_procs(family, END_LIMIT_S)
 
 
+def _names(text: object) -> object:
+    """`s3,ray` as names."""
+    return tuple(text.split(",")) if isinstance(text, str) else text
+
+
+Cpus = Annotated[int, Field(ge=1, le=MOST_NODE_CPUS)]
+
+
+class LocalOptions(Options):
+    """What to do with which stack."""
+
+    action: Positional[Literal["up", "status", "env", "down"]]
+    """start it, or what is missing of it; say how it does; print its environment; end it"""
+    dir: Path = Path("stack")
+    """the stack's folder"""
+    services: Annotated[tuple[Service, ...], BeforeValidator(_names), Shown("NAME[,NAME…]")] = ()
+    """what to start, of s3,mlflow,prometheus,ray (default all, prometheus where it is installed)"""
+    nodes: Annotated[int, Field(ge=0, le=MOST_NODES)] = 0
+    """Ray nodes beside the head; SIGTERM to one is a spot reclaim"""
+    node_cpus: Cpus = 1
+    """CPUs of each such node"""
+    head_cpus: Annotated[int | None, Field(ge=0, le=MOST_NODE_CPUS)] = None
+    """CPUs of the head; 0 leaves the training to nodes (default all)"""
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Parse, act, tell."""
-    options = _parse(arguments)
-    stack = Stack.load(Path(options.dir).absolute())
+    """Parse, act, print."""
+    options = parse(LocalOptions, arguments, "cluster.local", __doc__ or "")
+    stack = Stack.load(options.dir.absolute())
     match options.action:
         case "up":
             services = options.services or default_services()
             stack.up(services, options.nodes, options.node_cpus, options.head_cpus)
-            _tell(stack)
+            _print_state(stack)
             if not options.services and "prometheus" not in services:
                 print("prometheus: not installed, left out; apt-get install prometheus, then up again")
             print('\nnext: eval "$(python -m cluster.local env)"')
         case "status":
             if not stack.processes:
                 raise StackError(f"{stack.folder}: nothing runs; python -m cluster.local up")
-            _tell(stack)
+            _print_state(stack)
             if not all(process.healthy for process in stack.processes.values()):
                 raise StackError("not all of the stack answers; see the logs, then down and up")
         case "env":
@@ -395,46 +434,7 @@ def main(arguments: Sequence[str]) -> None:
             print("all ended")
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("action", choices=["up", "status", "env", "down"])
-    parser.add_argument("--dir", default="stack", help="the stack's folder (default %(default)s)")
-    parser.add_argument(
-        "--services",
-        type=lambda names: names.split(","),
-        default=[],
-        help=f"what to start, of {','.join(SERVICES)} (default all, prometheus where it is installed)",
-    )
-    parser.add_argument(
-        "--nodes",
-        type=int,
-        default=0,
-        help="Ray nodes beside the head; SIGTERM to one is a spot reclaim (default %(default)s)",
-    )
-    parser.add_argument(
-        "--node-cpus", type=int, default=1, help="CPUs of each such node (default %(default)s)"
-    )
-    parser.add_argument(
-        "--head-cpus", type=int, help="CPUs of the head; 0 leaves the training to nodes (default all)"
-    )
-    options = parser.parse_args(arguments)
-    unknown = [name for name in options.services if name not in SERVICES]
-    if unknown:
-        raise UsageError(
-            f"--services {','.join(unknown)}: no such service; take of {', '.join(SERVICES)}"
-        )
-    bounds = {"nodes": (0, MOST_NODES), "node_cpus": (1, MOST_NODE_CPUS)}
-    if options.head_cpus is not None:
-        bounds["head_cpus"] = (0, MOST_NODE_CPUS)
-    check_bounds(options, bounds)
-    return options
-
-
-def _tell(stack: Stack) -> None:
+def _print_state(stack: Stack) -> None:
     for name, process in stack.processes.items():
         state = "answers" if process.healthy else "silent" if process.alive else "ended"
         print(f"{name:10} {state:8} pid {process.pid:<8} port {process.port:<6} log {process.log}")

@@ -13,7 +13,9 @@ import torch
 from cluster import local
 from cluster.local import Stack
 from service import pack
-from service.config import Config, load_preset
+from service.config import Config
+from service.config.command_line import ConfigOptions, parse_config
+from service.config.yaml import load_preset
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,6 +90,12 @@ def tiny_values(data: Path | str, run: Path | str, /, **sections: dict[str, Any]
 def tiny_config(data: Path | str, run: Path | str, /, **sections: dict[str, Any]) -> Config:
     """`tiny_values` as a configuration."""
     return Config(**tiny_values(data, run, **sections))
+
+
+def digits_config(*flags: str) -> Config:
+    """The digits preset with these flags over it, as a command reads it."""
+    arguments = ["--preset", "digits", *flags]
+    return parse_config(ConfigOptions, arguments, "service.train", "Train.")[1]
 
 
 def start_command(module: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

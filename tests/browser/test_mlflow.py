@@ -73,20 +73,22 @@ def run(stack) -> Run:
     finish("service.train", *flags, **there)
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    (found,) = client.search_runs(
+    (recorded,) = client.search_runs(
         [experiment.experiment_id], f"attributes.run_name = '{NAME}' and attributes.status = 'FINISHED'"
     )
     steps = {
-        name: [point.step for point in client.get_metric_history(found.info.run_id, name)]
+        name: [point.step for point in client.get_metric_history(recorded.info.run_id, name)]
         for name in CURVES
     }
-    files = [file.path for file in client.list_artifacts(found.info.run_id, "images")]
+    files = [file.path for file in client.list_artifacts(recorded.info.run_id, "images")]
     grids = {int(step[1]): f for f in files if (step := re.search(r"grid\+step\+(\d+).*\.png$", f))}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in there.items():
             patch.setenv(name, value)
         png = open_storage(f"s3://gan/runs/{NAME}").get(f"pictures/grid-{IMAGES:012d}.png")
-    return Run(uri, found.info.run_id, found.data.metrics, steps, grids, Image.open(io.BytesIO(png)))
+    return Run(
+        uri, recorded.info.run_id, recorded.data.metrics, steps, grids, Image.open(io.BytesIO(png))
+    )
 
 
 def finish(module: str, *arguments: str, **environment: str) -> None:

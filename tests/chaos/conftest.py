@@ -24,8 +24,8 @@ from mlflow.entities import Run as MlflowRun
 
 from cluster.local import BUCKET, Stack
 from service import pack
+from service.run import checkpoint
 from service.storage import open_storage
-from service.training import checkpoint
 from tests.conftest import ROOT, tiny_values
 
 IMAGES = 2560
@@ -132,12 +132,12 @@ class ChaosRun:
     def clock(self) -> int:
         """That of the last commit."""
         committed = self.commits()
-        return committed[-1].images if committed else 0
+        return committed[-1].clock if committed else 0
 
     def groups(self) -> list[tuple[int, int]]:
         """Of each group of workers that was asked for: how many, and from which clock."""
-        found = re.findall(r"event=fit workers=(\d+) images=(\d+)", self.output())
-        return [(int(workers), int(images)) for workers, images in found]
+        fits = re.findall(r"event=fit workers=(\d+) clock=(\d+)", self.output())
+        return [(int(workers), int(clock)) for workers, clock in fits]
 
     def live(self, name: str) -> float:
         """A value at the run's /metrics."""
@@ -146,7 +146,7 @@ class ChaosRun:
             (value,) = re.findall(rf"(?m)^gan_{name} (\S+)$", answer.read().decode())
         return float(value)
 
-    def final(self) -> tuple[checkpoint.Tensors, dict[str, Any]]:
+    def final(self) -> tuple[checkpoint.Tensors, checkpoint.Manifest]:
         """The last checkpoint's tensors and manifest, verified."""
         return checkpoint.read(self.storage, self.commits()[-1])
 
@@ -155,10 +155,10 @@ class ChaosRun:
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name("gan-training")
         assert experiment is not None
-        found = client.search_runs([experiment.experiment_id])
-        (parent,) = (run for run in found if run.data.tags.get("run.dir") == self.address)
+        runs = client.search_runs([experiment.experiment_id])
+        (parent,) = (run for run in runs if run.data.tags.get("run.dir") == self.address)
         tag = "mlflow.parentRunId"
-        return parent, [run for run in found if run.data.tags.get(tag) == parent.info.run_id]
+        return parent, [run for run in runs if run.data.tags.get(tag) == parent.info.run_id]
 
 
 @pytest.fixture
@@ -198,12 +198,12 @@ def family(stack: Stack, name: str) -> list[psutil.Process]:
 
 def actors(stack: Stack, node: str, kind: str) -> list[psutil.Process]:
     """Ray's processes for actors of a class on a node."""
-    found = []
+    processes = []
     for process in family(stack, node):
         with contextlib.suppress(psutil.NoSuchProcess):
             if f"ray::{kind}" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def workers(stack: Stack, node: str) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ import json
 import mlflow
 import torch
 
-from service.training import checkpoint
+from service.run import checkpoint
 from tests.chaos.conftest import LOOK_EVERY, SAVE_EVERY, curve
 
 PLANTED = 4 * SAVE_EVERY
@@ -19,7 +19,7 @@ def test_a_run_undoes_a_collapse_and_outlives_its_driver_at_it(cluster, run):
     run.submit("--run.images", str(PLANTED))
     assert run.end() == 0, run.output()
     plant_nan(run)
-    healthy = next(name for name in run.commits() if name.images == HEALTHY)
+    healthy = next(name for name in run.commits() if name.clock == HEALTHY)
 
     run.submit("--run.images", str(END), "--collapse.action", "stop")
     assert run.end() == 1
@@ -35,20 +35,21 @@ def test_a_run_undoes_a_collapse_and_outlives_its_driver_at_it(cluster, run):
     run.submit(*again)
     assert run.end() == 0, run.output()
 
-    made = [(name.images, checkpoint.read(run.storage, name)[1]) for name in run.commits()]
-    attempts = [(images, manifest["state"]["attempt"]) for images, manifest in made]
+    made = [(name.clock, checkpoint.read(run.storage, name)[1]) for name in run.commits()]
+    attempts = [(clock, manifest.state.attempt) for clock, manifest in made]
     clocks = range(SAVE_EVERY, END + 1, SAVE_EVERY)
     assert attempts == [(clock, int(clock >= HEALTHY)) for clock in clocks]
     _, manifest = run.final()
-    halved = {key: manifest["config"]["training"][key.partition(".")[2]] / 2 for key in RATES}
-    assert manifest["state"]["images"] == END
-    assert manifest["state"]["attempt"] == 1
-    assert manifest["state"]["amendments"] == [[HEALTHY, halved]]
+    training = manifest.model_dump()["config"]["training"]
+    halved = {key: training[key.partition(".")[2]] / 2 for key in RATES}
+    assert manifest.state.clock == END
+    assert manifest.state.attempt == 1
+    assert manifest.state.amendments == ((HEALTHY, halved),)
     assert rewinds == 1
-    is_told(run, healthy, halved)
+    is_recorded(run, healthy, halved)
 
 
-def is_told(run, healthy: checkpoint.Name, halved: dict[str, float]) -> None:
+def is_recorded(run, healthy: checkpoint.Name, halved: dict[str, float]) -> None:
     """In MLflow: what was undone in the run itself, what came after in a nested one, and why."""
     parent, (second,) = run.mlflow_runs()
     assert (parent.info.status, second.info.status) == ("FINISHED", "FINISHED")
@@ -58,11 +59,11 @@ def is_told(run, healthy: checkpoint.Name, halved: dict[str, float]) -> None:
     assert list(curve(second, "loss_d")) == list(range(HEALTHY + LOOK_EVERY, END + 1, LOOK_EVERY))
     client = mlflow.MlflowClient()
     (entry,) = client.list_artifacts(parent.info.run_id, "timeline")
-    told = json.loads(mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/{entry.path}"))
-    assert told["action"] == "rewind"
-    assert "NaN" in told["reason"]
-    assert (told["at"], told["images"], told["attempt"]) == (SEEN, HEALTHY, 1)
-    assert (told["checkpoint"], told["amendment"]) == (healthy.folder, halved)
+    event = json.loads(mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/{entry.path}"))
+    assert event["action"] == "rewind"
+    assert "NaN" in event["reason"]
+    assert (event["at"], event["clock"], event["attempt"]) == (SEEN, HEALTHY, 1)
+    assert (event["checkpoint"], event["amendment"]) == (healthy.folder, halved)
 
 
 def plant_nan(run) -> None:

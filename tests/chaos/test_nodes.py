@@ -43,7 +43,7 @@ def test_a_run_outlives_a_worker_a_node_and_its_driver(cluster, run, undisturbed
     assert spread(cluster) == [1, 1]
     assert run.end() == 0, run.output()
 
-    assert [name.images for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
+    assert [name.clock for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
     same_as_undisturbed(run, undisturbed)
 
 
@@ -60,15 +60,15 @@ def goes_on(run, disturbance: str, act: Callable[[], object]) -> None:
     run.wait_for(lambda: run.clock() > before + SAVE_EVERY, f"{disturbance} to new commits")
     started = run.groups()[groups:]
     assert started
-    assert all(images >= before for _, images in started)
+    assert all(clock >= before for _, clock in started)
 
 
 def same_as_undisturbed(run, undisturbed) -> None:
     """To rounding, in float64: the number of workers was not always the same."""
     tensors, manifest = run.final()
     expected_tensors, expected = undisturbed.final()
-    assert manifest["state"]["images"] == IMAGES
-    assert manifest["state"]["attempt"] == expected["state"]["attempt"] == 0
+    assert manifest.state.clock == IMAGES
+    assert manifest.state.attempt == expected.state.attempt == 0
     for network in ("generator", "discriminator", "ema"):
         for name, value in expected_tensors[network].items():
             torch.testing.assert_close(

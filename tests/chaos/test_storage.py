@@ -1,6 +1,6 @@
 """S3 is killed under a run and comes back: the run waits, and ends as if nothing had been."""
 
-from service.training import checkpoint
+from service.run import checkpoint
 from tests.chaos.conftest import IMAGES, LOOK_EVERY, SAVE_EVERY, curve, family, kill
 from tests.conftest import assert_equal
 
@@ -22,13 +22,13 @@ def test_a_run_waits_for_storage_that_was_killed_and_ends_bit_for_bit_the_same(
     assert run.end() == 0, run.output()
 
     assert run.groups() == [(2, 0)]  # nobody was restarted for it
-    assert [name.images for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
+    assert [name.clock for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
     for number, name in enumerate(run.commits()):
         assert name.sequence == number + 1  # nor was a commit made twice
-        assert checkpoint.read(run.storage, name)[1]["state"]["images"] == name.images
+        assert checkpoint.read(run.storage, name)[1].state.clock == name.clock
     tensors, manifest = run.final()
     expected_tensors, expected = undisturbed.final()
-    assert manifest["state"] == expected["state"]
+    assert manifest.state == expected.state
     assert_equal(tensors, expected_tensors)
     parent, _ = run.mlflow_runs()
     points = curve(parent, "loss_d")

@@ -95,9 +95,9 @@ def test_workers_that_hang_fire_no_progress_and_it_resolves_when_they_go_on(
     driver = start_run(digits, tmp_path, prometheus)
     try:
         wait_for(lambda: value(prometheus, "gan_checkpoint_images"), driver)
-        told = set(ask(prometheus, "label/__name__/values"))
+        served = set(ask(prometheus, "label/__name__/values"))
         asked_for = set(re.findall(r"\bgan_\w+", RULES.read_text()))
-        assert asked_for - told == set()
+        assert asked_for - served == set()
 
         family = psutil.Process(driver.pid).children(recursive=True)
         workers = [p for p in family if "ray::RayTrainWorker" in " ".join(p.cmdline())]
@@ -112,7 +112,7 @@ def test_workers_that_hang_fire_no_progress_and_it_resolves_when_they_go_on(
                 worker.send_signal(signal.SIGCONT)
         assert alert["labels"]["run"] == "run"
         assert alert["labels"]["severity"] == "critical"
-        assert re.search(r"no word from the workers for [\d.]+", alert["annotations"]["description"])
+        assert re.search(r"no report from the workers for [\d.]+", alert["annotations"]["description"])
 
         wait_for(lambda: "GanNoProgress" not in firing(prometheus))
         output, _ = driver.communicate(timeout=LIMIT_S)

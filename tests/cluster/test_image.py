@@ -25,20 +25,20 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_name: dict[str, list[tuple[str, str]]] = {}
     for name, rest in instructions():
         if name == "FROM":
-            found[rest.partition(" AS ")[2]] = []
-        if found:
-            list(found.values())[-1].append((name, rest))
-    return found
+            by_name[rest.partition(" AS ")[2]] = []
+        if by_name:
+            list(by_name.values())[-1].append((name, rest))
+    return by_name
 
 
 def test_hadolint_has_nothing_to_say():
     linter = shutil.which("hadolint") or str(Path(sys.executable).with_name("hadolint"))
     done = subprocess.run([linter, "--format", "json", DOCKERFILE], capture_output=True, text=True)
-    found = [f"{f['line']}: {f['code']} {f['message']}" for f in json.loads(done.stdout)]
-    assert (found, done.returncode) == ([], 0)
+    findings = [f"{f['line']}: {f['code']} {f['message']}" for f in json.loads(done.stdout)]
+    assert (findings, done.returncode) == ([], 0)
 
 
 def test_the_image_runs_as_another_than_root_in_app():
@@ -71,8 +71,8 @@ def test_all_that_is_copied_exists_and_reaches_the_builder():
 
 
 def test_nothing_secret_is_an_argument_or_in_the_environment():
-    told = " ".join(rest for name, rest in instructions() if name in ("ARG", "ENV"))
-    assert not re.search(r"(?i)secret|password|access_key|auth_token", told)
+    names = " ".join(rest for name, rest in instructions() if name in ("ARG", "ENV"))
+    assert not re.search(r"(?i)secret|password|access_key|auth_token", names)
 
 
 def test_it_installs_what_the_makefile_does_and_what_the_project_asks_for():

@@ -1,6 +1,7 @@
 """The local stack: up, healthy, down, and nothing else of the machine touched."""
 
 import json
+import math
 import os
 import re
 import stat
@@ -12,7 +13,7 @@ import pytest
 
 from cluster import local
 from cluster.local import Stack, StackError
-from service.errors import UsageError
+from service.errors import DataError, UsageError
 from tests.conftest import need_package, run_command
 
 
@@ -83,11 +84,46 @@ def test_status_without_a_stack_says_how_to_start_one(tmp_path):
     assert "cluster.local up" in output
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"processes": 1}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 2}', '{"version": 2, "processes": 1}'])
 def test_a_damaged_state_is_told_with_the_remedy(tmp_path, content):
     (tmp_path / "stack.json").write_text(content)
-    with pytest.raises(StackError, match=r"stack\.json: damaged; .* remove the file, then up"):
+    with pytest.raises(DataError, match=r"stack\.json: damaged \(.*\); .* remove the file, then up$"):
         local.main(["status", "--dir", str(tmp_path)])
+    assert (tmp_path / "stack.json").read_text() == content
+
+
+@pytest.mark.parametrize("content", ["{}", '{"processes": {}, "environment": {}, "temporary": []}'])
+def test_a_state_of_another_version_is_told_and_left_alone(tmp_path, content):
+    (tmp_path / "stack.json").write_text(content)
+    for action in ("up", "down"):
+        with pytest.raises(DataError, match=r"stack\.json: has no version, .* reads version 2; use the"):
+            local.main([action, "--dir", str(tmp_path)])
+    assert (tmp_path / "stack.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"pid": 0}, r"processes\.s3\.pid: Input should be greater than or equal to 1"),
+        ({"pid": "1"}, r"processes\.s3\.pid: Input should be a valid integer"),
+        ({"port": 65536}, r"processes\.s3\.port: Input should be less than or equal to 65535"),
+        ({"started": math.nan}, r"processes\.s3\.started: Input should be a finite number"),
+        ({"mood": "good"}, r"processes\.s3\.mood: Unexpected keyword"),
+    ],
+    ids=str,
+)
+def test_a_process_that_cannot_be_is_told_with_its_field_and_no_key_with_it(tmp_path, changes, field):
+    stack = Stack.load(tmp_path)
+    stack.processes["s3"] = local.Process(1, 2.0, 3, "log", "http://x")
+    stack.environment["AWS_SECRET_ACCESS_KEY"] = "very-secret"
+    stack.save()
+    assert Stack.load(tmp_path) == stack
+    content = json.loads((tmp_path / "stack.json").read_text())
+    content["processes"]["s3"] |= changes
+    (tmp_path / "stack.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"stack\.json: damaged \({field}") as error:
+        Stack.load(tmp_path)
+    assert "very-secret" not in str(error.value)
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
@@ -156,9 +192,13 @@ def alive(stack: Stack) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["up", "--services", "s4"], "s4: no such service; take of s3, mlflow, prometheus, ray"),
-        (["up", "--nodes", "-1"], "--nodes -1: give 0 to 16"),
-        (["up", "--head-cpus", "-1"], "--head-cpus -1: give 0 to 1024"),
+        (["up", "--services", "s4"], "--services s4: choose of s3, mlflow, prometheus or ray"),
+        (["up", "--services", "s3,s4"], "--services s4: choose of s3, mlflow, prometheus or ray"),
+        (["up", "--nodes", "-1"], "--nodes -1: give a whole number from 0 to 16"),
+        (["up", "--nodes", "two"], "--nodes two: give a whole number from 0 to 16"),
+        (["up", "--head-cpus", "-1"], "--head-cpus -1: give a whole number from 0 to 1024"),
+        (["up", "--node-cpus", "0"], "--node-cpus 0: give a whole number from 1 to 1024"),
+        (["sideways"], "action sideways: choose of up, status, env or down"),
         (["up", "--services", "prometheus", "--nodes", "1"], "no Ray head runs"),
     ],
 )

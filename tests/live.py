@@ -1,0 +1,27 @@
+"""What tests of running things share: waiting for what comes, and reading /metrics."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 120.0) -> None:
+    """Until it holds; fails after the limit."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def scrape(port: int) -> dict[str, float]:
+    """The values at /metrics by name, labels included."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {k: float(v) for k, v in (line.split() for line in lines if not line.startswith("#"))}
+
+
+def announced(folder: Path) -> list[dict]:
+    """The targets that runs have written for a Prometheus into a folder."""
+    return [target for file in folder.glob("*.json") for target in json.loads(file.read_text())]
