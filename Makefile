@@ -1,20 +1,20 @@
-# Everything sets itself up: `make demo` and `make test` need Python 3.11+ and make alone.
+# Everything sets itself up: `make demo` and `make test` need only Python 3.11+ and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The CPU build of torch where the index has one; a plain range may bring gigabytes of CUDA.
+# pip takes the CPU build of torch if the index has one; a plain range may bring gigabytes of CUDA.
 TORCH ?= torch==2.13.0
 CHROMIUM := chromium chromium-driver fonts-dejavu-core
 
 export RAY_USAGE_STATS_ENABLED := 0
-# Ray makes its token by itself; said aloud, it does not warn about it.
+# Ray makes its token by itself; setting the mode silences its warning.
 export RAY_AUTH_MODE := token
 
 .PHONY: help demo ui test chaos chart browser docs lint format bench quick-bench collapse sweep families clean
 
-help: ## Show what can be made
+help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(READY): pyproject.toml
@@ -24,59 +24,60 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install -qq "$(TORCH)" "ray[default,train,tune]==2.60.0" "mlflow==3.17.2" --editable ".[dev]"
 	touch $(READY)
 
-demo: $(READY) ## Train on real digits for some minutes, and say where the picture is
+demo: $(READY) ## Train on real digits for a few minutes, and print where the picture is
 	$(BIN)/python -m service.pack digits data/digits --channels gray
 	RAY_ADDRESS=local $(BIN)/python -m service.train --preset digits
 	@echo "the curves and pictures in MLflow: make ui"
 
-ui: $(READY) ## Open MLflow on the demo's run: http://127.0.0.1:5000
+ui: $(READY) ## Serve MLflow with the demo's run at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///runs/digits/mlflow.db
 
 test: $(READY) ## Run all tests on real servers
 	$(BIN)/python -m pytest
 
-chaos: $(READY) ## Kill workers, nodes, drivers and S3 under real runs, and see that they go on
+chaos: $(READY) ## Kill workers, nodes, drivers and S3 under real runs, and check that the runs continue
 	$(BIN)/python -m pytest -s tests/chaos
 
 chart: $(READY) ## Check the Helm chart with helm 4.3 and 3.17
 	$(BIN)/python helm/binaries.py .cache/helm
 	HELM_REQUIRED=1 $(BIN)/python -m pytest tests/helm
 
-browser: $(READY) ## See in Chromium that MLflow shows a run, its curves and grids; SCREENSHOTS=docs keeps them
+browser: $(READY) ## Check in Chromium that MLflow shows a run, its curves and grids; SCREENSHOTS=docs saves pictures
 	@if [ ! -x /usr/bin/chromium ] || [ ! -x /usr/bin/chromedriver ]; then \
 		if [ "$$(id -u)" != 0 ]; then echo "missing: apt-get install $(CHROMIUM)" >&2; exit 1; fi; \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends $(CHROMIUM); \
 	fi
 	$(BIN)/python -m pytest tests/browser
 
-docs: $(READY) ## Write docs/configuration.md anew from the configuration's classes and presets
-	$(BIN)/python -m service.reference > docs/configuration.md
+docs: $(READY) ## Write docs/configuration.md from the configuration's classes and presets
+	$(BIN)/python -m service.config.reference > docs/configuration.md
 
-lint: $(READY) ## Check style and types
+lint: $(READY) ## Check style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-format: $(READY) ## Put the code in shape
+format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure the step and the service around it, and the way from shards to batches
+bench: $(READY) ## Measure the step, the service around it, and the loading of batches from shards
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.data
 
-quick-bench: $(READY) ## The same without the slow parts, a few minutes
+quick-bench: $(READY) ## Run the benchmarks without their slow parts, in a few minutes
 	$(BIN)/python -m benchmarks.step --quick
 	$(BIN)/python -m benchmarks.data --quick
 
-collapse: $(READY) ## Drive trainings to collapse, an hour in all, and write docs/collapse.md
-	$(BIN)/python -m benchmarks.collapse --quick
+collapse: $(READY) ## Drive trainings to collapse and write docs/collapse.md, in about an hour
+	$(BIN)/python -m benchmarks.collapse
 
-sweep: $(READY) ## Sweep eight trials on digits, a quarter of an hour
+sweep: $(READY) ## Sweep eight trials on digits, in about a quarter of an hour
 	$(BIN)/python -m benchmarks.sweep
 
-families: $(READY) ## Train each family on Fashion-MNIST, an hour in all, and write docs/families.md
+families: $(READY) ## Train each family on Fashion-MNIST and write docs/families.md, in about an hour
 	$(BIN)/python -m benchmarks.families
 
-clean: ## Remove the environment and what tools left; runs and data stay
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean: ## Remove the environment and the tools' caches; runs and data stay
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
