@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Config, describe
-from service.reference import page
+from service.config import Config
+from service.config.describe import describe
+from service.config.reference import page
 from tests.conftest import ROOT
 
 PAGES = [
@@ -24,8 +25,8 @@ NO_SETTINGS = {"section.key", "run.json"}
 FOLDERS = "benchmarks|cluster|docs|helm|models|service|tests"
 
 COMMANDS = [
-    f"{file.parent.name}.{file.stem}"
-    for folder in ("service", "cluster")
+    f"{folder}.{file.stem}".replace("/", ".")
+    for folder in ("service", "service/config", "cluster", "benchmarks")
     for file in sorted((ROOT / folder).glob("*.py"))
     if "run_command(main)" in file.read_text()
 ]
