@@ -37,7 +37,7 @@ from service.config import Config
 from service.config.yaml import load_preset
 from service.data.dataset import Batch
 from service.data.index import read_index
-from service.driver.preflight import has_bf16_units, settle
+from service.driver.settle import has_bf16_units, settle
 from service.engine import distributed
 from service.engine.curriculum import Curriculum
 from service.engine.state import new_state

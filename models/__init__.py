@@ -1,35 +1,17 @@
 """The networks: pure torch, free of Ray, files, network and clock.
 
-`build("biggan", resolution=32, …)` gives a generator and a discriminator; both take a `Stage`.
+`build("biggan", resolution=32, …)` gives a generator and a discriminator; both take a `Stage`. Importing
+this package imports no torch: that happens when networks are built.
 """
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models import biggan, biggan_deep, dcgan, mnist_pggan, progan, sagan, stylegan
-from models.growth import GrowingDiscriminator, GrowingGenerator, Mixing, Shape, Stage
+from models.families import FAMILIES, Family
+from models.shape import Shape, Stage
 
-
-@dataclass(frozen=True)
-class Family:
-    """A family: a configuration class that checks itself, its builder, and its paper's settings."""
-
-    config: type[Shape]
-    build: Callable[[Any], tuple[GrowingGenerator, GrowingDiscriminator]]
-    paper: Callable[[int], dict[str, Any]]
-
-
-FAMILIES: dict[str, Family] = {
-    "dcgan": Family(dcgan.DCGANConfig, dcgan.build, dcgan.paper),
-    "sagan": Family(sagan.SAGANConfig, sagan.build, sagan.paper),
-    "biggan": Family(biggan.BigGANConfig, biggan.build, biggan.paper),
-    "biggan-deep": Family(biggan_deep.BigGANDeepConfig, biggan_deep.build, biggan_deep.paper),
-    "progan": Family(progan.ProGANConfig, progan.build, progan.paper),
-    "stylegan": Family(stylegan.StyleGANConfig, stylegan.build, stylegan.paper),
-    "mnist-pggan": Family(mnist_pggan.MnistPGGANConfig, mnist_pggan.build, mnist_pggan.paper),
-}
+if TYPE_CHECKING:
+    from models.growth import GrowingDiscriminator, GrowingGenerator
 
 
 def configure(family: str, **settings: Any) -> Shape:
@@ -49,7 +31,7 @@ def configure(family: str, **settings: Any) -> Shape:
     return config(**settings)
 
 
-def build(family: str, **settings: Any) -> tuple[GrowingGenerator, GrowingDiscriminator]:
+def build(family: str, **settings: Any) -> "tuple[GrowingGenerator, GrowingDiscriminator]":
     """(generator, discriminator) of a family, initialised from torch's default random generator.
 
     `generator(latents [n, z], labels [n], stage)` gives images [n, c, r, r], nominally in [-1, 1];
@@ -68,9 +50,6 @@ def paper(family: str, resolution: int) -> dict[str, Any]:
 __all__ = [
     "FAMILIES",
     "Family",
-    "GrowingDiscriminator",
-    "GrowingGenerator",
-    "Mixing",
     "Shape",
     "Stage",
     "build",

@@ -9,14 +9,15 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import growth
-from models.growth import GrowingDiscriminator, GrowingGenerator, Shape, Stage
+from models.families import BigGANConfig, ResidualConfig
+from models.growth import GrowingDiscriminator, GrowingGenerator
 from models.layers import (
     BatchNorm,
     SelfAttention,
@@ -25,117 +26,10 @@ from models.layers import (
     SNLinear,
     use_spectral_norm,
 )
+from models.shape import Stage, ladder
 
 _G = TypeVar("_G", bound=nn.Module)
 _D = TypeVar("_D", bound=nn.Module)
-
-# Keyed by doublings of the base: 3 make 32 px, or 56 px on base 7; 5 make 128 px.
-GENERATOR_CHANNELS = {
-    2: (4, 4, 4),
-    3: (4, 4, 4, 4),
-    4: (16, 16, 8, 4, 2),
-    5: (16, 16, 8, 4, 2, 1),
-    6: (16, 16, 8, 8, 4, 2, 1),
-    7: (16, 16, 8, 8, 4, 2, 1, 1),
-}
-DISCRIMINATOR_CHANNELS = {
-    2: (4, 4, 4, 4),
-    3: (4, 4, 4, 4),
-    4: (1, 2, 4, 8, 16),
-    5: (1, 2, 4, 8, 16, 16),
-    6: (1, 2, 4, 8, 8, 16, 16),
-    7: (1, 1, 2, 4, 8, 8, 16, 16),
-}
-CHUNK = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResidualConfig(Shape):
-    """The settings that SAGAN, BigGAN and BigGAN-deep share.
-
-    `attention` is the resolution of self-attention, if any; `spectral_norm` False leaves weights as
-    they are.
-    """
-
-    attention: int | None = None
-    spectral_norm: bool = True
-
-    lowest_doublings: ClassVar[int] = 1
-    channel_tables: ClassVar[tuple[dict[int, tuple[int, ...]], dict[int, tuple[int, ...]]]] = (
-        GENERATOR_CHANNELS,
-        DISCRIMINATOR_CHANNELS,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.doublings not in self.channel_tables[0]:
-            sizes = [self.base << doublings for doublings in self.channel_tables[0]]
-            raise ValueError(f"resolution {self.resolution}: on base {self.base} choose one of {sizes}")
-        places = self.attention_places
-        if self.attention is not None and self.attention not in places:
-            raise ValueError(
-                f"attention {self.attention}: the networks do not both have a block there;"
-                f" choose one of {list(places)}, or null for none"
-            )
-        if self.attention is not None and self.width * min(self.channel_tables[0][self.doublings]) < 8:
-            raise ValueError(
-                f"width {self.width}: attention divides its channels by 8; give a larger width,"
-                " or attention null"
-            )
-
-    @property
-    def attention_places(self) -> tuple[int, ...]:
-        """Resolutions at which both a generator block and a discriminator block put out features."""
-        return tuple(r for r in growth.ladder(2 * self.base, self.resolution) if r < self.resolution)
-
-    @property
-    def generator_widths(self) -> list[int]:
-        """Feature maps at the base, then after each doubling."""
-        return [self.width * factor for factor in self.channel_tables[0][self.doublings]]
-
-    @property
-    def discriminator_widths(self) -> list[int]:
-        """Feature maps along the discriminator, from the image down."""
-        return [self.width * factor for factor in self.channel_tables[1][self.doublings]]
-
-
-def paper_attention(resolution: int) -> int | None:
-    """The published place: 64 px, but 128 px in networks of 256 px (Brock et al. 2019, app. B)."""
-    return {32: 16, 64: 32, 128: 64, 256: 128, 512: 64}.get(resolution)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BigGANConfig(ResidualConfig):
-    """`latents` are split among the dense layer and the blocks (skip-z), which share an `embedding`."""
-
-    width: int = 96
-    latents: int
-    embedding: int = 128
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.latents % self.chunks:
-            raise ValueError(
-                f"latents {self.latents}: skip-z at {self.resolution} px splits them into"
-                f" {self.chunks} equal chunks; give a multiple of {self.chunks}"
-            )
-
-    @property
-    def chunks(self) -> int:
-        """Parts of the latents: one for the dense layer, one for each block."""
-        return len(self.generator_widths)
-
-
-def paper(resolution: int) -> dict[str, Any]:
-    """The paper's settings except the width: chunks of 20 latents, 1000 classes."""
-    doublings = (resolution // 4).bit_length() - 1
-    chunks = len(GENERATOR_CHANNELS.get(doublings, (1,)))
-    return {
-        "resolution": resolution,
-        "classes": 1000,
-        "latents": CHUNK * chunks,
-        "attention": paper_attention(resolution),
-    }
 
 
 class GeneratorBlock(nn.Module):
@@ -202,7 +96,7 @@ class ResidualGenerator(GrowingGenerator):
         self.base = config.base
         widths = config.generator_widths
         self.dense = SNLinear(inputs, widths[0] * config.base * config.base)
-        resolutions = growth.ladder(2 * config.base, config.resolution)
+        resolutions = ladder(2 * config.base, config.resolution)
         for resolution, (below, outputs) in zip(resolutions, itertools.pairwise(widths), strict=True):
             rung = str(resolution)
             self.blocks[rung] = block(below, outputs)

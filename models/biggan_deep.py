@@ -6,53 +6,24 @@ shortcut drops or adds channels, but does not convolve those that it carries.
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import biggan, growth
+from models import growth
 from models.biggan import (
     Projection,
-    ResidualConfig,
     ResidualGenerator,
     SharedEmbedding,
     pool,
     with_spectral_norm,
 )
-from models.growth import GrowingDiscriminator, Stage
+from models.families import BOTTLENECK, BigGANDeepConfig
+from models.growth import GrowingDiscriminator
 from models.layers import BatchNorm, SelfAttention, SNConv2d
-
-BOTTLENECK = 4
-# Tables 7 to 9 of the paper. Every pair of blocks halves, at 28 px too.
-DISCRIMINATOR_CHANNELS = biggan.DISCRIMINATOR_CHANNELS | {2: (4, 4, 4)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class BigGANDeepConfig(ResidualConfig):
-    """`latents` stay whole; `embedding` is the length of the label's embedding, which blocks share."""
-
-    width: int = 128
-    latents: int = 128
-    embedding: int = 128
-
-    channel_tables = (biggan.GENERATOR_CHANNELS, DISCRIMINATOR_CHANNELS)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width % BOTTLENECK:
-            raise ValueError(
-                f"width {self.width}: bottlenecks have a quarter of it; give a multiple of 4"
-            )
-
-
-def paper(resolution: int) -> dict[str, Any]:
-    """The paper's settings except the width: 1000 classes, attention at 64 px."""
-    attention = 64 if resolution > 64 else resolution // 2
-    return {"resolution": resolution, "classes": 1000, "attention": attention}
+from models.shape import Stage
 
 
 class GeneratorBlock(nn.Module):

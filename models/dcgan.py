@@ -6,40 +6,15 @@ or halves: the generator's draws images of r px from features at r / 2.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from models import growth
-from models.growth import GrowingDiscriminator, GrowingGenerator, Shape, Stage
+from models.families import DCGANConfig
+from models.growth import GrowingDiscriminator, GrowingGenerator
 from models.layers import BatchNorm, LabelledLatents, leaky_relu, pick_label
+from models.shape import Stage
 
 WEIGHT_STD = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class DCGANConfig(Shape):
-    """`width` is the number of feature maps at half the full resolution, 128 in the paper's figure."""
-
-    width: int = 64
-    latents: int = 100
-
-    lowest_doublings: ClassVar[int] = 1
-
-    def features(self, size: int) -> int:
-        """Number of feature maps at a size in pixels."""
-        return self.width * self.resolution // (2 * size)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Sizes of the features, from the base up."""
-        return growth.ladder(self.base, self.resolution // 2)
-
-
-def paper(resolution: int) -> dict[str, Any]:
-    """The usual settings except the width: one rung."""
-    return {"resolution": resolution}
 
 
 class Up(nn.Module):

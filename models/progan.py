@@ -6,14 +6,12 @@ the base (32 px), then halved at each doubling.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models import growth
-from models.growth import GrowingDiscriminator, GrowingGenerator, Shape, Stage
+from models.families import STDDEV_GROUP, ProGANConfig
+from models.growth import GrowingDiscriminator, GrowingGenerator
 from models.layers import (
     EqualConv2d,
     EqualLinear,
@@ -24,46 +22,7 @@ from models.layers import (
     pick_label,
     pixel_norm,
 )
-
-MOST_DOUBLINGS = 8
-STDDEV_GROUP = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProGANConfig(Shape):
-    """`width` is the number of feature maps at the lower rungs (Karras et al. 2018, table 2: 512)."""
-
-    width: int = 512
-    latents: int = 512
-
-    batch_group: ClassVar[int] = STDDEV_GROUP
-    normalises_latents: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.doublings > MOST_DOUBLINGS:
-            largest = self.base << MOST_DOUBLINGS
-            raise ValueError(
-                f"resolution {self.resolution}: the tables end at {largest} px on base {self.base}"
-            )
-        if self.features(self.resolution) < 1:
-            raise ValueError(
-                f"width {self.width}: leaves no feature map at {self.resolution} px; give a larger one"
-            )
-
-    def features(self, resolution: int) -> int:
-        """Number of feature maps at a resolution."""
-        return self.width * min(8 * self.base, resolution) // resolution
-
-    @property
-    def stack(self) -> tuple[int, ...]:
-        """All resolutions from the base up, including those that are no rungs of the ladder."""
-        return growth.ladder(self.base, self.resolution)
-
-
-def paper(resolution: int) -> dict[str, Any]:
-    """The paper's settings except the width: all rungs from 4 px up."""
-    return {"resolution": resolution, "first_resolution": 4}
+from models.shape import Stage
 
 
 class GeneratorBase(nn.Module):

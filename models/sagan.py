@@ -5,35 +5,19 @@ bias for every class. The discriminator is BigGAN's.
 """
 
 import itertools
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from models.biggan import (
     Discriminator,
     GeneratorBlock,
-    ResidualConfig,
     ResidualGenerator,
-    paper_attention,
     with_spectral_norm,
 )
-from models.growth import Stage
+from models.families import SAGANConfig
 from models.layers import BatchNorm
-
-
-@dataclass(frozen=True, kw_only=True)
-class SAGANConfig(ResidualConfig):
-    """`latents` may have any length."""
-
-    width: int = 64
-    latents: int = 128
-
-
-def paper(resolution: int) -> dict[str, Any]:
-    """The usual settings except the width: 1000 classes."""
-    return {"resolution": resolution, "classes": 1000, "attention": paper_attention(resolution)}
+from models.shape import Stage
 
 
 class Generator(ResidualGenerator):

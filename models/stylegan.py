@@ -5,13 +5,12 @@ The discriminator is ProGAN's, with a blur before each halving.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.growth import GrowingGenerator, Mixing, Stage
+from models.families import StyleGANConfig
+from models.growth import GrowingGenerator, Mixing
 from models.layers import (
     EqualConv2d,
     EqualLinear,
@@ -21,30 +20,11 @@ from models.layers import (
     leaky_relu,
     pixel_norm,
 )
-from models.progan import Discriminator, ProGANConfig
+from models.progan import Discriminator
+from models.shape import Stage
 
 INSTANCE_NORM_EPS = 1e-8
 MAPPING_RATE = 0.01
-MOST_MAPPING_LAYERS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class StyleGANConfig(ProGANConfig):
-    """ProGAN's settings and the mapping's depth; z and w both have the length `latents`."""
-
-    mapping_layers: int = 8
-
-    has_styles: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.mapping_layers <= MOST_MAPPING_LAYERS:
-            raise ValueError(f"mapping_layers is {self.mapping_layers}: give 1 to {MOST_MAPPING_LAYERS}")
-
-
-def paper(resolution: int) -> dict[str, Any]:
-    """The paper's settings except the width. It trains from 8 px up, with heads from 4 px up."""
-    return {"resolution": resolution, "first_resolution": 4}
 
 
 class Mapping(nn.Module):

@@ -4,20 +4,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from service.cli import Options, Positional, Shown, Text, parse, run_command
 from service.config import Config, EvaluationSettings
 from service.config.vocabulary import RANKING, FeaturesName, RankingName, ScoreName
-from service.data.index import read_index
 from service.errors import UsageError
-from service.metrics.scores import check_scores
-from service.run import checkpoint, ranking
-from service.run.best import RETRY_S, Trained, load
-from service.scoring.scorer import Scorer, check_evaluation
 from service.storage import open_storage
+
+if TYPE_CHECKING:
+    from service.run.best import Trained
+    from service.scoring.scorer import Scorer
 
 DESCRIPTION = """Score a checkpoint against held-out images of the data that its run was trained on.
 
@@ -38,6 +37,9 @@ examples:
   python -m service.evaluate runs/digits
   python -m service.evaluate runs/digits/checkpoints/000000149000-000001-000005 --scores fd kid recall
   python -m service.evaluate s3://gan/runs/faces --features inception --weights inception.pth"""
+
+
+RETRY_S = 20.0
 
 
 class EvaluateOptions(Options):
@@ -68,6 +70,10 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, arguments, "service.evaluate", DESCRIPTION, EPILOG)
     if options.out:
         _check_out(options.out)
+    # here, for they bring torch, which refusals and --help do without
+    from service.run import checkpoint, ranking
+    from service.run.best import load
+
     trained = load(options.checkpoint)
     settings = _settings(trained.config.evaluation, options)
     scorer = _open_scorer(options, trained, settings)
@@ -97,8 +103,12 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out {out}: cannot be written: {error}; name a file") from error
 
 
-def _open_scorer(options: EvaluateOptions, trained: Trained, settings: EvaluationSettings) -> Scorer:
+def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: EvaluationSettings) -> "Scorer":
     """What scores, on the run's data; UsageError where that is elsewhere, or allows not all scores."""
+    from service.data.index import read_index
+    from service.metrics.scores import check_scores
+    from service.scoring.scorer import Scorer, check_evaluation
+
     config = _config(trained.config, options)
     index = read_index(open_storage(config.data.index_address, RETRY_S))
     if index.fingerprint() != trained.fingerprint:

@@ -3,21 +3,24 @@
 Writes weights that carry their settings, an ONNX graph that is checked against torch, and a model card.
 """
 
+import importlib.util
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from models import Stage
-from service import pretrained
 from service.cli import Count, Options, Positional, Shown, Text, parse, run_command
-from service.engine.sampler import STANDING_BATCHES, Sampler
+from service.config.vocabulary import WeightsName
 from service.errors import UsageError
-from service.generation.card import CARD_KEY, ONNX_KEY, WEIGHTS_KEY, card
-from service.generation.onnx import CHECKED_BATCHES, Drawing, Styling, missing_packages, verified_onnx
-from service.run.best import Trained, WeightsName, load
+from service.generation.look import STANDING_BATCHES
+from service.generation.names import CARD_KEY, ONNX_KEY, WEIGHTS_KEY
 from service.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from service.generation.onnx import Drawing, Styling
+    from service.run.best import Trained
 
 DESCRIPTION = """Export a trained generator, ready to draw, as three files:
   generator.safetensors  weights, with the settings that rebuild the network in the header
@@ -37,6 +40,7 @@ in Python, with torch and safetensors alone:
 
 KEYS = (WEIGHTS_KEY, ONNX_KEY, CARD_KEY)
 RETRY_S = 30.0
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class ExportOptions(Options):
@@ -98,6 +102,13 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(ExportOptions, arguments, "service.export", DESCRIPTION, EPILOG)
     _check_packages(options)
+    # here, for they bring torch, which refusals and --help do without
+    from service import pretrained
+    from service.engine.sampler import Sampler
+    from service.generation.card import card
+    from service.generation.onnx import Drawing
+    from service.run.best import load
+
     destination = open_storage(options.destination, RETRY_S)
     present = _check_destination(destination, options.force)
     trained = load(options.checkpoint, options.weights)
@@ -120,8 +131,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _check_packages(options: ExportOptions) -> None:
     """UsageError where the graph needs what is not installed."""
-    missing = [] if options.no_onnx else missing_packages()
-    if missing:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and not options.no_onnx:
         raise UsageError(
             f"{ONNX_KEY} needs {', '.join(missing)}, not installed here; pip install"
             " 'gan-training-service[export]', or leave it out with --no-onnx"
@@ -140,7 +151,7 @@ def _check_destination(destination: Storage, force: bool) -> list[str]:
     return present
 
 
-def _stage(trained: Trained, resolution: int | None) -> Stage:
+def _stage(trained: "Trained", resolution: int | None) -> Stage:
     """The stage that the training stands at, or a rung below it; UsageError where there is none."""
     if resolution in (None, trained.stage.resolution):
         return trained.stage
@@ -152,8 +163,10 @@ def _stage(trained: Trained, resolution: int | None) -> Stage:
     return Stage(resolution)
 
 
-def _styling(options: ExportOptions, trained: Trained, stage: Stage) -> Styling | None:
-    """What the graph has fixed; UsageError where a family without styles is given some."""
+def _styling(options: ExportOptions, trained: "Trained", stage: Stage) -> "Styling | None":
+    """What the graph has fixed; UsageError if a family without styles is given some."""
+    from service.generation.onnx import Styling
+
     if not trained.shape.has_styles:
         for flag in options.style_flags:
             raise UsageError(f"{flag}: {trained.family} has no styles, only stylegan has; drop it")
@@ -171,7 +184,9 @@ def _styling(options: ExportOptions, trained: Trained, stage: Stage) -> Styling 
     )
 
 
-def _graph(drawing: Drawing, trained: Trained) -> bytes:
+def _graph(drawing: "Drawing", trained: "Trained") -> bytes:
+    from service.generation.onnx import CHECKED_BATCHES, verified_onnx
+
     graph, difference = verified_onnx(drawing, trained.shape.latents, trained.shape.classes)
     sizes = ", ".join(map(str, CHECKED_BATCHES))
     print(f"{ONNX_KEY} differs from torch by at most {difference:.1e} in batches of {sizes}")

@@ -19,7 +19,8 @@ import safetensors.torch
 import torch
 
 import models
-from models import GrowingGenerator, Shape, Stage
+from models import Shape, Stage
+from models.growth import GrowingGenerator
 from service.errors import DataError
 
 HEADER = "gan-training-service"

@@ -6,7 +6,7 @@ from pydantic import field_validator, model_validator
 
 from service.cli import Options, Positional, Text, parse, run_command
 from service.config.schema import CREDENTIALS, has_credentials
-from service.generation.registry import check_alias, check_name, register
+from service.generation.names import check_alias, check_name
 
 DESCRIPTION = "Register a checkpoint as a model that mlflow.pyfunc loads, and give it an alias."
 EPILOG = """The model takes a table of seed, class (optional) and truncation (optional), and gives uint8
@@ -49,6 +49,8 @@ class RegisterOptions(Options):
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(RegisterOptions, arguments, "service.register", DESCRIPTION, EPILOG)
+    from service.generation.registry import register  # brings torch, which refusals do without
+
     version = register(
         options.checkpoint, options.tracking_uri, options.experiment, options.name, options.alias
     )

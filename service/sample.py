@@ -3,26 +3,28 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from models import Stage
 from service.cli import Count, Options, Positional, Seed, Shown, Text, parse, run_command
-from service.engine.sampler import STANDING_BATCHES
+from service.config.vocabulary import WeightsName
 from service.errors import UsageError
-from service.generation.sheets import (
+from service.generation.look import (
     ANIMATED,
     NEEDS_STYLES,
-    SHEETS,
     SHOWN_PIXELS,
-    Frames,
+    STANDING_BATCHES,
     Look,
-    Subject,
+    SheetName,
 )
 from service.recording import pictures
-from service.run.best import RETRY_S, Trained, WeightsName, load
 from service.storage import open_storage
+
+if TYPE_CHECKING:
+    from service.generation.sheets import Frames, Subject
+    from service.run.best import Trained
 
 DESCRIPTION = "Draw pictures from a checkpoint. The same command gives the same file."
 EPILOG = """sheets:
@@ -44,9 +46,9 @@ examples:
   python -m service.sample s3://gan/runs/faces mixing --out mixing.png --psi 0.7 --cutoff 8"""
 
 LONGEST_FRAME_MS = 60_000
+WRITE_RETRY_S = 20.0
 
 Side = Annotated[int, Field(ge=1, le=1000)]
-SheetName = Literal["grid", "truncation", "interpolation", "timelapse", "mixing", "noise"]
 
 
 def _numbers(text: object) -> object:
@@ -145,6 +147,10 @@ class SampleOptions(Options):
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(SampleOptions, arguments, "service.sample", DESCRIPTION, EPILOG)
+    # here, for they bring torch, which refusals and --help do without
+    from service.generation.sheets import SHEETS, Subject
+    from service.run.best import load
+
     trained = load(options.checkpoint, options.weights)
     subject = Subject(trained, _look(options), _stage(trained, options), _chosen(trained, options))
     _check_family(options, subject)
@@ -171,19 +177,19 @@ def _look(options: SampleOptions) -> Look:
     )
 
 
-def _write(options: SampleOptions, frames: Frames) -> None:
+def _write(options: SampleOptions, frames: "Frames") -> None:
     if options.suffix in pictures.ANIMATIONS:
         data = pictures.animation(frames, options.suffix, options.frame_ms)
     else:
         data = pictures.png(frames[0])
     folder, _, name = options.out.rpartition("/")
     root = "/" if options.out.startswith("/") else "."
-    open_storage(folder or root, RETRY_S).put(name, data)
+    open_storage(folder or root, WRITE_RETRY_S).put(name, data)
     count = f", {len(frames)} frames" if len(frames) > 1 else ""
     print(f"{options.out}: {len(data) / 1e6:.2f} MB{count}")
 
 
-def _check_family(options: SampleOptions, subject: Subject) -> None:
+def _check_family(options: SampleOptions, subject: "Subject") -> None:
     """UsageError where the family has not what the options ask for."""
     family, normalises = subject.trained.family, subject.trained.shape.normalises_latents
     if subject.has_styles:
@@ -198,7 +204,7 @@ def _check_family(options: SampleOptions, subject: Subject) -> None:
         raise UsageError(f"truncation: {family} normalises its latents, so that none lie far out")
 
 
-def _check_styles(options: SampleOptions, subject: Subject) -> None:
+def _check_styles(options: SampleOptions, subject: "Subject") -> None:
     if options.truncation is not None:
         raise UsageError("--truncation: stylegan is truncated in w; use --psi and --cutoff")
     layers = subject.layers
@@ -208,7 +214,7 @@ def _check_styles(options: SampleOptions, subject: Subject) -> None:
         raise UsageError(f"--cutoff {options.cutoff}: there are {layers} layers")
 
 
-def _stage(trained: Trained, options: SampleOptions) -> Stage:
+def _stage(trained: "Trained", options: SampleOptions) -> Stage:
     if options.resolution is None:
         return trained.stage
     if options.resolution not in trained.rungs:
@@ -216,7 +222,7 @@ def _stage(trained: Trained, options: SampleOptions) -> Stage:
     return Stage(options.resolution)
 
 
-def _chosen(trained: Trained, options: SampleOptions) -> list[int]:
+def _chosen(trained: "Trained", options: SampleOptions) -> list[int]:
     """The labels to draw in turn."""
     count = trained.shape.classes
     if options.classes is None:

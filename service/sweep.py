@@ -20,14 +20,10 @@ from service.cli import Count, Seed, Shown, Text, run_command
 from service.config import Config
 from service.config.command_line import ConfigOptions, parse_config
 from service.config.yaml import to_yaml
-from service.driver.join import join_ray
-from service.driver.preflight import check_data, settle
+from service.driver.settle import settle
 from service.errors import UsageError
-from service.generation.registry import check_alias, check_name
-from service.storage.lock import RunLock
-from service.tuning.parent import Parent
+from service.generation.names import check_alias, check_name
 from service.tuning.plan import Method, Plan, Scheduler, Search, end_of, settle_plan
-from service.tuning.report import conclude, gather
 from service.tuning.space import Space, read_space
 
 EPILOG = """examples:
@@ -79,6 +75,8 @@ def main(arguments: Sequence[str]) -> None:
     space = read_space(options.space, config)
     plan = Plan(config, space, _search(options, space, end_of(config)))
     model = _model(options, plan)
+    from service.driver.preflight import check_data  # brings torch, which refusals do without
+
     check_data(plan.trial("", {}))
     _run(plan, options, model)
 
@@ -90,7 +88,12 @@ def _in_dir(config: Config, folder: str | None) -> Config:
 
 
 def _run(plan: Plan, options: SweepOptions, model: str) -> None:
-    from service.tuning.search import search  # Ray Tune takes its time, which refusals need not
+    # here, for they bring Ray and MLflow, which refusals do without
+    from service.driver.join import join_ray
+    from service.storage.lock import RunLock
+    from service.tuning.parent import Parent
+    from service.tuning.report import conclude, gather
+    from service.tuning.search import search
 
     lock = RunLock(plan.storage)
     lock.acquire()

@@ -10,8 +10,7 @@ from service.cli import run_command
 from service.config import Config
 from service.config.command_line import ConfigOptions, parse_config
 from service.config.yaml import to_yaml
-from service.driver.launch import launch
-from service.driver.preflight import settle
+from service.driver.settle import settle
 from service.recording.pictures import FOLDER, latest_grids
 from service.storage import is_s3, open_storage
 
@@ -28,6 +27,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.print_config:
         print(to_yaml(config), end="")
         return
+    from service.driver.launch import launch  # brings torch and Ray, which refusals do without
+
     launch(config)
     _print_places(config)
 

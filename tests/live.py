@@ -6,6 +6,9 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from service.recording.spool import FOLDER, MARK_KEY
+from service.storage import Storage
+
 
 def wait_for(condition: Callable[[], object], limit_s: float = 120.0) -> None:
     """Until it holds; fails after the limit."""
@@ -25,3 +28,8 @@ def scrape(port: int) -> dict[str, float]:
 def announced(folder: Path) -> list[dict]:
     """The targets that runs have written for a Prometheus into a folder."""
     return [target for file in folder.glob("*.json") for target in json.loads(file.read_text())]
+
+
+def segments(storage: Storage) -> list[str]:
+    """Keys of the records that a run's spool holds for later."""
+    return [key for key in storage.sizes(f"{FOLDER}/") if key != MARK_KEY]

@@ -22,5 +22,8 @@ HIGHER_IS_BETTER: tuple[ScoreName, ...] = ("is", "precision", "recall", "density
 OF_PIXELS: tuple[ScoreName, ...] = ("swd", "ms_ssim")
 """Scores that compare pixels; all others compare features."""
 
+WeightsName = Literal["ema", "generator"]
+"""Which copy of the generator: its running average, or the last weights."""
+
 FeaturesName = Literal["efficientnet_lite0", "inception"]
 FEATURES: tuple[FeaturesName, ...] = get_args(FeaturesName)

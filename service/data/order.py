@@ -100,13 +100,3 @@ class _Epoch(NamedTuple):
     shards: NDArray[np.int64]
     ends: NDArray[np.int64]
     rotation: int
-
-
-def at(
-    index: Index, seed: int, lanes: int, window: int, number: int, held_out: bool = False
-) -> tuple[int, int]:
-    """(shard, row of the index) of global sample `number`."""
-    order = Order(index, index.rows(held_out), seed, lanes, window)
-    (place,) = order.places(np.array([number]))
-    row = order.window_rows(place.window)[place.inside]
-    return int(index.shard[row]), int(row)

@@ -17,7 +17,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import webdataset
 from PIL import Image, ImageColor
 from tqdm import tqdm
 
@@ -297,6 +296,8 @@ def _write_shard(
     part = Part(recipe.digest(), name)
     suffix = SUFFIXES[recipe.encoding]
     with storage.writer(name) as writer:
+        import webdataset  # brings torch, which --help and refusals do without
+
         counted = _Counted(writer)
         with webdataset.TarWriter(counted, encoder=False, mtime=0) as tar:
             for number, image in images:

@@ -1,16 +1,13 @@
-"""What happens before Ray starts: settings are completed, the data is checked, the run is locked."""
+"""What happens before Ray starts: the data is checked and the run is locked."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
 
 from service.config import Config
 from service.data.index import Index, check_channels, check_labels, check_shards, find_index
 from service.engine.curriculum import Curriculum
-from service.errors import DataError, UsageError
+from service.errors import DataError
 from service.run.directory import same_run
 from service.scoring.scorer import check_evaluation
 from service.storage import Storage, open_storage
@@ -29,40 +26,6 @@ class RunDir:
     key: str
     index: Index
     end: int
-
-
-def settle(config: Config) -> Config:
-    """Fill in what depends on this machine: absolute paths and precision. UsageError if that fails."""
-    run_dir = _absolute("run.dir", config.run.dir)
-    data = {"url": _absolute("data.url", config.data.url)}
-    if config.data.index_url:
-        data["index_url"] = _absolute("data.index_url", config.data.index_url)
-    precision = config.training.precision
-    if precision == "auto":
-        precision = "bf16" if config.scale.gpu or has_bf16_units() else "fp32"
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"dir": run_dir}),
-            "data": config.data.model_copy(update=data),
-            "training": config.training.model_copy(update={"precision": precision}),
-        }
-    )
-
-
-def _absolute(key: str, path: str) -> str:
-    if "://" in path:
-        return path
-    if not os.path.isabs(path) and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        raise UsageError(
-            f"{key}: {path} is a relative path, which means nothing on a cluster's nodes; give an"
-            " absolute path that all nodes share, or an s3:// address"
-        )
-    return os.path.abspath(os.path.expanduser(path))
-
-
-def has_bf16_units() -> bool:
-    """Whether this CPU multiplies bf16 in hardware."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @contextlib.contextmanager

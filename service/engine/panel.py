@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import GrowingGenerator, Stage
+from models import Stage
+from models.growth import GrowingGenerator
 from service.config import Config
 from service.engine.sampler import Sampler
 from service.random.draws import Draws

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import GrowingGenerator, Shape, Stage
+from models import Shape, Stage
+from models.growth import GrowingGenerator
 from models.layers import has_batch_norm, spectral_iterate, standing_statistics
 from service.random.draws import Draws
 

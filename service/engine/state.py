@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Adam
 
 import models
-from models import GrowingDiscriminator, GrowingGenerator
+from models.growth import GrowingDiscriminator, GrowingGenerator
 from models.layers import use_fused
 from service.collapse.signals import Spectra
 from service.collapse.state import CollapseState

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import Mixing, growth
+from models import growth
+from models.growth import Mixing
 from models.layers import spectral_iterate, use_workers
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config

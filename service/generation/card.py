@@ -4,13 +4,13 @@ import copy
 import dataclasses
 import json
 
-from models import GrowingGenerator, Stage
+from models import Stage
+from models.growth import GrowingGenerator
 from models.layers import has_batch_norm, parameter_count
 from service.engine.sampler import BATCH
+from service.generation.names import ONNX_KEY, WEIGHTS_KEY
 from service.generation.onnx import Styling
 from service.run.best import Trained
-
-WEIGHTS_KEY, ONNX_KEY, CARD_KEY = "generator.safetensors", "generator.onnx", "README.md"
 
 
 def card(

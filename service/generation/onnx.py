@@ -1,6 +1,5 @@
 """A generator as an ONNX graph, checked against torch."""
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models import GrowingGenerator, Stage
+from models import Stage
+from models.growth import GrowingGenerator
 from service.errors import ServiceError
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 2, 5)
 
@@ -114,11 +113,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def missing_packages() -> list[str]:
-    """Packages that the export needs and that are not installed."""
-    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def verified_onnx(drawing: Drawing, latents: int, classes: int | None) -> tuple[bytes, float]:

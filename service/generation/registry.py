@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,20 +22,6 @@ PACKAGES = ("mlflow", "torch", "safetensors", "numpy", "pandas")
 
 class RegistryError(ServiceError):
     """A registry refused a model, with the reason."""
-
-
-def check_name(name: str) -> str:
-    """The name of a registered model; ValueError where MLflow's registry would not take it."""
-    if not re.fullmatch(r"[^/:.%\"'\s]([^/:.%\"']*[^/:.%\"'\s])?", name):
-        raise ValueError("give a name without / : . % and quotes")
-    return name
-
-
-def check_alias(alias: str) -> str:
-    """The alias of a version; ValueError where MLflow's registry would not take it."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", alias) or re.fullmatch(r"(?i)latest|v\d+", alias):
-        raise ValueError("give letters, digits, - and _, but neither latest nor v and a number")
-    return alias
 
 
 def register(address: str, uri: str, experiment: str, name: str, alias: str) -> str:

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from models import Stage
 from service.engine.curriculum import curriculum_of
-from service.engine.sampler import STANDING_BATCHES, Sampler
+from service.engine.sampler import Sampler
 from service.errors import DataError
+from service.generation.look import Look, SheetName
 from service.random.draws import Draws
 from service.recording import pictures
 from service.recording.pictures import Pixels
@@ -23,29 +24,7 @@ from service.storage import open_storage
 
 THRESHOLDS = (2.0, 1.5, 1.0, 0.5, 0.04)
 PSIS = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)
-SHOWN_PIXELS = 64
 NOISE_DRAWS = 4
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a sheet is drawn.
-
-    `rows` and `columns` count images. `psi` is one number, or one for each layer that takes a style.
-    `pixels` is the side to which smaller images are enlarged. A walk takes `steps` from end to end.
-    """
-
-    seed: int = 0
-    rows: int = 8
-    columns: int = 10
-    truncation: float | None = None
-    psi: float | tuple[float, ...] = 1.0
-    cutoff: int | None = None
-    noise: bool = True
-    steps: int = 10
-    animated: bool = False
-    standing_batches: int = STANDING_BATCHES
-    pixels: int = SHOWN_PIXELS
 
 
 @dataclass(frozen=True)
@@ -292,7 +271,7 @@ def _pad(frame: Pixels, height: int, width: int) -> Pixels:
     return np.pad(frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)))
 
 
-SHEETS: dict[str, Callable[[Subject], Frames]] = {
+SHEETS: dict[SheetName, Callable[[Subject], Frames]] = {
     "grid": draw_grid,
     "truncation": draw_truncation,
     "interpolation": draw_interpolation,
@@ -300,5 +279,3 @@ SHEETS: dict[str, Callable[[Subject], Frames]] = {
     "mixing": draw_mixing,
     "noise": draw_noise,
 }
-ANIMATED = {"interpolation", "timelapse"}
-NEEDS_STYLES = {"mixing", "noise"}

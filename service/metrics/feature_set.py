@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-# Larger batches are slower on a CPU, by up to half at 64. It divides the blocks of `shares.py`.
+# Larger batches are slower on a CPU, by up to half at 64.
 BATCH = 16
 
 

@@ -1,6 +1,5 @@
 """The Fréchet distance between two sets of features, each described by its mean and covariance."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,20 +29,6 @@ def moments(features: NDArray[np.floating]) -> Moments:
     return Moments(len(samples), mean, samples.T @ samples / max(len(samples) - 1, 1))
 
 
-def merge(parts: Iterable[Moments]) -> Moments:
-    """Moments of all samples together, from those of batches or of workers (Chan et al. 1979).
-
-    The order changes only rounding. ValueError if there is no part or widths differ.
-    """
-    iterator = iter(parts)
-    whole = next(iterator, None)
-    if whole is None:
-        raise ValueError("there are no features to merge: no batch was measured")
-    for part in iterator:
-        whole = _merge_two(whole, part)
-    return whole
-
-
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), at least 0 (Dowson and Landau 1982).
 
@@ -64,15 +49,6 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     shift = a.mean - b.mean
     spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(eigenvalues).sum()
     return max(float(shift @ shift + spread), 0.0)
-
-
-def _merge_two(a: Moments, b: Moments) -> Moments:
-    _check_widths(a, b)
-    count = a.count + b.count
-    shift = b.mean - a.mean
-    squares = (a.count - 1) * a.covariance + (b.count - 1) * b.covariance
-    squares += np.outer(shift, shift) * (a.count * b.count / count)
-    return Moments(count, a.mean + shift * (b.count / count), squares / (count - 1))
 
 
 def _check_widths(a: Moments, b: Moments) -> None:

@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 import models
-from models import GrowingGenerator, Shape, Stage
+from models import Shape, Stage
+from models.growth import GrowingGenerator
 from service.config import Config
+from service.config.vocabulary import WeightsName
 from service.engine.curriculum import curriculum_of
 from service.engine.state import Amended
 from service.errors import DataError, UsageError
@@ -16,7 +17,6 @@ from service.run import checkpoint, ranking
 from service.run.directory import read_run
 from service.storage import Storage, open_storage
 
-WeightsName = Literal["ema", "generator"]
 RETRY_S = 20.0
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoints/(?P<clock>\d+)-(?P<token>\d+)-(?P<sequence>\d+)/?")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import models
-from models import Stage, growth
+from models import Stage, growth, shape
 from models.layers import use_fused
 
 
@@ -199,6 +199,6 @@ def test_a_stage_off_the_ladder_is_refused(networks, inputs):
 
 @given(st.sampled_from([4, 7, 8]), st.integers(0, 8))
 def test_a_ladder_doubles_from_first_to_last(first, steps):
-    rungs = growth.ladder(first, first * 2**steps)
+    rungs = shape.ladder(first, first * 2**steps)
     assert rungs[0] == first
     assert all(high == 2 * low for low, high in itertools.pairwise(rungs))

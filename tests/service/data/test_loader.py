@@ -16,9 +16,9 @@ from service.config import Phase
 from service.data import feeder
 from service.data.dataset import Dataset, Request, read
 from service.data.feeder import Feeders
-from service.data.index import check_shards, read_index
+from service.data.index import Index, check_shards, read_index
 from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
-from service.data.order import Order, at
+from service.data.order import Order
 from service.engine.curriculum import Curriculum
 from service.errors import DataError
 from service.storage import open_storage
@@ -46,12 +46,19 @@ def load(dataset: Dataset, requests: list[Request], decoders: int = 1) -> tuple[
         return [images for images, _ in batches], [rows for _, rows in batches], feeders.counts()
 
 
+def rows_of(index: Index, numbers) -> list[int]:
+    """The index rows of these sample numbers."""
+    order = Order(index, index.rows(False), 0, LANES, WINDOW)
+    places = order.places(np.array(numbers))
+    return [int(order.window_rows(place.window)[place.inside]) for place in places]
+
+
 def damage(folder: Path, tmp_path: Path, numbers) -> tuple[Path, list[int]]:
     """A copy of the data in which the images of these sample numbers are no images."""
     copied = tmp_path / "damaged"
     shutil.copytree(folder, copied)
     index = read_index(open_storage(str(copied)))
-    rows = [at(index, 0, LANES, WINDOW, number)[1] for number in numbers]
+    rows = rows_of(index, numbers)
     for row in rows:
         with open(copied / index.names[index.shard[row]], "r+b") as file:
             file.seek(int(index.offset[row]))
@@ -67,7 +74,7 @@ def test_samples_come_in_the_order_that_was_asked_for(digits, decoders):
     assert counts["bad_samples"] == 0
     assert len(images) == len(numbers)
     for chunk, shown, batch in zip(numbers, rows, images, strict=True):
-        assert shown.tolist() == [at(dataset.index, 0, LANES, WINDOW, n)[1] for n in chunk]
+        assert shown.tolist() == rows_of(dataset.index, chunk)
         here = read(dataset, Request(np.array(chunk), 8))
         assert np.array_equal(batch, here.images)
         assert here.labels.tolist() == dataset.index.label[shown].tolist()

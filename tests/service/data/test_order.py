@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.data import order
 from service.data.index import Index
 from service.data.order import Order
 from service.errors import DataError
@@ -100,13 +99,11 @@ def test_what_is_left_over_differs_from_epoch_to_epoch():
     assert len(set(left)) > 1
 
 
-def test_at_gives_shard_and_row_and_keeps_held_out_apart():
+def test_an_order_of_some_rows_shows_no_others():
     index = make_index([30, 30])
     for held_out in (False, True):
-        for number in range(40):
-            shard, at = order.at(index, 0, 4, 4, number, held_out)
-            assert index.shard[at] == shard
-            assert index.held_out[at] == held_out
+        of = Order(index, index.rows(held_out), 0, 4, 4)
+        assert all(index.held_out[row(of, number)] == held_out for number in range(40))
 
 
 def test_the_next_window_of_a_lane_is_the_one_that_its_next_samples_fall_in():

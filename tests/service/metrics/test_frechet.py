@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 
-from service.metrics.frechet import Moments, frechet_distance, merge, moments
+from service.metrics.frechet import Moments, frechet_distance, moments
 
 
 def samples(count: int, width: int, seed: int) -> NDArray[np.float64]:
@@ -78,21 +76,10 @@ def test_moments_are_numpys_even_far_from_zero_and_in_float32():
     np.testing.assert_allclose(result.covariance, np.cov(features.T, dtype=np.float64), rtol=1e-10)
 
 
-@given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=6), offset=st.sampled_from([0, 1e6]))
-def test_merged_parts_equal_the_whole(counts, offset):
-    whole = offset + samples(sum(counts), 3, sum(counts))
-    parts = np.split(whole, np.cumsum(counts)[:-1])
-    result, expected = merge(map(moments, parts)), moments(whole)
-    assert result.count == expected.count
-    np.testing.assert_allclose(result.mean, expected.mean, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(result.covariance, expected.covariance, rtol=1e-7, atol=1e-7)
-
-
 def test_sets_of_another_width_or_of_one_image_are_refused():
     a = moments(samples(10, 4, 0))
-    for call in (lambda b: frechet_distance(a, b), lambda b: merge([a, b])):
-        with pytest.raises(ValueError, match="features of 4 and of 3 numbers"):
-            call(moments(samples(10, 3, 0)))
+    with pytest.raises(ValueError, match="features of 4 and of 3 numbers"):
+        frechet_distance(a, moments(samples(10, 3, 0)))
     single = moments(samples(1, 4, 0))
     for pair in ((a, single), (single, a)):
         with pytest.raises(ValueError, match="at least 2 images, found 1"):
@@ -100,8 +87,6 @@ def test_sets_of_another_width_or_of_one_image_are_refused():
 
 
 def test_nothing_to_measure_is_refused():
-    with pytest.raises(ValueError, match="no batch was measured"):
-        merge([])
     with pytest.raises(ValueError, match=r"found \[0, 4\]"):
         moments(np.zeros((0, 4)))
     with pytest.raises(ValueError, match=r"found \[4\]"):

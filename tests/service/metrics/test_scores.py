@@ -1,7 +1,6 @@
 """The door to the scores: names, what each needs, and one answer on any number of workers."""
 
 import dataclasses
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ from service.config.vocabulary import SCORES
 from service.errors import UsageError
 from service.metrics import inception_score, kid, memorisation, ms_ssim, prdc, swd
 from service.metrics.feature_set import FeatureSet
-from service.metrics.features import open_features
-from service.metrics.frechet import frechet_distance, merge, moments
+from service.metrics.frechet import frechet_distance, moments
 from service.metrics.real import FeatureSample, RealStatistics
 from service.metrics.scores import (
     Generated,
@@ -25,7 +23,6 @@ from service.metrics.scores import (
     need_features,
     obstacles,
 )
-from service.metrics.shares import join, share
 
 ENOUGH = Setting(resolution=32, held_out=200, training=300, generated=250)
 
@@ -166,48 +163,6 @@ def test_a_score_is_refused_for_want_of_images_exactly_where_it_was_foretold(sco
             measured(features, [score], GENERATED[:count])
     else:
         assert all(np.isfinite(list(measured(features, [score], GENERATED[:count]).values())))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one worker makes, with the real network, of some of the images."""
-
-    features: FeatureSet
-    images: NDArray[np.uint8]
-    generated: NDArray[np.float32]
-    real: RealStatistics
-
-    def scores(self, generated: NDArray[np.float32], images: NDArray[np.uint8]) -> dict[str, float]:
-        known = Generated(images, LABELS[: len(images)], generated)
-        return compute(SCORES, known, self.features, self.real, HELD_OUT)
-
-
-@pytest.fixture(scope="module")
-def whole() -> Measured:
-    lite0 = open_features("efficientnet_lite0")
-    held_out, training = (
-        FeatureSample(lite0(images[:100]), np.arange(100)) for images in (HELD_OUT, TRAINING)
-    )
-    images = GENERATED[:150]
-    return Measured(lite0, images, lite0(images), RealStatistics(held_out, training))
-
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_any_number_of_workers_comes_to_the_same_scores_to_the_bit(whole, workers):
-    images = whole.images
-    parts = [whole.features(images[share(len(images), i, workers)]) for i in range(workers)]
-    joined = join(parts)
-    assert np.array_equal(joined, whole.generated)
-    assert whole.scores(joined, images) == whole.scores(whole.generated, images)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_moments_that_workers_merge_are_the_wholes(whole, workers):
-    features = whole.generated
-    parts = [features[share(len(features), i, workers)] for i in range(workers)]
-    merged, expected = merge(map(moments, parts)), moments(features)
-    np.testing.assert_allclose(merged.mean, expected.mean, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(merged.covariance, expected.covariance, rtol=1e-9, atol=1e-9)
 
 
 def test_the_seed_alone_decides_and_no_generator_of_the_process_is_drawn_from():

@@ -14,9 +14,8 @@ from service.collapse.state import Kind, Level, Verdict
 from service.recording.mlflow import Description
 from service.recording.record import Note, Record, SpanTime
 from service.recording.recorder import Recorder
-from service.recording.spool import Spool
 from service.storage import FolderStorage
-from tests.live import announced, scrape, wait_for
+from tests.live import announced, scrape, segments, wait_for
 
 
 def describe(uri: str, key: str) -> Description:
@@ -154,12 +153,12 @@ def test_an_mlflow_that_never_answers_holds_up_a_close_no_longer_than_its_limit(
     ratio = (time.monotonic() - before) / limit_s
     assert 1 <= ratio < 2.5
     assert reason == "MLflow did not answer within 2 s"
-    assert not Spool(FolderStorage(str(tmp_path))).empty
+    assert segments(FolderStorage(str(tmp_path)))
     # What is left goes on its way once it answers.
     proxy.speak()
     assert recorder.close("FINISHED", {}, limit_s=120) == ""
     assert points(uri, tmp_path.name) == [(16, 1_700_000_016_000, 16 / 3)]
-    assert Spool(FolderStorage(str(tmp_path))).empty
+    assert not segments(FolderStorage(str(tmp_path)))
     proxy.close()
 
 
@@ -175,10 +174,10 @@ def test_an_mlflow_that_is_away_at_the_end_is_told_with_its_own_words(stack, s3,
     reason = recorder.close("FINISHED", {}, limit_s)
     assert (time.monotonic() - before) / limit_s < 2.5
     assert re.match(rf"MlflowException: .*http://127\.0\.0\.1:{proxy.port}", reason)
-    assert not Spool(FolderStorage(str(tmp_path))).empty
+    assert segments(FolderStorage(str(tmp_path)))
     proxy.open = True
     assert recorder.close("FINISHED", {}, limit_s=120) == ""
-    assert Spool(FolderStorage(str(tmp_path))).empty
+    assert not segments(FolderStorage(str(tmp_path)))
     proxy.close()
 
 

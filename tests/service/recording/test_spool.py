@@ -13,6 +13,7 @@ from service.errors import StorageError
 from service.recording.record import Event, EventAction, Note, Record, SpanTime
 from service.recording.spool import Mark, Segment, Spool
 from service.storage import FolderStorage
+from tests.live import segments
 
 
 def records(*clocks: int) -> list[Record]:
@@ -43,7 +44,7 @@ def test_records_wait_for_their_target_and_keep_their_own_times(tmp_path):
     target.away = False
     spool.drain(lambda batch: seen.extend(batch))
     assert seen == records(1, 2, 3)
-    assert spool.empty
+    assert not segments(spool.storage)
 
 
 def test_a_restart_finds_what_was_not_delivered(tmp_path):
@@ -246,7 +247,7 @@ def test_a_damaged_segment_is_named_and_stays_and_the_others_are_delivered(
     spool.add(records(3, 4))
     spool.drain(target)
     assert target.got == [3, 4]
-    assert spool.empty
+    assert not segments(spool.storage)
     assert storage.sizes("spool/").keys() == {SEGMENT, "spool/mark.json"}
     assert storage.get(SEGMENT) == content
     refusal = rf"event=segment_refused error={tmp_path}/{SEGMENT}: {words}.*"

@@ -1,0 +1,96 @@
+"""What a training would do, in lines for people: phases, workers, memory, and the samples of a batch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from service.config import Config
+from service.data.dataset import Dataset
+from service.data.index import Index
+from service.data.loader import read_ahead
+from service.data.tar import NO_LABEL
+from service.engine.curriculum import Curriculum
+from service.training.feed import dataset_of, flips, image_bytes
+
+
+def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
+    """Lines on the data, the order, the workers, the phases and the memory."""
+    dataset = dataset_of(config, index)
+    order = dataset.order
+    end = config.run.images or curriculum.end
+    epoch = order.lanes * order.lane_samples
+    yield f"data     {config.data.url}: {len(index):,} samples in {len(index.shards)} shards,"
+    yield (
+        f"         {sum(index.shards.values()) / 1e6:,.1f} MB; {len(order.rows):,} to train on,"
+        f" {len(index) - len(order.rows):,} held out"
+    )
+    labels = np.unique(index.label[index.label != NO_LABEL])
+    without = int((index.label == NO_LABEL).sum())
+    yield f"         {len(labels):,} different labels, {without:,} samples without"
+    yield (
+        f"order    {order.lanes} lanes of {order.lane_samples:,} samples in windows of {order.window}:"
+        f" an epoch is {epoch:,} images, the run {end / epoch:,.1f} epochs"
+    )
+    counts = config.worker_counts
+    yield f"workers  {', '.join(map(str, counts))} (scale.workers {config.scale.workers})"
+    for workers in sorted({counts[0], counts[-1]}):
+        most = max(
+            sum(read_ahead(dataset, workers, phase.micro_batch, image_bytes(config, phase)))
+            for phase in config.phases
+        )
+        yield (
+            f"memory   {most / 1e6:,.0f} MB read ahead by each of {workers} workers, of"
+            f" {config.data.prefetch_bytes / 1e6:,.0f} MB (data.prefetch_bytes)"
+        )
+    yield ""
+    yield f"{'images':>27}  {'phase':18} {'batch':>6} {'of micro-batches':>17} {'cycles':>9}"
+    for span in curriculum.spans:
+        if span.start < end:
+            cycles = (span.end - span.start) // span.cycle_images
+            yield (
+                f"{span.start:>12,} – {span.end:>12,}  {span.name:18} {span.batch:>6}"
+                f" {span.accumulation:>9} × {span.micro_batch:<5} {cycles:>9,}"
+            )
+    yield f"{end:>27,}  the end of the run"
+
+
+def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) -> Iterator[str]:
+    """Lines on one batch of the discriminator: what it is, and sample by sample where it lies."""
+    start = curriculum.batch_start(batch)
+    cycle = curriculum.containing(start)
+    span, dataset = cycle.span, dataset_of(config, index)
+    yield (
+        f"batch {batch}: images {start:,} to {start + span.batch:,} of the run, in the phase"
+        f" {span.name!r}, alpha {cycle.stage.alpha:.4f}"
+    )
+    workers = config.worker_counts[-1]
+    end = config.run.images or curriculum.end
+    if start >= end:
+        yield f"(the run ends before it, at {end:,} images: this is what would follow)"
+    yield (
+        f"{span.batch} samples at {span.resolution} px in {span.accumulation} micro-batches of"
+        f" {span.micro_batch}, shared out among {workers} workers"
+    )
+    yield ""
+    heads = (("sample", 14), ("worker", 6), ("epoch", 6), ("lane", 5), ("window", 7), ("place", 6))
+    yield " ".join(f"{name:>{width}}" for name, width in (*heads, ("label", 6))) + " shard and key"
+    numbers = np.arange(start, start + span.batch)
+    for number, mirrored, line in zip(
+        numbers.tolist(), _mirrored(config, numbers), _places(dataset, numbers), strict=True
+    ):
+        yield f"{number:>14,} {number % workers:>6} {line}{' mirrored' if mirrored else ''}"
+
+
+def _mirrored(config: Config, numbers: np.ndarray) -> list[bool]:
+    """As in the first attempt; a rewind draws anew."""
+    return flips(config, numbers, 0).tolist() if config.data.flip else [False] * len(numbers)
+
+
+def _places(dataset: Dataset, numbers: np.ndarray) -> Iterator[str]:
+    for key, inside in dataset.order.places(numbers):
+        row = int(dataset.order.window_rows(key)[inside])
+        label = int(dataset.index.label[row])
+        yield (
+            f"{key.epoch:>6} {key.lane:>5} {key.window:>7} {inside:>6} {label:>6}"
+            f" {dataset.index.describe(row)}"
+        )
