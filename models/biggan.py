@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models import growth
 from models.families import BigGANConfig, ResidualConfig
@@ -46,6 +47,7 @@ class GeneratorBlock(nn.Module):
         self.conv2 = SNConv2d(outputs, outputs, 3)
         self.shortcut = SNConv2d(inputs, outputs, 1)
 
+    @override
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = F.relu(self.norm1(x, condition), inplace=True)
         h = self.conv1(h)
@@ -67,6 +69,7 @@ class SharedEmbedding(nn.Module):
         if self.table is not None:
             nn.init.orthogonal_(self.table.weight)
 
+    @override
     def forward(self, labels: Tensor, latents: Tensor) -> Tensor:
         if self.table is None:
             return latents
@@ -81,6 +84,7 @@ class GeneratorHead(nn.Module):
         self.norm = BatchNorm(inputs)
         self.conv = SNConv2d(inputs, channels, 3)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.conv(F.relu(self.norm(x), inplace=True)))
 
@@ -140,6 +144,7 @@ class DiscriminatorBlock(nn.Module):
         changes = down or inputs != outputs
         self.shortcut = SNConv2d(inputs, outputs, 1) if changes else nn.Identity()
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(x if self.reads_images else F.relu(x))
         h = self.conv2(F.relu(h, inplace=True))
@@ -173,9 +178,11 @@ class Discriminator(GrowingDiscriminator):
         self.tail = nn.Sequential(*after)
         self.projection = Projection(widths[-1], config.classes)
 
+    @override
     def features(self, images: Tensor, stage: Stage) -> Tensor:
         return pool(self.tail(self.descend(images, stage)))
 
+    @override
     def judge(self, features: Tensor, labels: Tensor) -> Tensor:
         return self.projection(features, labels)
 
@@ -196,6 +203,7 @@ class Projection(nn.Module):
         self.linear = SNLinear(features, 1)
         self.embedding = SNEmbedding(classes, features) if classes else None
 
+    @override
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
         logits = self.linear(pooled).squeeze(1)
         if self.embedding is None:

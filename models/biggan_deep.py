@@ -11,6 +11,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models import growth
 from models.biggan import (
@@ -46,6 +47,7 @@ class GeneratorBlock(nn.Module):
             ]
         )
 
+    @override
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = x
         for norm, conv in zip(self.norms, self.convs, strict=True):
@@ -62,6 +64,7 @@ class GeneratorPair(nn.Module):
         self.keep = GeneratorBlock(inputs, inputs, False, norm)
         self.up = GeneratorBlock(inputs, outputs, True, norm)
 
+    @override
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return self.up(self.keep(x, condition), condition)
 
@@ -98,6 +101,7 @@ class DiscriminatorBlock(nn.Module):
         self.last = SNConv2d(hidden, outputs, 1)
         self.missing = SNConv2d(inputs, outputs - inputs, 1) if outputs > inputs else None
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         h = x
         for conv in self.convs:
@@ -119,9 +123,11 @@ class Discriminator(GrowingDiscriminator):
         self.tail = nn.Sequential(*after)
         self.projection = Projection(config.discriminator_widths[-1], config.classes)
 
+    @override
     def features(self, images: Tensor, stage: Stage) -> Tensor:
         return pool(self.tail(self.descend(images, stage)))
 
+    @override
     def judge(self, features: Tensor, labels: Tensor) -> Tensor:
         return self.projection(features, labels)
 

@@ -8,6 +8,7 @@ or halves: the generator's draws images of r px from features at r / 2.
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models.families import DCGANConfig
 from models.growth import GrowingDiscriminator, GrowingGenerator
@@ -26,6 +27,7 @@ class Up(nn.Module):
         self.conv = nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding, bias=False)
         self.norm = BatchNorm(outputs)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)).relu_()
 
@@ -66,6 +68,7 @@ class Down(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False)
         self.norm = BatchNorm(outputs)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return leaky_relu(self.norm(self.conv(x)))
 
@@ -93,9 +96,11 @@ class Discriminator(GrowingDiscriminator):
         self.tail = nn.Sequential(*after, last, nn.Flatten())
         _initialise(self)
 
+    @override
     def features(self, images: Tensor, stage: Stage) -> Tensor:
         return self.tail[:-2](self.descend(images, stage)).flatten(1)
 
+    @override
     def judge(self, features: Tensor, labels: Tensor) -> Tensor:
         planes = features.unflatten(1, (-1, self.base, self.base))
         return pick_label(self.tail[-2:](planes), labels)

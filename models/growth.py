@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models.shape import Stage
 
@@ -123,6 +124,7 @@ class GrowingGenerator(Growing):
         below = stage.resolution // 2
         return blend(upsample(self.heads[str(below)](features[below])), images, stage.alpha)
 
+    @override
     def joins_at(self, rung: int) -> Iterable[nn.Module]:
         yield self.blocks[str(rung)]
         if str(rung) in self.attention:
@@ -216,6 +218,7 @@ class GrowingDiscriminator(Growing):
                 features = blend(below, features, stage.alpha)
         return features
 
+    @override
     def joins_at(self, rung: int) -> Iterable[nn.Module]:
         if str(rung) in self.descents:
             yield self.descents[str(rung)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models import growth
 
@@ -144,6 +145,7 @@ class SNConv2d(SpectralNorm):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.start_vectors()
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return resampled_conv2d(x, self.normalised_weight(), self.bias, self.resample, self.fused)
 
@@ -158,6 +160,7 @@ class SNLinear(SpectralNorm):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.start_vectors()
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.normalised_weight(), self.bias)
 
@@ -171,6 +174,7 @@ class SNEmbedding(SpectralNorm):
         nn.init.orthogonal_(self.weight)
         self.start_vectors()
 
+    @override
     def forward(self, labels: Tensor) -> Tensor:
         return F.embedding(labels, self.normalised_weight())
 
@@ -216,6 +220,7 @@ class EqualConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return resampled_conv2d(x, self.weight * self.scale, self.bias, self.resample, self.fused)
 
@@ -241,6 +246,7 @@ class EqualLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias * self.rate
         return F.linear(x, self.weight * self.scale, bias)
@@ -298,6 +304,7 @@ class LabelledLatents(nn.Module):
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(latents))
 
+    @override
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         if self.embedding is None:
             return latents
@@ -492,6 +499,7 @@ class SelfAttention(nn.Module):
         self.out = SNConv2d(channels // 2, channels, 1, bias=False)
         self.gain = nn.Parameter(torch.zeros(()))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         query = self.query(x).flatten(2)
         key = F.max_pool2d(self.key(x), 2).flatten(2)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models.families import STDDEV_GROUP, ProGANConfig
 from models.growth import GrowingDiscriminator, GrowingGenerator
@@ -36,6 +37,7 @@ class GeneratorBase(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
         self.conv = EqualConv2d(outputs, outputs, 3)
 
+    @override
     def forward(self, latents: Tensor) -> Tensor:
         x = self.dense(latents).unflatten(1, (-1, self.base, self.base)) + self.bias
         x = pixel_norm(leaky_relu(x))
@@ -50,6 +52,7 @@ class GeneratorBlock(nn.Module):
         self.conv1 = EqualConv2d(inputs, outputs, 3, resample="up")
         self.conv2 = EqualConv2d(outputs, outputs, 3)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = pixel_norm(leaky_relu(self.conv1(x)))
         return pixel_norm(leaky_relu(self.conv2(x)))
@@ -94,6 +97,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv1 = EqualConv2d(inputs, inputs, 3)
         self.conv2 = EqualConv2d(inputs, outputs, 3, resample="down")
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = leaky_relu(self.conv1(x))
         return leaky_relu(self.conv2(blur(x) if self.blurs else x))
@@ -108,6 +112,7 @@ class DiscriminatorBase(nn.Module):
         self.dense1 = EqualLinear(features * base * base, features)
         self.dense2 = EqualLinear(features, classes or 1, gain=1)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = leaky_relu(self.conv(minibatch_stddev(x, STDDEV_GROUP)))
         return leaky_relu(self.dense1(x.flatten(1)))
@@ -127,9 +132,11 @@ class Discriminator(GrowingDiscriminator):
         base = DiscriminatorBase(config.features(config.base), config.base, config.classes)
         self.tail = nn.Sequential(*after, base)
 
+    @override
     def features(self, images: Tensor, stage: Stage) -> Tensor:
         return self.tail(self.descend(images, stage))
 
+    @override
     def judge(self, features: Tensor, labels: Tensor) -> Tensor:
         return pick_label(self.tail[-1].dense2(features), labels)  # type: ignore[operator]
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models.families import StyleGANConfig
 from models.growth import GrowingGenerator, Mixing
@@ -39,6 +40,7 @@ class Mapping(nn.Module):
             for inputs, outputs in itertools.pairwise(sizes)
         )
 
+    @override
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         w = pixel_norm(self.labelled(latents, labels))
         for layer in self.layers:
@@ -62,6 +64,7 @@ class StyleLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
         self.style = EqualLinear(latents, 2 * outputs, gain=1)
 
+    @override
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         x = self.conv(x)
         if self.up:
