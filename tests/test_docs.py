@@ -13,7 +13,7 @@ from service.config.reference import page
 from tests.conftest import ROOT
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "helm").rglob("README.md")),
 ]
@@ -22,7 +22,7 @@ SECTIONS = "|".join(Config.model_fields)
 # A placeholder, and a file's name.
 NO_SETTINGS = {"section.key", "run.json"}
 # What git keeps; what a run or a tool makes, such as runs/ and data/, is none of it.
-FOLDERS = "benchmarks|cluster|docs|helm|models|service|tests"
+FOLDERS = "benchmarks|cluster|docs|examples|helm|models|service|tests"
 
 COMMANDS = [
     f"{folder}.{file.stem}".replace("/", ".")

@@ -1,0 +1,54 @@
+"""The examples do what they say: train from Python, draw from an export."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from service import export
+from tests.conftest import ROOT
+from tests.runs import FAMILIES, make_run
+
+TINY = """
+import sys
+sys.path.insert(0, "examples")
+from train_from_python import main
+main(sys.argv[1], sys.argv[2], run={"images": 128},
+     model={"resolution": 16, "attention": 8, "width": 4, "latents": 12, "embedding": 8},
+     phases=[{"resolution": 16, "hold_images": 128, "batch": 16}],
+     scale={"workers": 1}, checkpoint={"every_images": 64}, data={"lanes": 8, "window": 16},
+     tracking={"every_images": 64, "pictures_every_images": 128})
+"""
+
+
+def run(*command: str) -> str:
+    """The output of a Python process in the repository."""
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_a_picture_is_drawn_from_an_export(tmp_path: Path):
+    address = make_run(tmp_path / "run", "biggan")
+    export.main([address, str(tmp_path / "exported"), "--no-onnx", "--standing-batches", "1"])
+    out = tmp_path / "drawn.png"
+    output = run(
+        "examples/draw_from_export.py", str(tmp_path / "exported" / "generator.safetensors"), str(out)
+    )
+    side = FAMILIES["biggan"]["resolution"]
+    assert Image.open(out).size == (3 * side, 8 * side)  # a class a column
+    assert "8 × 3 images" in output
+
+
+def test_a_training_from_python_ends_with_its_checkpoint(digits: Path, tmp_path: Path):
+    output = run("-c", TINY, str(digits), str(tmp_path / "run"))
+    assert "biggan at 16 px, clock 128" in output

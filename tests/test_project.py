@@ -1,0 +1,44 @@
+"""One version number, and the files that every public project has."""
+
+import tomllib
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_chart_has_the_projects_version():
+    chart = yaml.safe_load((ROOT / "helm/gan-training/Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == PROJECT["version"]
+
+
+@pytest.mark.parametrize("file", ["cluster/Dockerfile", "cluster/aws.yaml", "cluster/gcp.yaml"])
+def test_the_image_is_tagged_with_the_projects_version(file):
+    assert f"gan-training:{PROJECT['version']}" in (ROOT / file).read_text()
+
+
+def test_the_licence_is_named_and_there():
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("package", ["service", "models"])
+def test_types_are_for_users_of_the_packages_too(package):
+    assert (ROOT / package / "py.typed").exists()
+
+
+def test_the_workflow_and_the_hooks_run_what_make_and_ci_run():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = [step.get("run", "") for step in workflow["jobs"]["ci"]["steps"]]
+    assert any(".ci/run" in step for step in steps)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {repo["repo"] for repo in hooks} == {"local"}  # no network
+    entries = " ".join(hook["entry"] for repo in hooks for hook in repo["hooks"])
+    makefile = (ROOT / "Makefile").read_text()
+    lint = makefile[makefile.index("\nlint:") :].partition("\n\n")[0]
+    for tool in ("ruff check", "ruff format", "mypy", "lint-imports"):
+        assert tool in lint
+        assert tool in entries
