@@ -1,8 +1,8 @@
 """A whole cluster on this machine: `python -m cluster.local up`, then `status`, `env`, `down`.
 
 Real servers on loopback: SeaweedFS for S3, MLflow's server, Prometheus with the alert rules, and a Ray
-head of its own, with further nodes where asked for. Each writes its log into the stack's folder, and is
-ended by its pid and no other way.
+head, with more nodes on request. Each writes its log into the stack's folder, and is ended only by its
+pid.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class StackError(ServiceError):
 
 @dataclass
 class Process:
-    """A service's process: `started` tells it from a later one with the same pid."""
+    """A service's process: `started` distinguishes it from a later one with the same pid."""
 
     pid: Annotated[int, Field(ge=1)]
     started: Seconds
@@ -80,7 +80,7 @@ class Process:
 
     @property
     def healthy(self) -> bool:
-        """Whether it answers over HTTP, be it that it wants a token."""
+        """Whether it answers over HTTP, even if it only asks for a token."""
         try:
             with urllib.request.urlopen(self.health, timeout=5):
                 return True
@@ -91,10 +91,10 @@ class Process:
 
 
 class StackDocument(Document):
-    """What runs of a stack, and what its clients need."""
+    """The processes of a stack, and what its clients need."""
 
     remedy: ClassVar[str] = (
-        "end what runs of it by pid (ps lists commands that name the folder), remove the file, then up"
+        "end its processes by pid (ps lists commands that name the folder), remove the file, then up"
     )
 
     version: Literal[2] = 2
@@ -106,7 +106,7 @@ class StackDocument(Document):
 
 @dataclass
 class Stack:
-    """What runs from a folder: processes by service, and the environment that clients need."""
+    """The stack in a folder: processes by service, and the environment that clients need."""
 
     folder: Path
     processes: dict[str, Process] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Stack:
 
     @classmethod
     def load(cls, folder: Path) -> "Stack":
-        """The stack of this folder, empty where none was started."""
+        """The stack in this folder, empty if none was started."""
         stack = cls(folder)
         try:
             document = StackDocument.from_bytes((folder / STATE).read_bytes(), str(folder / STATE))
@@ -149,15 +149,15 @@ class Stack:
         node_cpus: int = 1,
         head_cpus: int | None = None,
     ) -> None:
-        """Start what does not run yet, and wait until all of it answers.
+        """Start what is not running, and wait until all of it answers.
 
-        `services` are of SERVICES, and by default all that are installed. `nodes` join the Ray head,
-        each with `node_cpus` CPUs; the head has `head_cpus`, and by default the machine's.
+        `services` are some of SERVICES, by default all that are installed. `nodes` join the Ray head,
+        each with `node_cpus` CPUs; the head has `head_cpus`, by default all of the machine's.
         """
         services = services or default_services()
         head = self.processes.get("ray")
         if nodes and "ray" not in services and not (head and head.alive):
-            raise UsageError(f"{NODE}1: no Ray head runs that it could join; add ray to --services")
+            raise UsageError(f"{NODE}1: no Ray head is running; add ray to --services")
         self._make_environment()
         starters: dict[str, Callable[[], None]] = {
             "s3": self._start_s3,
@@ -183,14 +183,14 @@ class Stack:
     def down(self) -> None:
         """End every process of the stack, and what those started."""
         end_processes(self.processes.values())
-        # Runs that the stack took with it are not to be missed by its next Prometheus.
+        # The next Prometheus must not report runs that ended with this stack as missing.
         for folder in (*self.temporary, str(self._targets)):
             shutil.rmtree(folder, ignore_errors=True)
         self.processes, self.temporary, self.ports = {}, [], {}
         self.save()
 
     def _ports(self, service: str, count: int) -> list[int]:
-        """Those on which clients know the service since it was up before, or as many that are free."""
+        """The service's ports of an earlier start, which clients know, or else `count` free ones."""
         if service not in self.ports:
             self.ports[service] = free_ports(count)
         return self.ports[service]
@@ -261,7 +261,7 @@ class Stack:
         self._spawn("prometheus", command, port, "/-/ready")
 
     def _write_scraping(self) -> Path:
-        """What Prometheus scrapes, which is every run that announces itself, and its rules."""
+        """Prometheus's configuration: it scrapes all announced runs and applies the rules."""
         self._targets.mkdir(parents=True, exist_ok=True)
         runs = {"files": [str(self._targets / "*.json")], "refresh_interval": SCRAPE}
         content = {
@@ -285,7 +285,7 @@ class Stack:
 
     def _start_node(self, name: str, cpus: int) -> None:
         options = [f"--address={self.environment['RAY_ADDRESS']}", f"--num-cpus={cpus}"]
-        # Their workers' ports are whatever is free: a fixed range would be the head's too.
+        # Their workers take any free ports: a fixed range would clash with the head's.
         options += ["--min-worker-port=0", "--max-worker-port=0"]
         agent, command = self._ray_start(options)
         self._spawn(name, command, agent, "/api/local_raylet_healthz")
@@ -293,7 +293,7 @@ class Stack:
     def _ray_start(self, options: Sequence[str]) -> tuple[int, list[str]]:
         """The command that starts a node of Ray with these options, and its agent's port."""
         (agent,) = free_ports(1)
-        # Ray's sockets lie below this folder, and their paths may not be long.
+        # Ray's sockets lie below this folder, and their paths must be short.
         temporary = tempfile.mkdtemp(prefix="gan-ray-")
         self.temporary.append(temporary)
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
@@ -325,7 +325,7 @@ class Stack:
         deadline = time.monotonic() + START_LIMIT_S
         while not process.healthy:
             if not process.alive or time.monotonic() > deadline:
-                self.ports.pop(name, None)  # which may have been taken meanwhile
+                self.ports.pop(name, None)  # others may have taken them meanwhile
                 self.save()
                 tail = "\n".join(Path(process.log).read_text(errors="replace").splitlines()[-15:])
                 state = "does not answer" if process.alive else "ended"
@@ -345,12 +345,12 @@ class Stack:
 
 
 def default_services() -> list[str]:
-    """All services, but for Prometheus where it is not installed."""
+    """All services, without Prometheus if it is not installed."""
     return [name for name in SERVICES if name != "prometheus" or shutil.which(name)]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now on loopback, and so are those 10,000 above."""
+    """Ports that are free on loopback now, as are those 10,000 above them."""
     ports: list[int] = []
     while len(ports) < count:
         port = secrets.choice(PORTS)
@@ -393,17 +393,17 @@ class LocalOptions(Options):
     """What to do with which stack."""
 
     action: Positional[Literal["up", "status", "env", "down"]]
-    """start it, or what is missing of it; say how it does; print its environment; end it"""
+    """start what is not running; show its state; print its environment; end it"""
     dir: Path = Path("stack")
     """the stack's folder"""
     services: Annotated[tuple[Service, ...], BeforeValidator(_names), Shown("NAME[,NAME…]")] = ()
-    """what to start, of s3,mlflow,prometheus,ray (default all, prometheus where it is installed)"""
+    """what to start: s3,mlflow,prometheus,ray (default: all, prometheus only if installed)"""
     nodes: Annotated[int, Field(ge=0, le=MOST_NODES)] = 0
-    """Ray nodes beside the head; SIGTERM to one is a spot reclaim"""
+    """Ray nodes beside the head; SIGTERM to one acts as a spot reclaim"""
     node_cpus: Cpus = 1
     """CPUs of each such node"""
     head_cpus: Annotated[int | None, Field(ge=0, le=MOST_NODE_CPUS)] = None
-    """CPUs of the head; 0 leaves the training to nodes (default all)"""
+    """CPUs of the head; 0 leaves the training to nodes (default: all)"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -420,13 +420,13 @@ def main(arguments: Sequence[str]) -> None:
             print('\nnext: eval "$(python -m cluster.local env)"')
         case "status":
             if not stack.processes:
-                raise StackError(f"{stack.folder}: nothing runs; python -m cluster.local up")
+                raise StackError(f"{stack.folder}: nothing is running; type python -m cluster.local up")
             _print_state(stack)
             if not all(process.healthy for process in stack.processes.values()):
-                raise StackError("not all of the stack answers; see the logs, then down and up")
+                raise StackError("some services do not answer; see their logs, then down and up")
         case "env":
             if not stack.processes:
-                raise UsageError(f"{stack.folder}: nothing runs; python -m cluster.local up")
+                raise UsageError(f"{stack.folder}: nothing is running; type python -m cluster.local up")
             for name, value in stack.environment.items():
                 print(f"export {name}={shlex.quote(value)}")
         case "down":

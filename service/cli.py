@@ -39,7 +39,7 @@ class _Positional:
 Positional = Annotated[T, _Positional()]
 """`checkpoint: Positional[str]` is given without a flag."""
 Text = Annotated[str, Field(pattern=r"\S")]
-"""A word that is not empty."""
+"""Text that is not empty."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -61,10 +61,10 @@ def parse(
 
     `program` is the module after `python -m`. `--help` prints and exits 0.
     """
-    given, rest = _read(options, arguments, program, description, epilog)
-    if rest:  # first: what follows a misspelt flag may stand in the place of another value
-        raise UsageError(_unknown(options, rest[0]))
-    return _check(options, given)
+    values, unknown = _read(options, arguments, program, description, epilog)
+    if unknown:  # first, because the value of a misspelt flag may have been read as another option
+        raise UsageError(_unknown(options, unknown[0]))
+    return _check(options, values)
 
 
 def parse_known(
@@ -74,26 +74,26 @@ def parse_known(
     description: str = "",
     epilog: str = "",
 ) -> tuple[Chosen, list[str]]:
-    """As `parse`, with the arguments that are none of these options, in their order."""
-    given, rest = _read(options, arguments, program, description, epilog)
-    return _check(options, given), rest
+    """Like `parse`, and also the unknown arguments in their order."""
+    values, unknown = _read(options, arguments, program, description, epilog)
+    return _check(options, values), unknown
 
 
 def _read(
     options: type[Options], arguments: Sequence[str], program: str, description: str, epilog: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """The text that is given for each option, and the arguments that are none of them."""
+    """The text of each option on the command line, and the unknown arguments."""
     parser = make_parser(options, program, description, epilog)
     if any(_is_positional(field) for field in options.model_fields.values()):
-        given, rest = parser.parse_known_intermixed_args(arguments)
+        values, unknown = parser.parse_known_intermixed_args(arguments)
     else:
-        given, rest = parser.parse_known_args(arguments)
-    return {name: value for name, value in vars(given).items() if value is not None}, rest
+        values, unknown = parser.parse_known_args(arguments)
+    return {name: value for name, value in vars(values).items() if value is not None}, unknown
 
 
-def _check(options: type[Chosen], given: dict[str, Any]) -> Chosen:
+def _check(options: type[Chosen], values: dict[str, Any]) -> Chosen:
     try:
-        return options(**given)
+        return options(**values)
     except ValidationError as error:
         raise UsageError(_in_words(options, error)) from error
 
@@ -101,7 +101,7 @@ def _check(options: type[Chosen], given: dict[str, Any]) -> Chosen:
 def make_parser(
     options: type[Options], program: str, description: str = "", epilog: str = ""
 ) -> argparse.ArgumentParser:
-    """argparse's parser of the options. It leaves every value as text: `options` checks them."""
+    """An argparse parser for the options. It keeps every value as text; `options` checks them."""
     parser = _Parser(
         prog=f"python -m {program}",
         description=description,
@@ -144,7 +144,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """The type of a value that is given: of `int | None` it is `int`."""
+    """The type of one value: `int` for `int | None`."""
     kind = field.annotation
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
@@ -168,7 +168,7 @@ def _flag(name: str) -> str:
 
 
 def _unknown(options: type[Options], argument: str) -> str:
-    """What to say of an argument that is none of the options."""
+    """The error message for an unknown argument."""
     flag = argument.partition("=")[0]
     if not flag.startswith("-"):
         return f"{argument}: one argument too many; see --help"
@@ -188,18 +188,18 @@ def _in_words(options: type[Options], error: ValidationError) -> str:
         case "string_pattern_mismatch":
             return f"{label}: empty; see --help"
         case "string_unicode":
-            remedy = "no UTF-8; rename it"
+            remedy = "not valid UTF-8; rename it"
         case "value_error" | "assertion_error":
             remedy = str(first["ctx"]["error"])
         case "literal_error":
-            remedy = f"choose of {first['ctx']['expected']}".replace("'", "")
+            remedy = f"choose {first['ctx']['expected']}".replace("'", "")
         case _:
             remedy = f"give {_range(field)}"
     return f"{label} {first['input']}: {remedy}"
 
 
 def _range(field: FieldInfo) -> str:
-    """What a number may be, in words."""
+    """The allowed range of a number, in words."""
     marks = field.metadata + [m for part in get_args(field.annotation) for m in _marks(part)]
     low = next((mark.ge for mark in marks if isinstance(mark, Ge)), None)
     high = next((mark.le for mark in marks if isinstance(mark, Le)), None)
@@ -219,7 +219,7 @@ def _marks(part: Any) -> list[Any]:
 def suggest(
     key: str, known: Sequence[str], prefix: str = "", otherwise: str = "--help lists them all"
 ) -> str:
-    """The known name that is closest, as advice; `otherwise` where none is close."""
+    """The known name that is closest, as advice; `otherwise` if none is close."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {prefix}{close[0]}?" if close else otherwise
 
@@ -228,7 +228,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command and exit: 0 on success, 1 on a failed run, 2 on bad usage, 130 if interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
+            stream.reconfigure(errors="backslashreplace")  # file names may not be valid UTF-8
     logging.basicConfig(
         level=os.environ.get("LOG_LEVEL", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

@@ -1,6 +1,6 @@
-"""Files that the service writes for itself and reads back: typed, bounded, and of one version.
+"""Files that the service writes for itself and reads back: typed, bounded and versioned.
 
-What comes from storage may be damaged, older, or a stranger's. `Document.from_bytes` is the one way in.
+A file in storage may be damaged, older, or from another program. `Document.from_bytes` checks it.
 """
 
 import json
@@ -25,7 +25,7 @@ Plain = dict[str, JsonValue]
 class Document(BaseModel):
     """The content of a JSON file. Subclasses name their `version` as a Literal and their `remedy`.
 
-    Fields are checked strictly: a number is no text, unknown fields are errors.
+    Fields are checked strictly: text is not read as a number, and unknown fields are errors.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
@@ -35,20 +35,20 @@ class Document(BaseModel):
     def to_bytes(self) -> bytes:
         """The file: indented JSON. `from_bytes` gives an equal document.
 
-        DataError where a name is no text, as those of files may be.
+        DataError if a name in it is not valid UTF-8, as a file name may be.
         """
         content = json.dumps(self.model_dump(), indent=2, ensure_ascii=False)
         try:
             return content.encode()
         except UnicodeEncodeError as error:
             name = content[content.rindex('"', 0, error.start) + 1 : content.index('"', error.end)]
-            raise DataError(f"{name!a}: no UTF-8, so it cannot be written down; rename it") from error
+            raise DataError(f"{name!a}: not valid UTF-8, so it cannot be written; rename it") from error
 
     @classmethod
     def from_bytes(cls, data: bytes, address: str) -> Self:
         """The document in the file at `address`; DataError names the file, the field and the remedy."""
         if len(data) > LARGEST_BYTES:
-            reason = f"{len(data)} bytes, more than any such file has"
+            reason = f"{len(data)} bytes, over the limit of {LARGEST_BYTES}"
             raise DataError(f"{address}: damaged ({reason}); {cls.remedy}")
         try:
             document = cls.model_validate_json(data)
@@ -64,9 +64,9 @@ class Document(BaseModel):
         expected = cls.model_fields["version"].default
         version = _version(data, expected)
         if version != expected:
-            found = "no version" if version is None else f"version {json.dumps(version)[:20]}"
+            content = "no version" if version is None else f"version {json.dumps(version)[:20]}"
             return (
-                f"has {found}, but this service reads version {expected}; use the version of the"
+                f"has {content}, but this service reads version {expected}; use the version of the"
                 " service that wrote it, or start anew elsewhere"
             )
         reason = str(error)
@@ -78,7 +78,7 @@ class Document(BaseModel):
 
 
 def _version(data: bytes, otherwise: object) -> object:
-    """The version that a JSON object names, None where it names none; `otherwise` for anything else."""
+    """The version in a JSON object, None if it has none; `otherwise` if the data is no JSON object."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):

@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Score a checkpoint against held-out images of the data that its run was trained on.
 
-What is not given is as the run has it in its section `evaluation`."""
+Scoring options default to the run's `evaluation` section."""
 EPILOG = """scores:
-  fd, kid             distances of features to held-out images; of inception they are FID and KID
+  fd, kid             feature distances to held-out images; with inception, FID and KID
   is                  Inception score
-  precision, recall, density, coverage   of features, by nearest neighbours
-  swd                 sliced Wasserstein distance of patches, by resolution, × 1000
+  precision, recall, density, coverage   from the nearest neighbours of features
+  swd                 sliced Wasserstein distance of patches at each resolution, × 1000
   ms_ssim             how alike images of a class are; lower is more varied
-  memorisation        whether images are nearer to training images than held-out ones are (z below 0)
+  memorisation        z, below 0 if generated images are nearer to training images than held-out
+                      ones are
 
-CHECKPOINT is a run.dir, for its best, or one of the folders in its checkpoints/; local or s3://.
-Scores depend on how many images are compared: compare at equal numbers. With --keep the score counts
-when the run's best checkpoint is chosen.
+CHECKPOINT is a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://. Scores
+depend on the number of images: compare only scores at equal numbers. With --keep, the score counts when
+the run's best checkpoint is chosen.
 
 examples:
   python -m service.evaluate runs/digits
@@ -43,16 +44,16 @@ RETRY_S = 20.0
 
 
 class EvaluateOptions(Options):
-    """What to score, how, and what becomes of it."""
+    """What to score, how, and where the scores go."""
 
     checkpoint: Positional[Text]
-    """run.dir or checkpoint, local or s3://"""
+    """run.dir or checkpoint; local or s3://"""
     scores: Annotated[list[ScoreName] | None, Shown("SCORE")] = None
-    """of those listed below"""
+    """scores to compute, from the list below"""
     best: RankingName | None = None
-    """which of them ranks (the first that can)"""
+    """score to rank by (default: the run's, else the first that ranks)"""
     images: Annotated[int | None, Field(ge=10, le=10_000_000)] = None
-    """generated images, and most real ones"""
+    """number of generated images, and the largest number of real ones"""
     features: FeaturesName | None = None
     """network whose features are compared"""
     weights: str | None = None
@@ -60,7 +61,7 @@ class EvaluateOptions(Options):
     data: str | None = None
     """folder or s3:// address of the shards, if they have moved"""
     out: Path | None = None
-    """write the scores there as JSON"""
+    """JSON file to write the scores to"""
     keep: bool = False
     """let the score count when the run's best checkpoint is chosen"""
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, arguments, "service.evaluate", DESCRIPTION, EPILOG)
     if options.out:
         _check_out(options.out)
-    # here, for they bring torch, which refusals and --help do without
+    # here because they load torch, which errors and --help do not need
     from service.run import checkpoint, ranking
     from service.run.best import load
 
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         others = [name for name in checkpoint.find(storage)[0] if name != place.name]
         ranking.check_comparable(storage, others, scorer.measure)
     setting = scorer.setting(trained.stage.resolution)
-    print(f"{setting.generated} drawn, against {setting.held_out} held out", flush=True)
+    print(f"{setting.generated} generated and {setting.held_out} held-out images", flush=True)
     score = scorer.score(trained)
     for key, value in score.values.items():
         print(f"{key} {value:.6g}")
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Make its folder; UsageError where no file can be written there."""
+    """Make its folder; UsageError if no file can be written there."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
@@ -104,7 +105,7 @@ def _check_out(out: Path) -> None:
 
 
 def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: EvaluationSettings) -> "Scorer":
-    """What scores, on the run's data; UsageError where that is elsewhere, or allows not all scores."""
+    """The scorer, on the run's data; UsageError if it is other data, or too little for the scores."""
     from service.data.index import read_index
     from service.metrics.scores import check_scores
     from service.scoring.scorer import Scorer, check_evaluation
@@ -114,7 +115,7 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
     if index.fingerprint() != trained.fingerprint:
         raise UsageError(
             f"{config.data.index_address}: fingerprint {index.fingerprint()}, but the run was trained on"
-            f" {trained.fingerprint}; give --data the data of the run"
+            f" {trained.fingerprint}; give the run's own data with --data"
         )
     check_evaluation(settings, index)
     print(f"{trained.address}: {trained.clock} images, {trained.stage.resolution} px", flush=True)
@@ -124,7 +125,7 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
 
 
 def _config(config: Config, options: EvaluateOptions) -> Config:
-    """The run's own, its data where the command line says."""
+    """The run's configuration, reading the data at `--data` if that is set."""
     if not options.data:
         return config
     moved = config.data.model_copy(update={"url": options.data, "index_url": None})
@@ -132,15 +133,15 @@ def _config(config: Config, options: EvaluateOptions) -> Config:
 
 
 def _settings(usual: EvaluationSettings, options: EvaluateOptions) -> EvaluationSettings:
-    """The run's own, with what the command line says over them."""
+    """The run's settings, overridden by the command line."""
     changes = options.model_dump(include={"scores", "images", "features", "weights"}, exclude_none=True)
     wanted = changes.get("scores", usual.scores)
     ranked = [score for score in wanted if score in RANKING]
     if options.best and options.best not in wanted:
-        raise UsageError(f"--best {options.best}: is none of --scores {' '.join(wanted)}; add it there")
+        raise UsageError(f"--best {options.best}: not among --scores {' '.join(wanted)}; add it there")
     if options.keep and not ranked:
         raise UsageError(
-            f"--keep: none of --scores {' '.join(wanted)} ranks; add one of {', '.join(RANKING)}"
+            f"--keep: --scores {' '.join(wanted)} cannot rank; add one of {', '.join(RANKING)}"
         )
     best = options.best or (usual.best if usual.best in wanted else ranked[0] if ranked else wanted[0])
     return usual.model_copy(update=changes | {"best": best})

@@ -44,29 +44,29 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class ExportOptions(Options):
-    """What to export, where to, and what the graph has fixed."""
+    """What to export, where to, and what is fixed in the graph."""
 
     checkpoint: Positional[Text]
-    """a run.dir, for its best checkpoint, or the folder of one; local or s3://"""
+    """a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://"""
     destination: Positional[Text]
-    """folder or s3://bucket/prefix, empty so far"""
+    """an empty folder or s3://bucket/prefix"""
     weights: WeightsName = "ema"
-    """running average or last"""
+    """ema for the running average, generator for the last weights"""
     resolution: Annotated[Count | None, Shown("PX")] = None
-    """a lower rung of the ladder, whose layer that draws images stayed as it was when the next rung
-    took over (default: where the training stands)"""
+    """a lower rung; its output layer has not changed since the next rung took over (default: the current
+    rung)"""
     standing_batches: Count = STANDING_BATCHES
-    """batches of 64 that batch norm is measured over"""
+    """batches of 64 images to measure batch norm's statistics over"""
     no_onnx: bool = False
-    """leave generator.onnx out"""
+    """do not write generator.onnx"""
     force: bool = False
-    """write beside other files, and over an earlier export"""
+    """write even if the destination is not empty; replaces an earlier export"""
     psi: float | None = None
     """truncation, fixed in the graph: draw styles towards their average (stylegan; default 1)"""
     cutoff: Annotated[int | None, Shown("LAYER")] = None
     """truncate only the layers below this one (stylegan)"""
     noise_seed: Annotated[int | None, Field(ge=0, le=2**63 - 1), Shown("SEED")] = None
-    """of the noise of all images, fixed in the graph (stylegan; default 0)"""
+    """seed of the noise, fixed in the graph for all images (stylegan; default 0)"""
     no_noise: bool = False
     """draw without noise (stylegan)"""
 
@@ -80,29 +80,29 @@ class ExportOptions(Options):
     @model_validator(mode="after")
     def _go_together(self) -> "ExportOptions":
         if self.no_noise and self.noise_seed is not None:
-            raise ValueError("--noise-seed and --no-noise: give one of them")
+            raise ValueError("--noise-seed and --no-noise: give only one of them")
         if self.no_onnx and self.style_flags:
             flag = self.style_flags[0]
-            raise ValueError(f"{flag}: is fixed in {ONNX_KEY}, which --no-onnx leaves out; drop either")
+            raise ValueError(f"{flag}: applies to {ONNX_KEY}, which --no-onnx leaves out; drop one")
         return self
 
     @property
     def style_flags(self) -> list[str]:
-        """The flags given that steer styles."""
-        given = {
+        """The style flags on the command line."""
+        flags = {
             "--psi": self.psi is not None,
             "--cutoff": self.cutoff is not None,
             "--noise-seed": self.noise_seed is not None,
             "--no-noise": self.no_noise,
         }
-        return [flag for flag, is_given in given.items() if is_given]
+        return [flag for flag, is_given in flags.items() if is_given]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(ExportOptions, arguments, "service.export", DESCRIPTION, EPILOG)
     _check_packages(options)
-    # here, for they bring torch, which refusals and --help do without
+    # here because they load torch, which errors and --help do not need
     from service import pretrained
     from service.engine.sampler import Sampler
     from service.generation.card import card
@@ -130,46 +130,46 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _check_packages(options: ExportOptions) -> None:
-    """UsageError where the graph needs what is not installed."""
+    """UsageError if a package that the graph needs is not installed."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing and not options.no_onnx:
         raise UsageError(
-            f"{ONNX_KEY} needs {', '.join(missing)}, not installed here; pip install"
+            f"{ONNX_KEY} needs {', '.join(missing)}, not installed; pip install"
             " 'gan-training-service[export]', or leave it out with --no-onnx"
         )
 
 
 def _check_destination(destination: Storage, force: bool) -> list[str]:
-    """The keys that are there; UsageError where there are some, unless by `force`."""
+    """The keys that exist there; UsageError if there are any, unless `force` is set."""
     present = list(destination.sizes())
     if present and not force:
         raise UsageError(
             f"{destination.address}: not empty, it holds {present[0]}"
             + (f" and {len(present) - 1} more" if present[1:] else "")
-            + "; choose another destination, or --force to write there all the same"
+            + "; choose another destination, or write there anyway with --force"
         )
     return present
 
 
 def _stage(trained: "Trained", resolution: int | None) -> Stage:
-    """The stage that the training stands at, or a rung below it; UsageError where there is none."""
+    """The current stage of the training, or a lower rung; UsageError if there is no such rung."""
     if resolution in (None, trained.stage.resolution):
         return trained.stage
     if resolution not in trained.rungs:
         raise UsageError(
-            f"--resolution {resolution}: no rung that {trained.address} was trained on; choose of"
+            f"--resolution {resolution}: {trained.address} was not trained at it; choose one of"
             f" {', '.join(map(str, trained.rungs))}"
         )
     return Stage(resolution)
 
 
 def _styling(options: ExportOptions, trained: "Trained", stage: Stage) -> "Styling | None":
-    """What the graph has fixed; UsageError if a family without styles is given some."""
+    """The styling to fix in the graph; UsageError if the family has no styles to set."""
     from service.generation.onnx import Styling
 
     if not trained.shape.has_styles:
         for flag in options.style_flags:
-            raise UsageError(f"{flag}: {trained.family} has no styles, only stylegan has; drop it")
+            raise UsageError(f"{flag}: {trained.family} has no styles, only stylegan does; drop it")
         return None
     layers = trained.generator.layer_count(stage)
     if options.cutoff is not None and not 0 <= options.cutoff <= layers:
@@ -194,7 +194,7 @@ def _graph(drawing: "Drawing", trained: "Trained") -> bytes:
 
 
 def _write(destination: Storage, files: dict[str, bytes], present: list[str]) -> None:
-    """All files, the card last; then away with what an earlier export left beside them."""
+    """Write all files, the card last; then delete what an earlier export left beside them."""
     for key, data in files.items():
         destination.put(key, data)
         print(f"{destination.url(key)}: {len(data):,} bytes")

@@ -1,7 +1,8 @@
-"""An environment for processes that hold large arrays, which glibc would give back and get anew.
+"""Environment variables that make glibc keep freed memory, for processes that hold large arrays.
 
-Each time the kernel zeroes them page by page: up to a fifth of a step on a CPU, and of decoding. One
-arena that is never trimmed keeps what was freed. Read at the start of a process, so set by then.
+By default glibc returns such memory, and the kernel zeroes each page when it is allocated again: up to
+a fifth of a step on a CPU, and of decoding. One arena that is never trimmed keeps it. glibc reads the
+variables when a process starts.
 """
 
 KEEP_FREED_MEMORY = {

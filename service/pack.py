@@ -14,16 +14,16 @@ from service.data.packing import Recipe, pack, packed_already, verify
 from service.data.sources import open_source
 from service.storage import Storage, open_storage
 
-DESCRIPTION = """Pack images into shuffled WebDataset shards, with an index written last. The same
-command again goes on after a kill: shards that are finished are not made anew."""
+DESCRIPTION = """Pack images into shuffled WebDataset shards, with an index written last. After a
+kill, the same command continues and keeps the finished shards."""
 EPILOG = """sources:
   digits            scikit-learn's 1,797 handwritten digits, 8×8, embedded
   FOLDER            images; sub-folders are the classes, in the order of their names
   ARCHIVE.zip       the same in a zip archive
-  IMAGES-idx3-ubyte an IDX file (also .gz) as of MNIST; its labels lie beside it as …labels-idx1…
+  IMAGES-idx3-ubyte an IDX file as in MNIST, also .gz; its labels lie beside it as …labels-idx1…
 
-A folder or archive may hold a dataset.json of labels as of StyleGAN's tools:
-  {"labels": [["00000/img00000000.png", 6], …]}, or {"labels": null} to go by the folders
+A folder or archive may hold labels in a dataset.json, as StyleGAN's tools write it:
+  {"labels": [["00000/img00000000.png", 6], …]}, or {"labels": null} to take the folders as classes
 
 examples:
   python -m service.pack digits data/digits --resolution 32 --channels gray
@@ -44,35 +44,35 @@ class PackOptions(Options):
     destination: Positional[Text]
     """folder or s3://bucket/prefix"""
     resolution: Pixels = 32
-    """pixels of a side"""
+    """pixels per side"""
     base: Pixels = 4
-    """the resolution is this times a power of two"""
+    """the resolution must be this times a power of two"""
     channels: Literal["gray", "rgb"] = "rgb"
-    """colours"""
+    """colours of the packed images"""
     background: str = "white"
-    """behind transparency: a name or #rrggbb"""
+    """colour behind transparent pixels: a name or #rrggbb"""
     format: Literal["png", "jpeg"] = "png"
-    """encoding"""
+    """encoding of the packed images"""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """of JPEGs"""
+    """quality of JPEGs"""
     labels: str | None = None
     """IDX file of labels (default: beside the images)"""
     seed: Seed = 0
-    """of the shuffling"""
+    """seed of the shuffling"""
     shard_samples: Count = 1000
-    """images a shard"""
+    """images per shard"""
     held_out: float = 0.05
     """share never trained on, from 0 to below 1"""
     max_unreadable: Annotated[int, Field(ge=0, le=10**9)] = 100
-    """images that may fail before packing stops"""
+    """how many images may be unreadable before packing stops"""
     retry_s: Annotated[float, Field(ge=0, le=10**6)] = 30
-    """seconds to retry storage"""
+    """how many seconds to retry storage"""
     workers: Annotated[int, Field(ge=1, le=1024)] = os.cpu_count() or 1
-    """threads that prepare images (default: one a core)"""
+    """threads that prepare images (default: one per core)"""
     verify: bool = False
     """read all shards back and decode every image"""
     overwrite: bool = False
-    """pack anew over what is there"""
+    """pack again, over what is there"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _recipe(options: PackOptions) -> Recipe:
-    """The recipe, but for the source's digest; UsageError if the options do not go together."""
+    """The recipe without the source's digest; UsageError if the options do not go together."""
     is_path = options.source != "digits"
     return Recipe(
         source=str(Path(options.source).expanduser().absolute()) if is_path else "digits",
@@ -123,7 +123,7 @@ def _summarise(storage: Storage, index: Index) -> None:
     )
     unreadable = index.about.unreadable
     if unreadable:
-        print(f"left out, unreadable ({len(unreadable)}):")
+        print(f"unreadable and left out ({len(unreadable)}):")
         for name in unreadable[:MAX_UNREADABLE_NAMED]:
             print(f"  {name}")
 

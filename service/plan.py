@@ -22,7 +22,7 @@ class PlanOptions(ConfigOptions):
     """What to print."""
 
     explain_batch: Annotated[int | None, Field(ge=0, le=10**12)] = None
-    """Print the samples of the discriminator's batch of this number; 0 is the first."""
+    """Print the samples of the discriminator's batch with this number; 0 is the first."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.print_config:
         print(to_yaml(config), end="")
         return
-    # here, for they bring torch, which refusals and --help do without
+    # here because they load torch, which errors and --help do not need
     from service.driver.plan import explain, plan
     from service.driver.preflight import check_data
     from service.engine.curriculum import Curriculum

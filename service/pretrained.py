@@ -30,7 +30,7 @@ LARGEST_HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Header:
-    """What the file says of its network; ValueError if that cannot be true."""
+    """The file's description of its network; ValueError if it is invalid."""
 
     version: int
     family: str
@@ -45,15 +45,15 @@ class Header:
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"{name}: {value!r} is of another type")
+                raise ValueError(f"{name}: {value!r} has the wrong type")
         for name, value in self.settings.items():
             if not isinstance(value, int | str | None) or len(str(value)) > 40:
-                raise ValueError(f"settings.{name}: {value!r} is no setting of a network")
+                raise ValueError(f"settings.{name}: {value!r} is not a network setting")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A generator on the CPU, ready to draw, its stage at the export, and what it is."""
+    """A generator on the CPU, ready to draw, with its stage at the export, its family and its shape."""
 
     generator: GrowingGenerator
     stage: Stage
@@ -71,7 +71,7 @@ def load(path: str | os.PathLike[str]) -> tuple[GrowingGenerator, Stage]:
 
 
 def load_exported(path: str | os.PathLike[str]) -> Exported:
-    """As `load`, with everything that the header says."""
+    """Like `load`, with everything that the header holds."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = _read_header(path, file.metadata())
@@ -79,10 +79,10 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise DataError(
-            f"{path}: no safetensors file, or damaged ({error}); copy it once more"
+            f"{path}: not a safetensors file, or damaged ({error}); copy it again"
         ) from error
     try:
-        with torch.device("meta"):  # no initial weights are drawn, for the file's replace them
+        with torch.device("meta"):  # no initial weights are drawn: the file's replace them
             generator, _ = models.build(header.family, **header.settings)
         shape = models.configure(header.family, **header.settings)
         generator.load_state_dict(tensors, assign=True)
@@ -91,7 +91,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(
             f"{path}: its weights do not fit its settings ({error}); use the version of the service"
-            " that exported it, or export it anew"
+            " that exported it, or export it again"
         ) from error
     ready = generator.requires_grad_(False).eval()
     return Exported(ready, stage, header.family, shape)
@@ -109,16 +109,16 @@ def _read_header(path: str | os.PathLike[str], metadata: dict[str, str] | None) 
     text = (metadata or {}).get(HEADER)
     if text is None:
         raise DataError(
-            f"{path}: safetensors, but no generator that this service exported, whose settings its"
-            f" metadata would hold under {HEADER!r}; make one with python -m service.export"
+            f"{path}: a safetensors file, but not one that this service exported: its metadata has no"
+            f" {HEADER!r}; make one with python -m service.export"
         )
     try:
         if len(text) > LARGEST_HEADER_BYTES:
-            raise ValueError(f"{len(text)} characters, more than any header has")
+            raise ValueError(f"{len(text)} characters, over the limit of {LARGEST_HEADER_BYTES}")
         content = json.loads(text)
         return Header(**{"version": None} | content)
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: its metadata under {HEADER!r} does not describe a generator ({error}); export it"
-            " anew with python -m service.export"
+            " again with python -m service.export"
         ) from error

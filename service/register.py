@@ -9,8 +9,8 @@ from service.config.schema import CREDENTIALS, has_credentials
 from service.generation.names import check_alias, check_name
 
 DESCRIPTION = "Register a checkpoint as a model that mlflow.pyfunc loads, and give it an alias."
-EPILOG = """The model takes a table of seed, class (optional) and truncation (optional), and gives uint8
-images [n, h, w, c]. A checkpoint that is registered under the name already is given the alias alone.
+EPILOG = """The model takes a table of seed, class (optional) and truncation (optional), and returns
+uint8 images [n, h, w, c]. A checkpoint that is registered already only gets the alias.
 
 examples:
   python -m service.register runs/digits --name digits --tracking-uri sqlite:///runs/digits/mlflow.db
@@ -26,11 +26,11 @@ class RegisterOptions(Options):
     """What to register, where, and under which names."""
 
     checkpoint: Positional[Text]
-    """a run.dir, for its best checkpoint, or one of the folders in its checkpoints/"""
+    """a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://"""
     name: Text
-    """the registered model's"""
+    """name of the registered model"""
     alias: Text = "best"
-    """of this version"""
+    """alias of this version"""
     tracking_uri: Text
     """MLflow's address, or sqlite:///FILE of a run"""
     experiment: Text = "gan-training"
@@ -49,7 +49,7 @@ class RegisterOptions(Options):
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(RegisterOptions, arguments, "service.register", DESCRIPTION, EPILOG)
-    from service.generation.registry import register  # brings torch, which refusals do without
+    from service.generation.registry import register  # loads torch, which errors do not need
 
     version = register(
         options.checkpoint, options.tracking_uri, options.experiment, options.name, options.alias

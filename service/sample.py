@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Draw pictures from a checkpoint. The same command gives the same file."
 EPILOG = """sheets:
-  grid           images of each class, a class a column
-  truncation     the same images at falling truncation, a threshold or psi a column
-  interpolation  on the way from one image to the next, a pair a row; animated as .webp or .gif
+  grid           images of each class, one class per column
+  truncation     the same images at falling truncation, one threshold or psi per column
+  interpolation  from one image to the next in steps, one pair per row; animated as .webp or .gif
   timelapse      the run's panel over the whole training, animated (CHECKPOINT is a run.dir)
   mixing         styles of the row's image replaced by the column's, in coarse, middle and fine
                  layers (stylegan)
-  noise          the same styles without noise and under several draws of it (stylegan)
+  noise          the same styles without noise, and with several draws of it (stylegan)
 
-CHECKPOINT is a run.dir, for its best, or one of the folders in its checkpoints/; local or s3://.
+CHECKPOINT is a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://.
 
 examples:
   python -m service.sample runs/digits grid --out digits.png --rows 8
@@ -76,49 +76,49 @@ class SampleOptions(Options):
     """What to draw, and how."""
 
     checkpoint: Positional[Text]
-    """a run.dir, for its best checkpoint, or a checkpoint's folder; local or s3://"""
+    """a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://"""
     sheet: Annotated[Positional[SheetName], Shown("SHEET")] = "grid"
     """grid, truncation, interpolation, timelapse, mixing or noise"""
     out: Text
     """file or s3:// object to write: .png, or .webp or .gif for animations"""
     seed: Seed = 0
-    """of latents, noise and standing statistics"""
+    """seed of latents, noise and standing statistics"""
     rows: Side = 8
     """rows of a sheet, or images on an animated walk"""
     columns: Side = 10
-    """columns where no class gives them"""
+    """columns of a sheet, if classes do not set them"""
     classes: Annotated[tuple[int, ...] | None, BeforeValidator(_labels), Shown("LABELS")] = None
     """labels such as 0,3,5 (default: all, up to --columns of them)"""
     weights: WeightsName = "ema"
-    """which copy of the generator"""
+    """ema for the running average, generator for the last weights"""
     resolution: Annotated[Count | None, Shown("PX")] = None
-    """a rung of the ladder (default: where the training stands)"""
+    """a lower rung (default: the current rung)"""
     truncation: float | None = None
-    """resample z beyond this, such as 0.5 (default: never)"""
+    """resample z beyond this threshold, such as 0.5 (default: never)"""
     psi: Annotated[float | tuple[float, ...], BeforeValidator(_numbers), Shown("X[,X…]")] = 1.0
-    """share of w's distance from its average, in all layers or, as 0.7,0.7,1, in each (stylegan;
-    default 1)"""
+    """share of w's distance from its average: one for all layers, or one for each, as 0.7,0.7,1
+    (stylegan; default 1)"""
     cutoff: int | None = None
     """layers from this one on are not truncated (stylegan)"""
     noise: Literal["on", "off"] = "on"
     """noise in each layer (stylegan)"""
     steps: Annotated[int, Field(ge=2, le=10_000)] = 10
-    """images from one end to the other"""
+    """images from one end of a walk to the other"""
     frame_ms: Annotated[int, Field(ge=10, le=LONGEST_FRAME_MS)] = 100
-    """duration of a frame"""
+    """milliseconds per frame"""
     standing_batches: Annotated[int, Field(ge=1, le=10_000)] = STANDING_BATCHES
-    """batches of 64 that batch norm is measured over"""
+    """batches of 64 images to measure batch norm's statistics over"""
     pixels: Annotated[int, Field(ge=1, le=4096)] = SHOWN_PIXELS
-    """smaller images are enlarged to this by whole factors"""
+    """enlarge smaller images by a whole factor, to at most this many pixels per side"""
 
     @property
     def suffix(self) -> str:
-        """Of the file to write."""
+        """The suffix of the file to write."""
         return Path(self.out).suffix.lower()
 
     @property
     def psis(self) -> tuple[float, ...]:
-        """Psi as several."""
+        """Psi as a tuple."""
         return self.psi if isinstance(self.psi, tuple) else (self.psi,)
 
     @field_validator("truncation")
@@ -138,7 +138,7 @@ class SampleOptions(Options):
         if not all(map(math.isfinite, self.psis)):
             raise ValueError(f"--psi {self.psi}: give a number, such as 0.7")
         if self.sheet == "truncation" and self.psi != 1.0:
-            raise ValueError("--psi: a truncation sheet goes through several; leave it out")
+            raise ValueError("--psi: a truncation sheet shows several values; leave it out")
         if self.sheet == "timelapse" and self.resolution is not None:
             raise ValueError("--resolution: a timelapse shows what the run drew; leave it out")
         return self
@@ -147,7 +147,7 @@ class SampleOptions(Options):
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(SampleOptions, arguments, "service.sample", DESCRIPTION, EPILOG)
-    # here, for they bring torch, which refusals and --help do without
+    # here because they load torch, which errors and --help do not need
     from service.generation.sheets import SHEETS, Subject
     from service.run.best import load
 
@@ -190,18 +190,18 @@ def _write(options: SampleOptions, frames: "Frames") -> None:
 
 
 def _check_family(options: SampleOptions, subject: "Subject") -> None:
-    """UsageError where the family has not what the options ask for."""
+    """UsageError if the family lacks what the options need."""
     family, normalises = subject.trained.family, subject.trained.shape.normalises_latents
     if subject.has_styles:
         _check_styles(options, subject)
         return
     if options.sheet in NEEDS_STYLES:
-        raise UsageError(f"{options.sheet}: {family} has no styles; only stylegan has")
+        raise UsageError(f"{options.sheet}: {family} has no styles, only stylegan does")
     if options.psi != 1.0 or options.cutoff is not None:
         remedy = "leave them out" if normalises else "use --truncation"
         raise UsageError(f"--psi, --cutoff: {family} has no w; {remedy}")
     if normalises and (options.truncation is not None or options.sheet == "truncation"):
-        raise UsageError(f"truncation: {family} normalises its latents, so that none lie far out")
+        raise UsageError(f"truncation: {family} normalises its latents, so none lie far out; drop it")
 
 
 def _check_styles(options: SampleOptions, subject: "Subject") -> None:
@@ -211,14 +211,15 @@ def _check_styles(options: SampleOptions, subject: "Subject") -> None:
     if len(options.psis) not in (1, layers):
         raise UsageError(f"--psi: {len(options.psis)} values for {layers} layers; give one for each")
     if options.cutoff is not None and not 0 <= options.cutoff <= layers:
-        raise UsageError(f"--cutoff {options.cutoff}: there are {layers} layers")
+        raise UsageError(f"--cutoff {options.cutoff}: there are {layers} layers; give 0 to {layers}")
 
 
 def _stage(trained: "Trained", options: SampleOptions) -> Stage:
     if options.resolution is None:
         return trained.stage
     if options.resolution not in trained.rungs:
-        raise UsageError(f"--resolution {options.resolution}: trained so far are {trained.rungs}")
+        rungs = ", ".join(map(str, trained.rungs))
+        raise UsageError(f"--resolution {options.resolution}: not trained yet; choose one of {rungs}")
     return Stage(options.resolution)
 
 
@@ -227,12 +228,12 @@ def _chosen(trained: "Trained", options: SampleOptions) -> list[int]:
     count = trained.shape.classes
     if options.classes is None:
         return list(range(min(count or 1, options.columns)))
-    given = ",".join(map(str, options.classes))
+    labels = ",".join(map(str, options.classes))
     if count is None:
-        raise UsageError(f"--classes {given}: this model has no classes; leave it out")
+        raise UsageError(f"--classes {labels}: this model has no classes; leave it out")
     outside = [label for label in options.classes if not 0 <= label < count]
     if outside:
-        raise UsageError(f"--classes {given}: {outside} are outside 0 … {count - 1}")
+        raise UsageError(f"--classes {labels}: {outside} are outside 0 … {count - 1}")
     return list(options.classes)
 
 

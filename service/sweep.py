@@ -1,12 +1,12 @@
 """Search for good settings: `python -m service.sweep --preset NAME --space FILE [--key VALUE …]`.
 
-FILE is YAML, a setting a line with the values that it may take:
+FILE is YAML: one setting per line, with the values that it may take:
   training.lr_generator: {loguniform: [5.0e-5, 5.0e-3]}
   training.d_steps: {choice: [1, 2]}
-Also uniform and integer, with two bounds, and grid, for --search grid.
+uniform and integer also take two bounds; grid lists values for --search grid.
 
-Each trial is a run below DIR/trials, scored at evaluation.every_images; one that collapses ends and
-counts as the worst. The same command goes on with a sweep that was interrupted.
+Each trial is a run below DIR/trials, scored at evaluation.every_images. A trial that collapses ends and
+counts as the worst. The same command continues an interrupted sweep.
 """
 
 import contextlib
@@ -33,28 +33,28 @@ DEFAULT_TRIALS = 16
 
 
 class SweepOptions(ConfigOptions):
-    """The sweep, beside the settings that all trials share."""
+    """The sweep's options, beside the settings that all trials share."""
 
     space: Annotated[Text | None, Shown("FILE")] = None
     """YAML file of the settings to sweep, see above"""
     dir: Annotated[Text | None, Shown("DIR")] = None
-    """folder or s3:// address of the sweep (default: the preset's run.dir, then -sweep)"""
+    """folder or s3:// address of the sweep (default: run.dir with -sweep appended)"""
     trials: Count | None = None
-    """how many; a grid has as many as it has points (default 16)"""
+    """number of trials (default 16, or all points of a grid)"""
     search: Method = "random"
     """random, grid, or optuna, which learns from the scores"""
     seed: Seed = 0
-    """of the search"""
+    """seed of the search"""
     scheduler: Scheduler = "asha"
-    """asha stops what is behind, none stops nothing"""
+    """asha stops trials that fall behind; none stops no trial"""
     grace_images: Count | None = None
-    """asha stops nothing before it (default: the images of a trial / reduction²)"""
+    """asha stops no trial before this many images (default: a trial's images / reduction²)"""
     reduction: Annotated[int, Field(ge=2, le=2**31 - 1)] = 3
-    """asha leaves the best 1 of N to go on"""
+    """asha lets the best 1 in N go on"""
     concurrent: Count | None = None
     """trials at a time (default: as many as the cluster holds)"""
     max_failures: Annotated[int, Field(ge=0, le=2**31 - 1)] = 3
-    """how often a trial that dies is started again"""
+    """how often to restart a trial that dies"""
     model: Text | None = None
     """name of the best checkpoint in MLflow's registry (default: the name of DIR)"""
     alias: Text = "best"
@@ -75,20 +75,20 @@ def main(arguments: Sequence[str]) -> None:
     space = read_space(options.space, config)
     plan = Plan(config, space, _search(options, space, end_of(config)))
     model = _model(options, plan)
-    from service.driver.preflight import check_data  # brings torch, which refusals do without
+    from service.driver.preflight import check_data  # loads torch, which errors do not need
 
     check_data(plan.trial("", {}))
     _run(plan, options, model)
 
 
 def _in_dir(config: Config, folder: str | None) -> Config:
-    """The configuration of all trials, its run.dir the sweep's."""
+    """The configuration that all trials share, with the sweep's folder as run.dir."""
     place = folder or config.run.dir.rstrip("/") + "-sweep"
     return config.model_copy(update={"run": config.run.model_copy(update={"dir": place})})
 
 
 def _run(plan: Plan, options: SweepOptions, model: str) -> None:
-    # here, for they bring Ray and MLflow, which refusals do without
+    # here because they load Ray and MLflow, which errors do not need
     from service.driver.join import join_ray
     from service.storage.lock import RunLock
     from service.tuning.parent import Parent
@@ -132,16 +132,15 @@ def _search(options: SweepOptions, space: Space, end: int) -> Search:
 
 
 def _trials(options: SweepOptions, space: Space) -> int:
-    """How many there are; UsageError where the space does not go with the method."""
+    """The number of trials; UsageError if the space does not suit the method."""
     for dimension in space.dimensions:
         if options.search == "grid" and dimension.kind not in ("grid", "choice"):
             raise UsageError(
-                f"--search grid: {dimension.key}: {dimension.kind} has no end; list values in a grid"
+                f"--search grid: {dimension.key}: {dimension.kind} lists no values; write a grid"
             )
         if options.search != "grid" and dimension.kind == "grid":
             raise UsageError(
-                f"--space: {dimension.key}: grid is tried out in full; write choice, or give"
-                " --search grid"
+                f"--space: {dimension.key}: grid works only with --search grid; add it, or write choice"
             )
     if options.search != "grid":
         return options.trials or DEFAULT_TRIALS

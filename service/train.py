@@ -1,6 +1,6 @@
 """Train a GAN: `python -m service.train --preset NAME [--section.key VALUE …]`.
 
-The same command on the same run.dir goes on from the last committed checkpoint.
+The same command on the same run.dir continues from the last committed checkpoint.
 """
 
 import shlex
@@ -27,14 +27,14 @@ def main(arguments: Sequence[str]) -> None:
     if options.print_config:
         print(to_yaml(config), end="")
         return
-    from service.driver.launch import launch  # brings torch and Ray, which refusals do without
+    from service.driver.launch import launch  # loads torch and Ray, which errors do not need
 
     launch(config)
     _print_places(config)
 
 
 def _print_places(config: Config) -> None:
-    """Where things are, now that the run is over."""
+    """Print where the results of the run are."""
     if is_s3(config.run.dir):
         print(f"done: checkpoints and pictures in {config.run.dir}, curves at {config.tracking.uri}")
         return

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from service.collapse.state import HISTORY, Kind, Level, Measurement, Verdict
 
 GRACE, GRACE_CYCLES = 2, 100
-"""So many measurements, and cycles, do not count at the start and after each change of span."""
+"""Measurements, and cycles, that do not count at the start and after each change of span."""
 
 LASTING, WARN = 5, 2
 """A collapse shows in all but one of the last LASTING measurements, a warning in WARN of them."""
@@ -22,9 +22,9 @@ RISING_AFTER, RISING = 3, 1.15
 
 
 LOGITS = 4000.0
-"""A bounded discriminator's logits are no farther apart. Two images of 1024 px in RGB differ by at most
-2 √(3 · 1024²) = 3,547 in length. Spectral norm and gradient penalty aim at a slope of 1; then logits
-differ by no more."""
+"""A bounded discriminator's logits differ by no more than this. Two images of 1024 px in RGB differ by
+at most 2 √(3 · 1024²) = 3,547 in length. Spectral norm and gradient penalty aim at a slope of 1; then
+logits differ by no more."""
 
 
 @dataclass(frozen=True)
@@ -224,11 +224,11 @@ RULES = (
         Kind.DIVERGENCE,
         _divergence,
         _sentence(
-            "generated images leave the real ones: their mean is off by {shift:.2f} of the real spread,"
+            "generated images drift away from real ones: their mean is off by {shift:.2f} real spreads,"
             " variety {variety_pixels:.2f}, roughness {roughness:.2f}, saturation {saturation:+.2f};"
             " gradient norms D {grad_norm_d:.3g}, G {grad_norm_g:.3g}, largest singular values"
             " D {spectrum_discriminator:.3g}, G {spectrum_generator:.3g}, margin of logits {margin:.3g}:"
-            " lower both rates, and see that something bounds D (model.spectral_norm,"
+            " lower both rates, and make sure that D is bounded (model.spectral_norm,"
             " training.gradient_penalty)"
         ),
     ),
@@ -236,8 +236,8 @@ RULES = (
         Kind.D_OVERFIT,
         _d_overfit,
         _sentence(
-            "the discriminator knows its training images by heart: right on {accuracy_real:.0%} of them,"
-            " on {accuracy_held_out:.0%} of held-out ones: add data, flips or training.r1, or stop here"
+            "the discriminator has memorised its training images: right on {accuracy_real:.0%} of them,"
+            " on {accuracy_held_out:.0%} of held-out ones; add data, flips or training.r1, or stop here"
         ),
     ),
     Rule(
@@ -245,14 +245,15 @@ RULES = (
         _d_too_strong,
         _sentence(
             "the discriminator is right on {accuracy_real:.1%} of real and {accuracy_fake:.1%} of"
-            " generated images, its loss {loss_d:.3g}: lower its rate or steps, or raise training.r1"
+            " generated images, and its loss is {loss_d:.3g}: lower its rate or steps, or raise"
+            " training.r1"
         ),
     ),
     Rule(
         Kind.G_TOO_STRONG,
         _g_too_strong,
         _sentence(
-            "the discriminator takes generated images for more real than real ones (logits"
+            "the discriminator rates generated images as more real than real ones (logits"
             " {logit_fake:.2f} against {logit_real:.2f}): raise its rate or training.d_steps"
         ),
     ),

@@ -136,7 +136,7 @@ def view_size(resolution: int, channels: int) -> int:
 
 
 def compare(fake: Crowd, real: Crowd) -> dict[str, float]:
-    """Signals, all without a unit: for fakes like the real, ratios are 1, shift and saturation 0.
+    """Signals without units. If fakes match real images, ratios are 1, shift and saturation 0.
 
     NaN if there is nothing to compare with.
     """
@@ -205,7 +205,7 @@ class Spectra:
     def load_state_dict(self, vectors: dict[str, Tensor]) -> None:
         """Take over these vectors; RuntimeError if they belong to other weights."""
         if {k: v.shape for k, v in vectors.items()} != {k: v.shape for k, v in self._vectors.items()}:
-            raise RuntimeError("vectors of other weights than these networks have")
+            raise RuntimeError("the vectors belong to other weights than these networks'")
         for name, vector in vectors.items():
             self._vectors[name].copy_(vector)
 

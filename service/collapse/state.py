@@ -65,7 +65,7 @@ class Verdict:
 
     def __post_init__(self) -> None:
         if (self.kind is None) != (self.level == Level.HEALTHY):
-            raise ValueError(f"a verdict {self.level!s} of kind {self.kind}")
+            raise ValueError(f"a verdict of level {self.level!s} cannot have kind {self.kind}")
 
 
 @dataclass(frozen=True)

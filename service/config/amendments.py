@@ -1,4 +1,4 @@
-"""Amendments: what a rewind changes of the settings that a step reads anew."""
+"""Amendments: the changes that a rewind makes to training settings."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from service.config.describe import explain
 from service.config.sections import Amendment, TrainingSettings
 
 SECTION = "training."
-# Settings that a step reads anew: a rewind may change them.
+# Every step reads these settings again, so a rewind may change them.
 AMENDABLE = (
     "training.lr_generator",
     "training.lr_discriminator",
@@ -29,7 +29,7 @@ AMENDABLE = (
 def resolve(training: TrainingSettings, amendment: Amendment, where: str) -> dict[str, float]:
     """The values that an amendment gives its settings; ValueError, naming `where`, if it cannot."""
     if not amendment:
-        raise ValueError(f"{where}: names nothing; give a setting, of {', '.join(AMENDABLE)}")
+        raise ValueError(f"{where}: names no setting; give one or more of {', '.join(AMENDABLE)}")
     values = {}
     for key, change in amendment.items():
         if key not in AMENDABLE:
@@ -48,7 +48,7 @@ def resolve(training: TrainingSettings, amendment: Amendment, where: str) -> dic
 
 
 def _amended(before: float, change: float | str) -> float:
-    """The value that a setting has after a change; whole where it was whole, by a factor rounded."""
+    """The setting after the change. A whole number stays whole: its product with a factor is rounded."""
     text = str(change)
     value = before * float(text[1:]) if text.startswith("x") else float(text)
     if not math.isfinite(value):
@@ -61,7 +61,7 @@ def _amended(before: float, change: float | str) -> float:
 
 
 def amend(training: TrainingSettings, values: Mapping[str, float], where: str) -> TrainingSettings:
-    """The section with these values, as `resolve` gives them, and nothing else changed.
+    """The section with only these values changed; `resolve` gives them.
 
     ValueError, naming `where`, if a value is out of its bounds.
     """

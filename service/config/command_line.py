@@ -1,4 +1,4 @@
-"""The configuration of a command line: a preset or a file, and flags `--section.key VALUE` over it."""
+"""The configuration of a command line: a preset or a file, overridden by flags `--section.key VALUE`."""
 
 import sys
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Chosen = TypeVar("Chosen", bound="ConfigOptions")
 
 
 class _Flags(Config, BaseSettings):
-    """The configuration as pydantic-settings reads it: from a preset's values and flags over them."""
+    """The configuration as pydantic-settings reads it: from a preset's values, overridden by flags."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, cli_avoid_json=True
@@ -39,12 +39,12 @@ class _Flags(Config, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Never the environment: a variable DATA there is none of ours."""
+        """Read nothing from the environment: a variable DATA there is not the section `data`."""
         return (init_settings,)
 
 
 class ConfigOptions(Options):
-    """What every command that takes a configuration takes beside its settings."""
+    """The options of every command that takes a configuration."""
 
     preset: str | None = None
     """A preset by name; see docs/configuration.md."""
@@ -64,24 +64,24 @@ def parse_config(
     if "--help" in arguments or "-h" in arguments:
         _print_help(options, program, description, epilog)
         sys.exit(0)
-    given, rest = parse_known(options, arguments, program)
-    if given.preset and given.config:
-        raise UsageError("--preset and --config: give one of them")
+    chosen, flags = parse_known(options, arguments, program)
+    if chosen.preset and chosen.config:
+        raise UsageError("--preset and --config: give only one of them")
     values: dict[str, Any] = {}
     origin = "the command line"
-    if given.preset:
-        values, origin = load_preset(given.preset), f"preset {given.preset}"
-    elif given.config:
-        values, origin = read_yaml(Path(given.config)), given.config
-    elif not rest:
-        raise UsageError(f"nothing to run: give --preset NAME, of {', '.join(preset_names())}")
-    return given, _build(options, rest, values, origin, program)
+    if chosen.preset:
+        values, origin = load_preset(chosen.preset), f"preset {chosen.preset}"
+    elif chosen.config:
+        values, origin = read_yaml(Path(chosen.config)), chosen.config
+    elif not flags:
+        raise UsageError(f"nothing to run: give --preset NAME, one of {', '.join(preset_names())}")
+    return chosen, _build(options, flags, values, origin, program)
 
 
 def _build(
     options: type[ConfigOptions], flags: list[str], values: dict[str, Any], origin: str, program: str
 ) -> Config:
-    """The configuration of a preset's or a file's `values` and flags over them."""
+    """The configuration from a preset's or a file's `values`, overridden by flags."""
     _check_flags(options, flags)
     source: CliSettingsSource[Any] = CliSettingsSource(
         _Flags,
@@ -92,18 +92,18 @@ def _build(
         cli_exit_on_error=False,
     )
     try:
-        given = _Flags(_cli_settings_source=source(args=flags), **values)
+        merged = _Flags(_cli_settings_source=source(args=flags), **values)
     except ValidationError as error:
         raise UsageError(explain(error, origin, Config)) from error
     except (SettingsError, ValueError) as error:
         raise UsageError(
             f"the command line cannot be read: {error}; see python -m {program} --help"
         ) from error
-    return Config(**given.model_dump())
+    return Config(**merged.model_dump())
 
 
 def _check_flags(options: type[ConfigOptions], flags: Sequence[str]) -> None:
-    """UsageError names the first flag that is no setting."""
+    """UsageError names the first unknown flag."""
     known = list(describe(Config))
     own = [name.replace("_", "-") for name in options.model_fields]
     for argument in flags:
@@ -111,7 +111,7 @@ def _check_flags(options: type[ConfigOptions], flags: Sequence[str]) -> None:
         if flag.startswith("--") and flag[2:] not in (*known, *Config.model_fields):
             raise UsageError(f"{flag}: no such setting; {suggest(flag[2:], [*known, *own], '--')}")
         if not flag.startswith("-") and argument is flags[0]:
-            raise UsageError(f"{argument}: a setting is written --section.key VALUE")
+            raise UsageError(f"{argument}: write a setting as --section.key VALUE")
 
 
 def _print_help(options: type[ConfigOptions], program: str, description: str, epilog: str) -> None:

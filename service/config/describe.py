@@ -1,4 +1,4 @@
-"""A configuration in words: what each key is, and what is wrong with one that does not hold."""
+"""A configuration in words: what each key means, and what is wrong with an invalid one."""
 
 import json
 from collections.abc import Iterator
@@ -36,9 +36,9 @@ def _type_name(kind: Any) -> str:
 
 
 def explain(error: ValidationError, origin: str, model: type[BaseModel], prefix: str = "") -> str:
-    """Pydantic's findings on a `model` as lines `key: value: what is wrong; remedy`.
+    """Pydantic's errors on a `model` as lines `key: value: what is wrong; remedy`.
 
-    `prefix` is the section that the model is, such as "training.".
+    `prefix` is the model's section, such as "training.".
     """
     rows, names = describe(model, prefix), list(_names(model))
     lines = []
@@ -46,7 +46,7 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel], prefix:
         parts = (str(part) for part in finding["loc"])
         key = prefix + ".".join(part for part in parts if not part.startswith("constrained"))
         lines.append(_line(finding, key, rows, names, origin))
-    return f"the configuration from {origin} does not hold:\n  " + "\n  ".join(dict.fromkeys(lines))
+    return f"the configuration from {origin} is invalid:\n  " + "\n  ".join(dict.fromkeys(lines))
 
 
 def _line(
@@ -62,11 +62,11 @@ def _line(
         case "value_error" if not finding["loc"]:
             return str(finding["ctx"]["error"])
     message = finding["msg"].removeprefix("Value error, ")
-    return f"{key}: {finding['input']!r}: {message}{_about(key, rows)}"
+    return f"{key}: {finding['input']!r}: {message}{_meaning(key, rows)}"
 
 
 def _names(model: type[BaseModel]) -> Iterator[str]:
-    """Plain names of all settings, those in lists of sections too."""
+    """Plain names of all settings, including those in lists of sections."""
     for name, field in model.model_fields.items():
         yield name
         for kind in (field.annotation, *get_args(field.annotation)):
@@ -74,7 +74,7 @@ def _names(model: type[BaseModel]) -> Iterator[str]:
                 yield from _names(kind)
 
 
-def _about(key: str, rows: dict[str, tuple[str, str, str]]) -> str:
+def _meaning(key: str, rows: dict[str, tuple[str, str, str]]) -> str:
     if key not in rows:
         return ""
     kind, default, meaning = rows[key]

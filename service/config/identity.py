@@ -1,4 +1,4 @@
-"""Which settings make a run the one that it is: all but those that change no number of its training."""
+"""Which settings identify a run: all that change a number of its training."""
 
 import contextlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from service.config.schema import Config
 
-# What changes where a run goes and how it is kept, but not one number of its training.
+# These change where a run goes and how it is kept, but no number of its training.
 MAY_DIFFER = (
     "run.dir",
     "run.images",
@@ -39,11 +39,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Config) -> list[str]:
-    """Lines that name the values which a resumed run may not change, and both of them."""
+    """One line for each changed setting that a resumed run must keep, with both values."""
     with contextlib.suppress(ValidationError):
-        before = Config.model_validate(
-            before
-        ).model_dump()  # settings newer than the run have their defaults
+        # settings newer than the run get their defaults
+        before = Config.model_validate(before).model_dump()
     old, new = flatten(before), flatten(now.model_dump())
     return [
         f"{key}: the run was started with {old.get(key)!r}, now it is {new.get(key)!r}"

@@ -1,6 +1,6 @@
 """The configuration as a page for people: `python -m service.config.reference > docs/configuration.md`.
 
-What it says of sections, keys and presets is read from their classes, docstrings and files.
+It describes sections, keys and presets from their classes, docstrings and files.
 """
 
 import re
@@ -19,20 +19,20 @@ from service.config.yaml import PRESETS
 
 HEAD = """# Configuration
 
-Written by `make docs` from `service/config/sections.py` and `service/presets/`; a test holds it to them.
+Written by `make docs` from `service/config/sections.py` and `service/presets/`; a test compares them.
 
-A run is a preset (`--preset NAME`) or a file with the same sections (`--config FILE`), and flags over
-it: `--section.key VALUE`. `null` unsets a value, lists and `phases` are given as JSON, `--print-config`
-shows what it all comes to. Nothing is read from the environment, and an unknown key is an error. What
-ends in `_images` counts real images shown to the discriminator, over all workers, `_s` seconds,
+A run takes a preset (`--preset NAME`) or a file with the same sections (`--config FILE`). Flags override
+it: `--section.key VALUE`. `null` unsets a value. Lists and `phases` are given as JSON. `--print-config`
+shows the result. Nothing is read from the environment, and an unknown key is an error. A key that ends
+in `_images` counts real images shown to the discriminator, over all workers; `_s` means seconds and
 `_bytes` bytes.
 
-*Change*: **resume**, the same run may be started again with another value; **amend**, a rewind may
-change it (`collapse.amendments`). Another value of any other key makes another run, with a `run.dir` of
-its own.
+*Change*: with **resume**, the same run may resume with another value; with **amend**, a rewind may
+change it (`collapse.amendments`). Another value of any other key makes another run, with its own
+`run.dir`.
 """
 
-_PRESET = re.compile(r"^(?P<name>[\w.-]+):[^#\n]*(?:# ?(?P<about>.*))?$", re.MULTILINE)
+_PRESET = re.compile(r"^(?P<name>[\w.-]+):[^#\n]*(?:# ?(?P<purpose>.*))?$", re.MULTILINE)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,8 +55,8 @@ def _sections() -> Iterator[str]:
             yield from _table(name, Phase, "", f"{Phase.__doc__} {field.description}")
 
 
-def _table(name: str, section: type[BaseModel], prefix: str, about: str) -> Iterator[str]:
-    yield f"## {name}\n\n{about}\n"
+def _table(name: str, section: type[BaseModel], prefix: str, introduction: str) -> Iterator[str]:
+    yield f"## {name}\n\n{introduction}\n"
     yield "| key | type | default | meaning | change |\n| --- | --- | --- | --- | --- |"
     for key, (kind, default, meaning) in describe(section, prefix).items():
         default = default.removeprefix("default ")
@@ -83,8 +83,8 @@ def _presets() -> Iterator[str]:
         head = " ".join(line.removeprefix("# ") for line in text.partition("\n\n")[0].splitlines())
         yield f"{_link(file)}: {head}\n\n| preset | for |\n| --- | --- |"
         for preset in _PRESET.finditer(text):
-            about = (preset["about"] or "").replace("|", "\\|")
-            yield f"| `{preset['name']}` | {about} |"
+            purpose = (preset["purpose"] or "").replace("|", "\\|")
+            yield f"| `{preset['name']}` | {purpose} |"
         yield ""
 
 

@@ -1,6 +1,6 @@
 """The typed configuration of a run: its sections, and the rules that hold between them.
 
-Presets stand in `presets/<family>.yaml`; a flag such as `--run.images 20000` overrides one value.
+Presets are in `presets/<family>.yaml`; a flag such as `--run.images 20000` overrides one value.
 Nothing is read from the environment, and every rule that needs no data is checked here.
 """
 
@@ -28,7 +28,7 @@ from service.config.vocabulary import RANKING
 from service.storage import is_s3
 
 CACHE_BLOCK_BYTES = 4 << 20
-"""`data.cache_dir` keeps what was read in blocks of this size; each lane reads from one."""
+"""`data.cache_dir` holds blocks of this size; each lane reads from one."""
 
 
 class Config(BaseModel):
@@ -59,9 +59,9 @@ class Config(BaseModel):
         return self
 
     def amended(self, values: Mapping[str, float], where: str = "an amendment") -> "Config":
-        """The configuration with these training settings, and nothing else changed.
+        """The configuration with only these training settings changed.
 
-        ValueError, naming `where`, if they do not hold.
+        ValueError, naming `where`, if they are invalid.
         """
         training = amend(self.training, values, where)
         changed = self.model_copy(update={"training": training})
@@ -70,7 +70,7 @@ class Config(BaseModel):
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """What `models.build` takes, beside the family."""
+        """The arguments of `models.build`, beside the family."""
         settings = self.model.model_dump(exclude={"family"}, exclude_none=True)
         return settings | {"first_resolution": self.phases[0].resolution}
 
@@ -81,20 +81,20 @@ class Config(BaseModel):
 
     @property
     def worker_counts(self) -> list[int]:
-        """Allowed numbers of workers: those that all `shared_sizes` are multiples of."""
+        """Allowed numbers of workers: those that divide all `shared_sizes`."""
         shared = self.shared_sizes
         possible = range(self.scale.worker_range.start, min(self.scale.worker_range[-1], *shared) + 1)
         return [n for n in possible if all(size % n == 0 for size in shared)]
 
     @property
     def shared_sizes(self) -> list[int]:
-        """What is shared out evenly among the workers: lanes, and the groups of each micro-batch."""
+        """Sizes that are split evenly among the workers: lanes, and the groups of each micro-batch."""
         group = self.shape.batch_group
         return [self.data.lanes, *sorted({phase.micro_batch // group for phase in self.phases})]
 
 
 def check(config: Config) -> None:
-    """ValueError names the first rule between settings that does not hold, and the remedy."""
+    """ValueError names the first rule between settings that is broken, and the remedy."""
     for rule in RULES:
         rule(config)
 
@@ -133,8 +133,9 @@ def _check_shape(config: Config) -> None:
     for i, phase in enumerate(config.phases):
         if phase.micro_batch % group:
             raise ValueError(
-                f"phases[{i}].batch: {phase.batch} / accumulation {phase.accumulation} is not in"
-                f" whole groups of {group}, which {config.model.family}'s discriminator compares"
+                f"phases[{i}].batch: {phase.batch} / accumulation {phase.accumulation} is not a"
+                f" whole number of groups of {group}, which {config.model.family}'s discriminator"
+                " compares; change either"
             )
 
 
@@ -142,7 +143,7 @@ def _check_styles(config: Config) -> None:
     if config.training.style_mixing and not config.shape.has_styles:
         raise ValueError(
             f"training.style_mixing: {config.training.style_mixing}, but {config.model.family} has no"
-            " styles; set 0, or take stylegan"
+            " styles; set 0, or use stylegan"
         )
 
 
@@ -154,7 +155,7 @@ def _check_workers(config: Config) -> None:
 def _check_rewinds(config: Config) -> None:
     if config.collapse.action == "rewind" and not config.collapse.amendments:
         raise ValueError(
-            "collapse.amendments: names nothing that a rewind could change; give a list such as"
+            "collapse.amendments: empty, so a rewind would change nothing; give a list such as"
             ' [{"training.lr_generator": "x0.5"}], or set collapse.action to alert, protect or stop'
         )
 
@@ -164,7 +165,7 @@ def _check_tracking(config: Config) -> None:
         raise ValueError(f"tracking.uri: {CREDENTIALS}")
     if is_s3(config.run.dir) and not config.tracking.uri:
         raise ValueError(
-            f"tracking.uri: not given, and run.dir {config.run.dir} can hold no MLflow database;"
+            f"tracking.uri: not given, but run.dir {config.run.dir} cannot hold an MLflow database;"
             " give the address of an MLflow server"
         )
 
@@ -174,7 +175,7 @@ def _check_cache(config: Config) -> None:
     needed = data.lanes * CACHE_BLOCK_BYTES
     if data.cache_dir and data.cache_bytes < needed:
         raise ValueError(
-            f"data.cache_bytes: {data.cache_bytes}, but {data.lanes} lanes take a block of"
+            f"data.cache_bytes: {data.cache_bytes}, but {data.lanes} lanes need a block of"
             f" {CACHE_BLOCK_BYTES} each, {needed} in all; raise it, or leave data.cache_dir out"
         )
 
@@ -184,12 +185,13 @@ def _check_evaluation(config: Config) -> None:
     if settings.best not in settings.scores or settings.best not in RANKING:
         ranking = [score for score in settings.scores if score in RANKING]
         raise ValueError(
-            f"evaluation.best: {settings.best} is none of evaluation.scores that rank; set it to one of"
-            f" {', '.join(ranking or RANKING)}" + ("" if ranking else ", and add that to the scores")
+            f"evaluation.best: {settings.best} is not a ranking score in evaluation.scores; set it"
+            f" to one of {', '.join(ranking or RANKING)}"
+            + ("" if ranking else ", and add that to the scores")
         )
     if settings.features == "inception" and not settings.weights:
         raise ValueError(
-            "evaluation.weights: not given, and inception brings none; give the path or URL of its"
+            "evaluation.weights: not given, but inception needs them; give the path or URL of its"
             " file, or set evaluation.features to efficientnet_lite0"
         )
     if settings.features != "inception" and settings.weights:
@@ -211,7 +213,7 @@ CREDENTIALS = (
 
 
 def has_credentials(uri: str) -> bool:
-    """Whether an address holds a user or a password; it is written in places that others read."""
+    """Whether an address, which others may read, holds a user or a password."""
     return "@" in uri.partition("://")[2].partition("/")[0]
 
 

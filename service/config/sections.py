@@ -45,13 +45,13 @@ class ModelSettings(Section):
     family: Literal["dcgan", "sagan", "biggan", "biggan-deep", "progan", "stylegan", "mnist-pggan"]
     """The family of networks."""
     resolution: int = Field(ge=7, le=1024)
-    """Pixels of a side at the last rung."""
+    """Pixels per side at the last rung."""
     channels: Annotated[Literal[1, 3], BeforeValidator(_to_number)]
     """1 for gray images, 3 for RGB."""
     classes: Count | None = None
     """Number of labels, from 0 to classes − 1; null trains without labels."""
     base: Annotated[Literal[4, 7], BeforeValidator(_to_number)] = 4
-    """Pixels of a side where the generator starts; 7 leads to 14, 28, 56 px and so on."""
+    """Pixels per side where the generator starts; 7 leads to 14, 28, 56 px and so on."""
     width: Count | None = None
     """Multiplies every number of feature maps."""
     latents: Count | None = None
@@ -70,7 +70,7 @@ class Phase(Section):
     """One rung of the curriculum: fade it in, then hold it."""
 
     resolution: int = Field(ge=4)
-    """Pixels of a side."""
+    """Pixels per side."""
     fade_images: int = Field(default=0, ge=0)
     """Images over which the rung fades in; 0 in the first phase."""
     hold_images: int = Field(ge=1)

@@ -17,7 +17,7 @@ ScoreName = Literal[
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 RankingName = Literal["fd", "kid", "swd", "is", "precision", "recall", "density", "coverage"]
 RANKING: tuple[RankingName, ...] = get_args(RankingName)
-"""Scores by which one generator is better than another."""
+"""Scores that can rank generators."""
 HIGHER_IS_BETTER: tuple[ScoreName, ...] = ("is", "precision", "recall", "density", "coverage")
 OF_PIXELS: tuple[ScoreName, ...] = ("swd", "ms_ssim")
 """Scores that compare pixels; all others compare features."""

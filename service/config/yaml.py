@@ -17,22 +17,22 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The values of a preset; UsageError names those there are."""
+    """The values of a preset; UsageError lists the presets."""
     for file in sorted(PRESETS.glob("*.yaml")):
         presets = read_yaml(file)
         if name in presets:
             return presets[name]
-    raise UsageError(f"--preset {name}: no such preset; choose of {', '.join(preset_names())}")
+    raise UsageError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The sections in a file; UsageError where it holds none."""
+    """The sections in a file; UsageError if it holds none."""
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{file}: cannot be read as YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"{file}: holds no mapping of sections")
+        raise UsageError(f"{file}: not a mapping of sections; see docs/configuration.md")
     return content
 
 

@@ -1,4 +1,4 @@
-"""A node's copy of what its workers read of the shards: blocks in a folder.
+"""A node's copy of the shard blocks that its workers read, in a folder.
 
 A training reads every shard once an epoch; from the second epoch on, this spares the network. Any
 process may read and write at any time: blocks appear whole, and the oldest are cleared.
@@ -167,7 +167,7 @@ class _Count:
         return int(text) if text.isdecimal() else None
 
     def set(self, count: int) -> None:
-        """Write it down."""
+        """Store the count."""
         self._file.truncate(0)
         self._file.write(str(count))
         self._file.flush()

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class Request:
     """One worker's share of a micro-batch: global sample numbers, and the resolution to decode to.
 
-    `mirrored` says which images are flipped from left to right; None flips none. `clock` is that of the
-    training's step.
+    `mirrored` says which images are flipped from left to right; None flips none. `clock` is the training
+    step's clock.
     """
 
     numbers: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images uint8 [n, h, w, c], labels int64 [n], their rows in the index; the clock they are for."""
+    """Images uint8 [n, h, w, c], labels int64 [n], their rows in the index, and the step's clock."""
 
     images: Pixels
     labels: NDArray[np.int64]
@@ -51,7 +51,7 @@ class Batch:
 class Dataset:
     """Samples in an order, and how to read them: plain values, which travel to other processes.
 
-    With `labelled`, a sample without a label is a bad one. Channels are 1 or 3.
+    With `labelled`, samples without a label are bad. Channels are 1 or 3.
     """
 
     address: str
@@ -84,7 +84,7 @@ class BadWindow(Exception):
 class Samples:
     """Decodes samples from the windows of a stream. The `unlabelled` rows are bad ones.
 
-    `bad` says for each row and resolution that failed what was wrong.
+    `bad` maps each failed row and resolution to what was wrong.
     """
 
     def __init__(self, stream: Stream, unlabelled: NDArray[np.int64]):
@@ -113,11 +113,11 @@ class Samples:
                 continue
             try:
                 if self._unlabelled and row in self._unlabelled:
-                    raise DataError("no label, or one that is not a number")
+                    raise DataError("its label is missing or not a number")
                 decode(window.image(i), out)
                 return row
             except DataError as error:
-                # At this resolution only: what another one shows must not depend on the past.
+                # At this resolution only: what others show must not depend on past failures.
                 self.bad[row, resolution] = str(error)
         raise BadWindow(window.rows[0])
 
@@ -133,7 +133,7 @@ class BadSamples:
         return len(self._rows)
 
     def add(self, bad: dict[tuple[int, int], str]) -> None:
-        """Take note of some; DataError past the limit."""
+        """Add bad samples; DataError past the limit."""
         for (row, _), error in bad.items():
             self._rows.add(row)
             what = f"{self._dataset.index.describe(row)}: {error}"
@@ -142,15 +142,17 @@ class BadSamples:
 
     def whole_window(self, error: BadWindow) -> DataError:
         """The error to raise if a window has no good sample at all."""
-        return DataError(f"{self._dataset.index.describe(error.args[0])}: its whole window is bad")
+        return DataError(
+            f"{self._dataset.index.describe(error.args[0])}: every sample in its window is bad"
+        )
 
 
 def check_bad_samples(count: int, limit: int, last: str) -> None:
-    """DataError where more samples are bad than the user allows."""
+    """DataError if more samples are bad than the user allows."""
     if count > limit:
         raise DataError(
-            f"{count} bad samples, data.max_bad_samples is {limit}; the last is {last}."
-            " Raise the limit, or mend the data and start a new run"
+            f"{count} bad samples, but data.max_bad_samples is {limit}; the last is {last}."
+            " Raise the limit, or repair the data and start a new run"
         )
 
 
@@ -160,7 +162,7 @@ def unlabelled(dataset: Dataset) -> NDArray[np.int64]:
 
 
 def read(dataset: Dataset, request: Request) -> Batch:
-    """The samples of a request, read and decoded here and now."""
+    """The samples of a request, read and decoded in this process."""
     shape = (len(request.numbers), request.resolution, request.resolution, dataset.channels)
     images = np.empty(shape, np.uint8)
     reader, bad = dataset.open_reader(), BadSamples(dataset)

@@ -26,7 +26,7 @@ _NOWHERE: Pixels = np.empty(0, np.uint8)
 
 
 class _Habits(threading.local):
-    """What a decoding thread's last JPEG was like; the next one probably is alike."""
+    """What a decoding thread's last JPEG was like; the next one is probably similar."""
 
     def __init__(self) -> None:
         self.exact: dict[int, bool] = {}
@@ -39,7 +39,7 @@ _habits = _Habits()
 def decode(data: Encoded, out: Pixels) -> None:
     """Fill `out`, uint8 [resolution, resolution, 1 or 3] and contiguous, with an image.
 
-    DataError says what is wrong with a bad sample, or that it is smaller than the resolution.
+    DataError if the image is bad, or smaller than the resolution.
     """
     if data[:2] == _JPEG:
         pixels = _decode_jpeg(data, out)
@@ -87,13 +87,13 @@ def _decode_other(data: Encoded, channels: int) -> Pixels:
             _check_size(image.width, image.height)
             pixels = np.asarray(image.convert(_COLOURS[channels][1]))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"not an image that can be decoded ({error})") from error
+        raise DataError(f"cannot be decoded as an image ({error})") from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > LARGEST_PIXELS:
-        raise DataError(f"an image of {width}×{height}, beyond {LARGEST_PIXELS} pixels")
+        raise DataError(f"the image is {width}×{height}, above the limit of {LARGEST_PIXELS} pixels")
 
 
 def fit(pixels: Pixels, resolution: int) -> Pixels:
@@ -104,7 +104,7 @@ def fit(pixels: Pixels, resolution: int) -> Pixels:
     height, width, _ = pixels.shape
     side = min(height, width)
     if side < resolution:
-        raise DataError(f"an image of {width}×{height}, smaller than {resolution} px")
+        raise DataError(f"the image is {width}×{height}, smaller than {resolution} px")
     top, left = (height - side) // 2, (width - side) // 2
     square = pixels[top : top + side, left : left + side]
     if side == resolution:

@@ -61,7 +61,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class Ticket:
-    """A batch that is being filled: for which clock, and by which processes."""
+    """A batch that is being filled: its clock, and the processes that fill it."""
 
     begin: int
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ class Ticket:
 
 
 class Feeders:
-    """One process that reads and some that decode, each its own lanes; together they fill batches.
+    """One reading process and some decoding ones, each with its own lanes; together they fill batches.
 
     `batch_bytes` is the largest batch that will be started, `batches` how many at once. Batches are
     received in the order in which they were started; `receive` raises the errors of processes.
@@ -158,10 +158,10 @@ class _Process:
 
     def __init__(self, serve: Callable[..., None], files: list[int], setup: Any):
         self._connection, end = Pipe()
-        given = [end.fileno(), *files]
+        descriptors = [end.fileno(), *files]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, serve.__name__, *map(str, given)],
-            pass_fds=given,
+            [sys.executable, "-m", __name__, serve.__name__, *map(str, descriptors)],
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             env=os.environ | KEEP_FREED_MEMORY | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
@@ -179,14 +179,14 @@ class _Process:
             return self._connection.recv()
         except (EOFError, OSError):
             code = self._process.wait(END_LIMIT_S)
-            raise RuntimeError(f"a process that decodes images died (exit code {code})") from None
+            raise RuntimeError(f"a decoding process died (exit code {code})") from None
 
     def end(self) -> None:
         """Ask it to end, which it does at once."""
         self._connection.close()
 
     def wait(self) -> None:
-        """Wait for its end, and kill it if need be."""
+        """Wait for its end, and kill it if it does not come."""
         try:
             self._process.wait(END_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -209,7 +209,7 @@ def _view(memory: mmap.mmap, begin: int, shape: Sequence[int]) -> NDArray[np.uin
     return np.frombuffer(memory, np.uint8, int(np.prod(shape)), begin).reshape(shape)
 
 
-# Memory for windows between the two ----------------------------------------------------------------
+# Memory for windows, shared by the processes -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class _Slots:
 
 
 def _serve_windows(parent: Connection, *files: int) -> None:
-    """Read the windows that the decoders ask for, until the parent ends."""
+    """Read the windows that the decoders request, until the parent ends."""
     setup: tuple[Dataset, _Slots] = parent.recv()
     reader = setup[0].open_reader()
     for decoder, arena in zip(files[::2], files[1::2], strict=True):
@@ -260,24 +260,24 @@ class _Line:
 
     def __init__(self, end: socket.socket, arena: memoryview, slots: _Slots, reader: WindowReader):
         self._socket, self._arena, self._slots, self._reader = end, arena, slots, reader
-        self._asked: queue.SimpleQueue[tuple[WindowKey, int | None, Future[Window]]] = (
+        self._requests: queue.SimpleQueue[tuple[WindowKey, int | None, Future[Window]]] = (
             queue.SimpleQueue()
         )
 
     def take_asks(self) -> None:
-        """Begin to read the windows that are asked for."""
+        """Begin to read the requested windows."""
         connection = Connection(os.dup(self._socket.fileno()))
         with contextlib.suppress(EOFError, OSError):
             while True:
                 key, slot = connection.recv()
-                self._asked.put((key, slot, self._reader.ask(key)))
+                self._requests.put((key, slot, self._reader.ask(key)))
 
     def send_windows(self) -> None:
-        """Deliver windows in the order in which they were asked for."""
+        """Deliver windows in the order of the requests."""
         connection = Connection(os.dup(self._socket.fileno()))
         with contextlib.suppress(OSError):
             while True:
-                key, slot, read = self._asked.get()
+                key, slot, read = self._requests.get()
                 error = read.exception()
                 if error is not None:
                     connection.send((key, _portable(error)))
@@ -303,7 +303,7 @@ class _Line:
 
 
 class _RemoteReader:
-    """The reading process, seen from a decoder, which takes windows that have come when it has time.
+    """The reading process, seen from a decoder. The decoder takes finished windows when it has time.
 
     A thread for this would stop the decoding each time it takes Python's lock.
     """
@@ -312,26 +312,26 @@ class _RemoteReader:
         self.counts: dict[str, int] = {}
         self._socket = socket.socket(fileno=end)
         self._connection = Connection(os.dup(end))
-        self._asked: dict[WindowKey, _Read] = {}
+        self._requests: dict[WindowKey, _Read] = {}
         self._arena, self._slots = arena, slots
         self._free = list(range(slots.count))
 
     def ask(self, key: WindowKey) -> "_Read":
-        """Have a window read."""
+        """Request a window."""
         slot = _Slot(self._free) if self._free else None
         self._connection.send((key, slot.number if slot else None))
-        read = self._asked[key] = _Read(self, slot)
+        read = self._requests[key] = _Read(self, slot)
         return read
 
     def take_what_is_there(self) -> None:
         """Take the windows that have come."""
-        while self._asked and self._connection.poll():
+        while self._requests and self._connection.poll():
             self.take_one()
 
     def take_one(self) -> None:
         """Wait for a window, and take it."""
         key, answer = self._connection.recv()
-        read = self._asked.pop(key)
+        read = self._requests.pop(key)
         if isinstance(answer, Exception):
             read.outcome = answer
             return
@@ -360,7 +360,7 @@ class _Slot:
 
 
 class _Read:
-    """A window that was asked for."""
+    """A requested window."""
 
     def __init__(self, reader: _RemoteReader, slot: _Slot | None):
         self.outcome: Window | Exception | None = None
@@ -402,7 +402,7 @@ def _serve_batches(parent: Connection, reader: int, arena: int, memory: int) -> 
             rows = samples.fill(job.request, _view(pixels, job.begin, job.shape), job.places)
             parent.send(_Answer(rows, dict(list(samples.bad.items())[known:]), remote.counts))
         except (EOFError, OSError):
-            parent.send(RuntimeError("the process that reads shards died"))
+            parent.send(RuntimeError("the reading process died"))
         except Exception as error:
             parent.send(_portable(error))
 
@@ -416,7 +416,7 @@ def _await_end(parent: Connection, take: Callable[[Any], object] = lambda _: Non
 
 
 def _portable(error: BaseException) -> Exception:
-    """The error in a form that travels: of a class that every process knows, with its message."""
+    """The error as a class that every process knows, with its message."""
     for kind in (DataError, StorageError, ServiceError):
         if isinstance(error, kind):
             return kind(str(error))

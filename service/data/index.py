@@ -25,7 +25,7 @@ INDEX_KEY = "index.parquet"
 PACKING = "packing/"
 CLAIM_KEY = f"{PACKING}begun"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-REMEDY = f"delete {INDEX_KEY} to have it made anew, or pack again"
+REMEDY = f"delete {INDEX_KEY} to have it rebuilt, or pack again"
 READERS = 16
 HELD_OUT = 0.05
 _HELD_OUT_STEPS = 1 << 32
@@ -42,9 +42,9 @@ COLUMNS: dict[str, Any] = {
 class About:
     """How a data set was made; None or empty if that is unknown.
 
-    `resolution` (pixels of a side) and `channels` are those of all images; `classes` are names by
+    All images have this `resolution` (pixels a side) and these `channels`; `classes` are names by
     label; `held_out` is the share; `unreadable` are images that packing left out; `without_image`
-    counts samples that hold none; `recipe` is the one that it was packed by.
+    counts samples without an image; `recipe` is the packing recipe.
     """
 
     source: str = "tar headers"
@@ -58,7 +58,7 @@ class About:
 
 
 class IndexHead(Document):
-    """What the index says beside its columns, in the parquet file's metadata."""
+    """What the index holds besides its columns, in the parquet file's metadata."""
 
     remedy: ClassVar[str] = REMEDY
 
@@ -171,7 +171,7 @@ def read_index(storage: Storage) -> Index:
         index = Index(head.shards, keys=keys, etags=head.etags, about=head.about, **columns)
         _check_columns(index)
         if index.fingerprint() != head.fingerprint:
-            raise ValueError("it is not what was written")
+            raise ValueError("its content does not match its fingerprint")
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{address}: damaged ({error}); {REMEDY}") from error
     return index
@@ -180,8 +180,8 @@ def read_index(storage: Storage) -> Index:
 def _arrow_reader(data: bytes) -> pa.BufferReader:
     """The bytes as a file in Arrow's own memory.
 
-    A thread of Arrow's lets go of the file late: where it is one of Python's and Python ends meanwhile,
-    the process is aborted.
+    A thread of Arrow's releases the file late. If it is a Python file and Python exits meanwhile, the
+    process aborts.
     """
     stream = pa.BufferOutputStream()
     stream.write(data)
@@ -189,9 +189,9 @@ def _arrow_reader(data: bytes) -> pa.BufferReader:
 
 
 def _check_columns(index: Index) -> None:
-    """ValueError where a sample lies outside its shard, or in none."""
+    """ValueError if a sample lies outside its shard, or in no shard."""
     if len(index) and not 0 <= index.shard.min() <= index.shard.max() < len(index.shards):
-        raise ValueError("a sample lies in a shard that is not there")
+        raise ValueError("a sample lies in an unknown shard")
     sizes = np.array([*index.shards.values()], np.int64)
     if np.any((index.offset < 0) | (index.size < 0) | (index.offset + index.size > sizes[index.shard])):
         raise ValueError("a sample lies outside its shard")
@@ -219,7 +219,7 @@ def find_index(shards: Storage, place: Storage, held_out: float | None = None) -
 def _index_anew(shards: Storage, place: Storage, held_out: float) -> Index:
     entries = shards.entries()
     if CLAIM_KEY in entries:
-        raise DataError(f"{shards.address}: not packed to the end; give the same pack command again")
+        raise DataError(f"{shards.address}: packing is unfinished; run the same pack command again")
     if not any(key.endswith((".tar", *COMPRESSED)) for key in entries):
         raise NoIndexError(
             f"{shards.address}: no {INDEX_KEY} and no shards; correct the address, or pack first:"
@@ -232,8 +232,8 @@ def _index_anew(shards: Storage, place: Storage, held_out: float) -> Index:
         if place.address != shards.address:
             raise
         raise DataError(
-            f"{error}; if the shards may only be read, give data.index_url, a folder or s3:// address"
-            " that all workers share, for their index"
+            f"{error}; if the shards are read-only, set data.index_url to a folder or s3:// address"
+            " that all workers share"
         ) from error
     return index
 
@@ -243,8 +243,8 @@ def make_index(storage: Storage, entries: dict[str, Entry], held_out: float) -> 
     packed = [key for key in entries if key.endswith(COMPRESSED)]
     if packed:
         raise DataError(
-            f"{storage.url(packed[0])}: compressed, so that no part of it can be read alone; unpack"
-            f" the {len(packed)} such shards with gunzip: their images are compressed already"
+            f"{storage.url(packed[0])}: compressed, and no part of it can be read alone; unpack"
+            f" all {len(packed)} such shards with gunzip (their images are already compressed)"
         )
     names = [key for key in entries if key.endswith(".tar")]
     with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as threads:
@@ -252,7 +252,7 @@ def make_index(storage: Storage, entries: dict[str, Entry], held_out: float) -> 
         shards = list(tqdm(reads, "indexing", len(names), unit=" shards", disable=None))
     rows = [(number, sample) for number, (samples, _) in enumerate(shards) for sample in samples]
     if not rows:
-        raise DataError(f"{storage.address}: {len(names)} shards, but no image in them")
+        raise DataError(f"{storage.address}: no images in its shards ({len(names)})")
     return Index(
         {name: entries[name].size for name in names},
         np.array([number for number, _ in rows], np.int32),
@@ -277,13 +277,13 @@ def check_shards(storage: Storage, index: Index) -> None:
         entry, known = present[name], index.etags.get(name, "")
         if entry.size != size:
             raise DataError(
-                f"{storage.url(name)}: {entry.size} bytes, but {size} in the index: cut short or"
-                f" changed; copy it again, or {REMEDY}"
+                f"{storage.url(name)}: {entry.size} bytes, but {size} in the index: it was cut short"
+                f" or changed; copy it again, or {REMEDY}"
             )
         if known and entry.etag and entry.etag != known:
             raise DataError(
-                f"{storage.url(name)}: its ETag is {entry.etag}, but {known} in the index: changed, or"
-                f" copied in other parts; {REMEDY}"
+                f"{storage.url(name)}: its ETag is {entry.etag}, but {known} in the index: it was"
+                f" changed, or copied in other parts; {REMEDY}"
             )
     unknown = sorted(present.keys() - index.shards.keys())
     if unknown:
@@ -302,8 +302,8 @@ def check_labels(index: Index, classes: int | None) -> None:
         return
     if not np.any(index.label != NO_LABEL):
         raise DataError(
-            f"{next(iter(index.shards))}: none of the samples has a label (a member .cls that holds a"
-            " number); set model.classes to null to train without"
+            f"{next(iter(index.shards))}: no sample has a label (a .cls member that holds a number);"
+            " set model.classes to null to train without labels"
         )
     outside = np.flatnonzero(index.label >= classes)
     if len(outside):
@@ -321,5 +321,5 @@ def check_channels(index: Index, channels: int) -> None:
     if packed not in (None, channels):
         raise DataError(
             f"the data has {packed} channels, the model {channels}; set model.channels to {packed}"
-            " or pack with other --channels"
+            " or pack again with other --channels"
         )

@@ -53,7 +53,7 @@ class Loader:
 
 
 def read_ahead(dataset: Dataset, workers: int, batch: int, image_bytes: int) -> tuple[int, int]:
-    """Most bytes that one of `workers` holds in windows, and in decoded batches.
+    """The most bytes that one of `workers` holds: in windows, and in decoded batches.
 
     It holds two windows a lane, those that batches under way still need, and the batches: `batch` images
     over all workers, of `image_bytes` each once decoded.
@@ -76,6 +76,6 @@ def check_prefetch(
         raise DataError(
             f"data.prefetch_bytes: {prefetch_bytes}, but windows of {order.window} samples on"
             f" {order.lanes // workers} lanes take {windows}, and {BATCHES_AHEAD + 1} batches of"
-            f" {-(-batch // workers)} decoded images {decoded}; lower data.window or data.lanes, raise"
-            " the limit, or take more workers"
+            f" {-(-batch // workers)} decoded images take {decoded}; lower data.window or data.lanes,"
+            " raise the limit, or use more workers"
         )

@@ -32,12 +32,12 @@ class Place(NamedTuple):
 
 
 class Order:
-    """The order of some of an index's samples (`rows`), in `lanes`, by windows of `window`."""
+    """The order of an index's samples `rows`, in `lanes` lanes and windows of `window` samples."""
 
     def __init__(self, index: Index, rows: NDArray[np.int64], seed: int, lanes: int, window: int):
         if lanes > len(rows):
             raise DataError(
-                f"data.lanes: {lanes}, but there are {len(rows)} samples; take at most so many"
+                f"data.lanes: {lanes}, but there are only {len(rows)} samples; use at most {len(rows)}"
             )
         self.rows = rows
         self.seed = seed
@@ -58,7 +58,7 @@ class Order:
         return [Place(WindowKey(*key), i) for *key, i in zip(*columns, strict=True)]
 
     def window_rows(self, key: WindowKey) -> NDArray[np.int64]:
-        """The index rows of a window, in the order of showing."""
+        """The index rows of a window, in the order in which they are shown."""
         epoch, lane, window = key
         first = window * self.window
         size = self.window_size(key)

@@ -54,7 +54,7 @@ _AHEAD = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the shards' bytes depend on, beside the source's images."""
+    """Everything that the shards' bytes depend on, besides the source's images."""
 
     source: str
     source_digest: str
@@ -73,15 +73,15 @@ class Recipe:
         if self.resolution % self.base or multiple & (multiple - 1):
             raise UsageError(
                 f"--resolution {self.resolution}: not {self.base} times a power of two;"
-                f" take {self.base * 2 ** max(0, multiple.bit_length() - 1)}, or another --base"
+                f" use {self.base * 2 ** max(0, multiple.bit_length() - 1)}, or another --base"
             )
         if not 0 <= self.held_out < 1:
-            raise UsageError(f"--held-out {self.held_out}: a share, from 0 to below 1")
+            raise UsageError(f"--held-out {self.held_out}: give a share from 0 to below 1")
         try:
             ImageColor.getrgb(self.background)
         except ValueError as error:
             raise UsageError(
-                f"--background {self.background}: no colour; give a name such as white, or #rrggbb"
+                f"--background {self.background}: not a colour; give a name such as white, or #rrggbb"
             ) from error
 
     def digest(self) -> str:
@@ -94,7 +94,7 @@ def prepare(image: Image.Image, resolution: int, mode: str, background: str = "w
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of type {image.mode}, whose range is not known")
+        raise ValueError(f"pixels of type {image.mode} have no known range")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
@@ -123,11 +123,11 @@ class Unreadable:
         self.names: list[str] = []
 
     def add(self, names: list[str]) -> None:
-        """Take note of some; DataError past the limit."""
+        """Add unreadable images; DataError past the limit."""
         self.names += names
         if len(self.names) > self.limit:
             raise DataError(
-                f"{len(self.names)} unreadable images, --max-unreadable is {self.limit};"
+                f"{len(self.names)} unreadable images, but --max-unreadable is {self.limit};"
                 f" the last is {self.names[-1]}"
             )
 
@@ -148,7 +148,7 @@ class Part:
 
     def __post_init__(self) -> None:
         if not len(self.keys) == len(self.labels) == len(self.offsets) == len(self.sizes):
-            raise ValueError("its keys, labels, offsets and sizes are not of one length")
+            raise ValueError("its keys, labels, offsets and sizes differ in length")
 
 
 class PartDocument(Document):
@@ -296,7 +296,7 @@ def _write_shard(
     part = Part(recipe.digest(), name)
     suffix = SUFFIXES[recipe.encoding]
     with storage.writer(name) as writer:
-        import webdataset  # brings torch, which --help and refusals do without
+        import webdataset  # imports torch, which --help and usage errors do not need
 
         counted = _Counted(writer)
         with webdataset.TarWriter(counted, encoder=False, mtime=0) as tar:
@@ -320,7 +320,7 @@ def _finish(recipe: Recipe, source: ImageSource, storage: Storage, parts: list[P
     """Write the index of all shards, and delete shards that do not belong to it."""
     full = [part for part in parts if part.keys]
     if not full:
-        raise DataError(f"{recipe.source}: not one image could be read")
+        raise DataError(f"{recipe.source}: no image could be read")
     names = {part.name for part in full}
     storage.delete(k for k in storage.sizes("shard-") if k.endswith(".tar") and k not in names)
     keys = [key for part in full for key in part.keys]
@@ -357,7 +357,7 @@ def verify(storage: Storage, recipe: Recipe, index: Index, workers: int) -> int:
     made = make_index(storage, storage.entries(), recipe.held_out)
     if made.fingerprint() != index.fingerprint():
         raise DataError(
-            f"{storage.address}: the index does not fit the shards; pack again with --overwrite"
+            f"{storage.address}: the index does not match the shards; pack again with --overwrite"
         )
     shape = (recipe.resolution, recipe.resolution, CHANNELS[recipe.channels])
 
@@ -397,7 +397,7 @@ def packed_already(storage: Storage, recipe: Recipe) -> Index | None:
     for key, value in asdict(recipe).items():
         if packed.get(key) != value:
             raise UsageError(
-                f"{storage.address}: packed already with {key} {packed.get(key)!r}, now {value!r};"
+                f"{storage.address}: already packed with {key} {packed.get(key)!r}, not {value!r};"
                 " choose another destination, or --overwrite"
             )
     try:

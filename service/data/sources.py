@@ -29,8 +29,8 @@ LARGEST_LABEL = 10**6
 class ImageSource:
     """Images by number: `names`, `labels` and `load` of each, and the names of the classes.
 
-    Names are for people: what is no UTF-8 in them is written out.
-    `marks`, such as sizes or checksums, tell an image from a later one of its name.
+    Names are for people: bytes that are not UTF-8 are escaped. `marks`, such as sizes or checksums,
+    distinguish an image from a later one of the same name.
     """
 
     names: Sequence[str]
@@ -52,10 +52,10 @@ class ImageSource:
 
 
 def open_source(source: str, labels: str | None) -> ImageSource:
-    """The source at this name, folder or file; UsageError or DataError if it is none."""
+    """The source of this name, folder or file; UsageError or DataError if it is not one."""
     path = Path(source).expanduser()
     if labels and (source == "digits" or not path.is_file()):
-        raise UsageError(f"--labels {labels}: only an IDX file of images has labels in a file")
+        raise UsageError(f"--labels {labels}: only an IDX file of images takes a file of labels")
     if source == "digits":
         return _digits()
     if path.is_dir():
@@ -63,10 +63,10 @@ def open_source(source: str, labels: str | None) -> ImageSource:
     if path.is_file() and zipfile.is_zipfile(path):
         return _zip(path)
     if path.suffix.lower() == ".zip" and path.is_file():
-        raise DataError(f"{path}: not a whole zip archive; copy it again")
+        raise DataError(f"{path}: the zip archive is incomplete or damaged; copy it again")
     if path.is_file():
         return _idx(path, Path(labels) if labels else None)
-    raise UsageError(f"{source}: neither `digits` nor a folder nor a file; see --help")
+    raise UsageError(f"{source}: no such folder or file; give one, or `digits`; see --help")
 
 
 def _digits() -> ImageSource:
@@ -79,8 +79,8 @@ def _digits() -> ImageSource:
 
 
 def _folder(path: Path) -> ImageSource:
-    found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    files = sorted(p for p in found if not any(n.startswith(".") for n in p.relative_to(path).parts))
+    images = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(p for p in images if not any(n.startswith(".") for n in p.relative_to(path).parts))
     members = [file.relative_to(path).as_posix() for file in files]
     listed = path / LABELS
     labels, classes = _labels(str(path), members, listed.read_bytes() if listed.is_file() else None)
@@ -116,18 +116,18 @@ def _labels(where: str, members: list[str], listed: bytes | None) -> tuple[list[
     """Label of each image and the classes' names, from a list or else from the top folders."""
     if not members:
         raise DataError(f"{where}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    given = _read_labels(f"{where}/{LABELS}", listed) if listed is not None else None
-    if given is None:
+    label_of = _read_labels(f"{where}/{LABELS}", listed) if listed is not None else None
+    if label_of is None:
         tops = [member.partition("/")[0] if "/" in member else "" for member in members]
         classes = sorted(set(tops))
         return [classes.index(top) for top in tops], classes
-    missing = [member for member in members if member not in given]
+    missing = [member for member in members if member not in label_of]
     if missing:
         raise DataError(
             f"{where}/{LABELS}: has no label for {missing[0]} ({len(missing)} such images); add them, or"
-            ' set "labels" to null to go without'
+            ' set "labels" to null to pack without labels'
         )
-    labels = [given[member] for member in members]
+    labels = [label_of[member] for member in members]
     return labels, [str(i) for i in range(max(labels) + 1)]
 
 
@@ -146,7 +146,7 @@ def _read_labels(where: str, listed: bytes) -> dict[str, int] | None:
     for name, label in labels.items():
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= LARGEST_LABEL:
             raise DataError(
-                f"{where}: the label of {name} is {label!r}; number the classes from 0 on, up to"
+                f"{where}: the label of {name} is {label!r}; number the classes from 0 up to"
                 f" {LARGEST_LABEL}"
             )
     return labels
@@ -158,7 +158,8 @@ def _idx(path: Path, labels_path: Path | None) -> ImageSource:
     labels = _read_idx(labels_path or beside)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise DataError(
-            f"{path}: shape {images.shape} and labels {labels.shape} are no pair of images and labels"
+            f"{path}: images of shape {images.shape} do not match labels of shape {labels.shape};"
+            " give the right --labels FILE"
         )
     return _in_memory([f"image {i}" for i in range(len(images))], images, labels)
 
@@ -176,7 +177,7 @@ def _read_idx(path: Path) -> np.ndarray:
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         zeros, kind, dims = struct.unpack(">HBB", data[:4])
         if zeros != 0 or kind != 8 or dims < 1:
-            raise ValueError("no IDX header of unsigned bytes")
+            raise ValueError("its header does not announce unsigned bytes")
         shape = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
     except FileNotFoundError as error:

@@ -35,7 +35,7 @@ class Shards(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """A window's index rows in the order of showing, and the bytes that were read for them.
+    """A window's index rows in the order in which they are shown, and the bytes that were read for them.
 
     `spans` says for each row which of the `blobs` holds its image, where it begins, and its bytes.
     `memory` owns the blobs' memory for as long as the window lives.
@@ -95,8 +95,8 @@ def _read(shards: Shards, index: Index, shard: int, start: int, end: int) -> byt
         raise DataError(f"{error}: changed since the index was made; {REMEDY}") from error
     if len(data) != end - start:
         raise DataError(
-            f"{shards.url(name)}: bytes {start} to {end} wanted, {len(data)} read: the shard is"
-            " cut short; copy it again or pack again"
+            f"{shards.url(name)}: expected bytes {start} to {end}, read {len(data)} bytes: the shard"
+            " is cut short; copy it again or pack again"
         )
     return data
 
@@ -136,7 +136,7 @@ class WindowReader:
 
 
 class Reading(Protocol):
-    """A window that was asked for: a future, or something like it."""
+    """A requested window: a future, or something like it."""
 
     def result(self) -> Window:
         """The window; waits until it is read."""

@@ -33,15 +33,15 @@ class Sample:
 def samples_of(storage: Storage, shard: str) -> tuple[list[Sample], int]:
     """The samples of a shard that hold an image, and the number of those that hold none.
 
-    DataError if the file is compressed, cut short, or no tar file.
+    DataError if the file is compressed, cut short, or not a tar file.
     """
     file = cast(BinaryIO, io.BufferedReader(_RangedFile(storage, shard), _RangedFile.LARGEST))
     magic = file.read(2)
     file.seek(0)
     if magic == _GZIP:
         raise DataError(
-            f"{storage.url(shard)}: compressed, so that no part of it can be read alone; unpack it:"
-            " gunzip (the images in it are compressed already)"
+            f"{storage.url(shard)}: compressed, and no part of it can be read alone; unpack it"
+            " with gunzip (its images are already compressed)"
         )
     # Imported here, because it imports torch, which reading processes do without.
     from webdataset.tariterators import group_by_keys
@@ -59,11 +59,11 @@ def samples_of(storage: Storage, shard: str) -> tuple[list[Sample], int]:
             _check_end(tar, file)
     except ValueError as error:
         raise DataError(
-            f"{storage.url(shard)}: {error.args[0]}; write the shard anew, each name once"
+            f"{storage.url(shard)}: {error.args[0]}; write the shard again with each name once"
         ) from error
     except (tarfile.TarError, OverflowError) as error:
         raise DataError(
-            f"{storage.url(shard)}: not a whole tar file ({error}); copy it again or pack again"
+            f"{storage.url(shard)}: not a complete tar file ({error}); copy it again or pack again"
         ) from error
     return samples, without
 
@@ -104,7 +104,10 @@ def _label(text: bytes) -> int:
 
 
 def _check_end(tar: tarfile.TarFile, file: BinaryIO) -> None:
-    """ReadError at a damaged header, where tarfile stops silently; a whole file ends, or in zeros."""
+    """ReadError at a damaged header, where tarfile stops silently.
+
+    A complete file ends there, or goes on with zeros.
+    """
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
@@ -123,15 +126,15 @@ class _RangedFile(io.RawIOBase):
         self._ahead = self.SMALLEST
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; from the start or from where it is."""
+        """Move to `offset` from the start or from the current position."""
         if whence == io.SEEK_END:
             raise io.UnsupportedOperation("the end is not known")
         self._position = offset + (self._position if whence == io.SEEK_CUR else 0)

@@ -1,1 +1,1 @@
-"""One run seen from outside, in the process that was typed: checked, launched, supervised, shown."""
+"""One run as its command handles it: checked, launched, supervised and shown."""

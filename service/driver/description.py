@@ -1,4 +1,4 @@
-"""What MLflow records of a run once: parameters, versions, the data, the commit of the code."""
+"""What MLflow records once for each run: parameters, versions, the data, the commit of the code."""
 
 import importlib.metadata
 import os
@@ -38,9 +38,9 @@ def describe_run(config: Config, run: RunDir, parent: str | None) -> Description
 
 def git_commit() -> str:
     """The commit of the code: from SERVICE_GIT_COMMIT, else from git, else "unknown"."""
-    named = os.environ.get("SERVICE_GIT_COMMIT")
-    if named:
-        return named
+    commit = os.environ.get("SERVICE_GIT_COMMIT")
+    if commit:
+        return commit
     here = Path(__file__).parent
     try:
         result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The Ray that a command works on: the one at RAY_ADDRESS, or one that lives as long as the run."""
+"""The Ray cluster of a command: the one at RAY_ADDRESS, or one that lives as long as the run."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from service.recording.prometheus import free_port
 
 LOOPBACK = "127.0.0.1"
 KNOCK_LIMIT_S = 10.0
-# On one machine nobody reclaims the node or scrapes Ray, and watching for it takes from the cores.
+# On one machine nobody reclaims the node or scrapes Ray, and watching for it costs CPU time.
 LOCAL_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 QUIET: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
 
@@ -24,7 +24,7 @@ QUIET: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
 def join_ray(config: Config) -> Iterator[None]:
     """Join the Ray at RAY_ADDRESS, or start one on this machine that lives as long as the run.
 
-    ServiceError if there is none to join, UsageError if this machine lacks what the run asks for.
+    ServiceError if none answers there, UsageError if this machine lacks the GPU that the run needs.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
@@ -48,7 +48,7 @@ def _join(address: str) -> None:
         ray.init(address=address, **QUIET)
     except (OSError, ray.exceptions.RayError) as error:
         raise ServiceError(
-            f"RAY_ADDRESS {address}: no Ray to join there ({error}); start one, correct the"
+            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error}); start one, correct the"
             " address and its token, or unset it to run on this machine alone"
         ) from error
 
@@ -56,7 +56,7 @@ def _join(address: str) -> None:
 def _start_local(config: Config) -> None:
     os.environ.update(LOCAL_RAY)
     # Without a name, Ray's own helpers may ask another Ray on this machine about their run. That one
-    # does not know it, and they would end its workers.
+    # does not know the run, so they would end its workers.
     port = str(free_port(LOOPBACK))
     os.environ["RAY_GCS_SERVER_PORT"] = port
     environment: dict[str, Any] = {"env_vars": {"RAY_ADDRESS": f"{LOOPBACK}:{port}"}}
@@ -67,13 +67,13 @@ def _start_local(config: Config) -> None:
     if wanted and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
         raise UsageError(
-            f"{wanted}: set, but this machine has no GPU; take it out, or let RAY_ADDRESS name a"
-            " cluster that has some"
+            f"{wanted}: set, but this machine has no GPU; unset it, or set RAY_ADDRESS to a"
+            " cluster with GPUs"
         )
 
 
 def _knock(address: str) -> None:
-    """OSError if nothing listens at host:port; Ray itself would go on asking for minutes."""
+    """OSError if nothing listens at host:port; Ray itself would retry for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), KNOCK_LIMIT_S).close()

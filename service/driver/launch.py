@@ -1,4 +1,4 @@
-"""One run from its configuration to its end: Ray joined, the recorder started, the training supervised.
+"""Takes one run to its end: joins Ray, starts the recorder, supervises the training.
 
 `service.train` and every trial of a sweep go through here.
 """
@@ -21,12 +21,12 @@ from service.scoring.actor import ScorerClient, start_scorer
 from service.training.worker import Job
 
 CLOSE_LIMIT_S = 60.0
-# A folder on this node, in which a Prometheus looks for the runs that it is to scrape.
+# Names a folder on this node where a Prometheus looks for runs to scrape.
 TARGETS_VARIABLE = "GAN_PROMETHEUS_TARGETS"
 
 
 def launch(config: Config, parent: str | None = None) -> None:
-    """Train a settled configuration to its end, or go on with the run that its run.dir holds.
+    """Train a settled configuration to its end, or resume the run in its run.dir.
 
     `parent` is the key of the MLflow run that this one is nested in. Raises a ServiceError if the run
     fails, and KeyboardInterrupt if it is interrupted; the recorder closes with a matching status.
@@ -44,9 +44,9 @@ def launch(config: Config, parent: str | None = None) -> None:
 
 @contextlib.contextmanager
 def _recorder(config: Config, run: RunDir, parent: str | None) -> Iterator[RecorderClient]:
-    """The run's recorder, closed with the status that the run ends with."""
+    """The run's recorder, closed with the final status of the run."""
     host = config.tracking.prometheus_host
-    port = config.tracking.prometheus_port or free_port(host)  # the same after a restart of the actor
+    port = config.tracking.prometheus_port or free_port(host)  # kept if the actor restarts
     recorder = start_recorder(
         _recorder_name(run),
         run_dir=config.run.dir,
@@ -74,7 +74,7 @@ def _recorder(config: Config, run: RunDir, parent: str | None) -> Iterator[Recor
     finally:
         trouble = recorder.close(status, {}, CLOSE_LIMIT_S)
         if trouble:
-            print(f"MLflow did not get everything ({trouble}); the same command delivers the rest",
+            print(f"MLflow is missing records ({trouble}); the same command sends them",
                   file=sys.stderr)  # fmt: skip
 
 
@@ -91,4 +91,7 @@ def _scorer(config: Config, run: RunDir) -> Iterator[ScorerClient | None]:
     scorer = start_scorer(config, _recorder_name(run))
     yield scorer
     if not scorer.close(config.evaluation.wait_s):
-        print("the last checkpoint was not scored; python -m service.evaluate does it", file=sys.stderr)
+        print(
+            "the last checkpoint was not scored; score it with python -m service.evaluate",
+            file=sys.stderr,
+        )

@@ -26,7 +26,7 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
     )
     labels = np.unique(index.label[index.label != NO_LABEL])
     without = int((index.label == NO_LABEL).sum())
-    yield f"         {len(labels):,} different labels, {without:,} samples without"
+    yield f"         {len(labels):,} different labels, {without:,} samples without a label"
     yield (
         f"order    {order.lanes} lanes of {order.lane_samples:,} samples in windows of {order.window}:"
         f" an epoch is {epoch:,} images, the run {end / epoch:,.1f} epochs"
@@ -39,11 +39,11 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
             for phase in config.phases
         )
         yield (
-            f"memory   {most / 1e6:,.0f} MB read ahead by each of {workers} workers, of"
+            f"memory   {most / 1e6:,.0f} MB read ahead by each of {workers} workers, at most"
             f" {config.data.prefetch_bytes / 1e6:,.0f} MB (data.prefetch_bytes)"
         )
     yield ""
-    yield f"{'images':>27}  {'phase':18} {'batch':>6} {'of micro-batches':>17} {'cycles':>9}"
+    yield f"{'images':>27}  {'phase':18} {'batch':>6} {'in micro-batches':>17} {'cycles':>9}"
     for span in curriculum.spans:
         if span.start < end:
             cycles = (span.end - span.start) // span.cycle_images
@@ -55,7 +55,7 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
 
 
 def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) -> Iterator[str]:
-    """Lines on one batch of the discriminator: what it is, and sample by sample where it lies."""
+    """Lines on one batch of the discriminator: its phase, and where each sample lies."""
     start = curriculum.batch_start(batch)
     cycle = curriculum.containing(start)
     span, dataset = cycle.span, dataset_of(config, index)
@@ -66,10 +66,10 @@ def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) ->
     workers = config.worker_counts[-1]
     end = config.run.images or curriculum.end
     if start >= end:
-        yield f"(the run ends before it, at {end:,} images: this is what would follow)"
+        yield f"(the run ends earlier, at {end:,} images: this batch would come later)"
     yield (
         f"{span.batch} samples at {span.resolution} px in {span.accumulation} micro-batches of"
-        f" {span.micro_batch}, shared out among {workers} workers"
+        f" {span.micro_batch}, split among {workers} workers"
     )
     yield ""
     heads = (("sample", 14), ("worker", 6), ("epoch", 6), ("lane", 5), ("window", 7), ("place", 6))
@@ -82,7 +82,7 @@ def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) ->
 
 
 def _mirrored(config: Config, numbers: np.ndarray) -> list[bool]:
-    """As in the first attempt; a rewind draws anew."""
+    """Whether each is mirrored in the first attempt; a rewind draws again."""
     return flips(config, numbers, 0).tolist() if config.data.flip else [False] * len(numbers)
 
 

@@ -32,7 +32,7 @@ class RunDir:
 def open_run(config: Config) -> Iterator[RunDir]:
     """Check the data, take the run's lock, and check that it is still the same run.
 
-    Raises DataError, StorageError, LockError, and UsageError where the configuration has changed.
+    Raises DataError, StorageError, LockError, and UsageError if the configuration has changed.
     """
     index = check_data(config)
     curriculum = Curriculum(config.phases, config.training.d_steps)
@@ -59,7 +59,7 @@ def check_data(config: Config) -> Index:
     if packed is not None and packed < config.model.resolution:
         raise DataError(
             f"{config.data.url}: packed at {packed} px, but model.resolution is"
-            f" {config.model.resolution}; pack larger, or train smaller"
+            f" {config.model.resolution}; pack at a higher resolution, or lower model.resolution"
         )
     check_memory(config, dataset_of(config, index), max(config.worker_counts))
     if config.evaluation.every_images:

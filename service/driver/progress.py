@@ -1,4 +1,4 @@
-"""How far a run is, for the person who waits: a bar on a terminal, a line now and then elsewhere."""
+"""Shows how far a run is: as a bar on a terminal, elsewhere as a line every 15 s."""
 
 import math
 import sys
@@ -38,9 +38,9 @@ class Forecast:
         if self._begun is None:
             self._begun = (clock, now)
         begun, at = self._begun
-        foretold = self.seconds(begun, clock)
-        if foretold > 0:
-            self._factor = (now - at) / foretold
+        predicted = self.seconds(begun, clock)
+        if predicted > 0:
+            self._factor = (now - at) / predicted
         return self.seconds(clock, self.end) * self._factor
 
 
@@ -97,14 +97,14 @@ class Progress:
                     print(f"{share:3.0f}% {clock} images, {text}", file=self._out, flush=True)
 
     def _announce(self, values: dict[str, Any]) -> None:
-        """Print the expected duration once the rehearsal knows it, and trouble as it comes."""
+        """Print the expected duration once the rehearsal knows it, and each new trouble."""
         if "forecast" in values and self._forecast is None:
             self._forecast = Forecast(values["forecast"], self._end)
             left = self._forecast.seconds(values["clock"], self._end)
             self._say(f"rehearsal passed; the training takes about {duration(left)} on this machine")
         trouble = values.get("trouble", "")
         if trouble and trouble != self._trouble:
-            self._say(f"tracking is away, records are kept meanwhile: {trouble}")
+            self._say(f"MLflow is unavailable, records are kept until it is back: {trouble}")
         self._trouble = trouble
 
     def _say(self, text: str) -> None:

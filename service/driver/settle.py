@@ -6,7 +6,7 @@ from pathlib import Path
 from service.config import Config
 from service.errors import UsageError
 
-# As Linux names a CPU's units that multiply bf16.
+# Linux's names for CPU units that multiply bf16.
 BF16_UNITS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -40,7 +40,7 @@ def _absolute(key: str, path: str) -> str:
 
 
 def has_bf16_units() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; False where Linux's list of its units is missing."""
+    """Whether this CPU multiplies bf16 in hardware; False if /proc/cpuinfo is missing."""
     try:
         return not BF16_UNITS.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     except OSError:

@@ -58,7 +58,7 @@ class Action:
 
 
 def decide(outcome: Outcome, end: int, clock_before: int, failures: int, max_failures: int) -> Action:
-    """What to do after a group ended. Failures add up until a new checkpoint comes between them."""
+    """What to do after a group ended. Failures add up until a new checkpoint is committed."""
     if outcome.error is None and outcome.clock >= end:
         return Action("done")
     reason = outcome.error or f"the workers stopped at {outcome.clock} of {end} images"
@@ -115,7 +115,7 @@ def worker_resources(config: Config) -> dict[str, float]:
 
 
 def supervise(config: Config, storage: Storage, job: Job) -> None:
-    """Train to the clock `job.end`, through deaths of workers; TrainingError if it can't be done."""
+    """Train to the clock `job.end`, through deaths of workers; TrainingError if the run is given up."""
     failures = 0
     while True:
         before = checkpoint.newest_clock(storage)
@@ -147,8 +147,8 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
         ),
         run_config=RunConfig(
             name=f"{job.token:06d}",
-            # We decide which failure deserves another try, and with how many workers: Ray would ask
-            # for the same number for ever.
+            # We decide which failure deserves another try, and with how many workers: Ray would
+            # request the same number for ever.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             worker_runtime_env={} if config.scale.gpu else {"env_vars": KEEP_FREED_MEMORY},
             **ray_storage(config.run.dir),
@@ -157,7 +157,7 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
     try:
         trainer.fit()
         return Outcome(checkpoint.newest_clock(storage))
-    except SystemExit as error:  # Ray's own answer to Ctrl-C while it fits
+    except SystemExit as error:  # Ray raises it on Ctrl-C while it fits
         raise KeyboardInterrupt from error
     except (TrainingFailedError, RayError) as error:  # the latter if Ray's controller itself died
         failure = error.controller_failure if isinstance(error, ControllerError) else None
@@ -166,7 +166,7 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
 
 
 def _explain(error: TrainingFailedError | RayError) -> tuple[str, ServiceError | None]:
-    """The reason in words, and the error itself if it is one of ours, which another try would meet."""
+    """The reason in words, and any ServiceError itself, which another try would meet again."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for index, failure in sorted(failures.items()):
         cause = getattr(failure, "_base_exc", failure)

@@ -318,4 +318,4 @@ def _require_gradients(parameters: list[nn.Parameter], required: bool) -> None:
 
 def _gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    return torch.nn.utils.get_total_norm(grads)

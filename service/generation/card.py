@@ -45,8 +45,8 @@ def card(
         f"## Settings\n\n```json\n{settings}\n```",
         "## Metrics\n\n" + _metrics(trained.metrics),
         "## Use\n\n" + _use(trained, standing_batches) + (_use_onnx(trained, styling) if onnx else ""),
-        "## Licence\n\nNot stated. Whoever publishes this model adds one, here and as `license:` above,"
-        " that the rights in the training images allow.",
+        "## Licence\n\nNot stated. Before you publish this model, add one that the rights in the"
+        " training images allow, here and as `license:` above.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -66,7 +66,7 @@ def _table(rows: dict[str, str]) -> str:
 def _parameters(generator: GrowingGenerator, stage: Stage) -> str:
     (total,) = parameter_count([generator])
     used = sum(p.numel() for p in copy.deepcopy(generator).activate(stage))
-    return f"{total:,}" if used == total else f"{total:,}, of which {used:,} work at this resolution"
+    return f"{total:,}" if used == total else f"{total:,} ({used:,} used at this resolution)"
 
 
 def _metrics(metrics: dict[str, float]) -> str:
@@ -78,7 +78,7 @@ def _metrics(metrics: dict[str, float]) -> str:
 def _use(trained: Trained, standing_batches: int) -> str:
     z, classes = trained.shape.latents, trained.shape.classes
     labels = f"torch.randint({classes}, (8,))" if classes else "torch.zeros(8, dtype=torch.int64)"
-    text = f"""With the code of gan-training-service, of which this takes torch and safetensors alone:
+    text = f"""With the code of gan-training-service, which needs only torch and safetensors for this:
 
 ```python
 import torch
@@ -93,8 +93,8 @@ Images are float32 [n, {trained.shape.channels}, r, r], nominally in [-1, 1]: cl
         text += " Labels are ignored."
     if trained.shape.has_styles:
         text += (
-            " Without noise, as called above, details are missing: give"
-            " `noise=generator.draw_noise(range(8), stage)`. `generator.truncate` draws styles towards"
+            " The call above adds no noise, so details are missing: give"
+            " `noise=generator.draw_noise(range(8), stage)`. `generator.truncate` pulls styles towards"
             " their average."
         )
     if has_batch_norm(trained.generator):
@@ -112,7 +112,7 @@ def _use_onnx(trained: Trained, styling: Styling | None) -> str:
     label_line = f"\nlabels = np.random.randint({classes}, size=8, dtype=np.int64)" if classes else ""
     return f"""
 
-Without any of it, in onnxruntime{fixed}:
+Without that code, in onnxruntime{fixed}:
 
 ```python
 import numpy as np

@@ -1,4 +1,4 @@
-"""Which sheets there are, and how one is drawn. Imports no torch."""
+"""The names of the sheets, and how they are drawn. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal

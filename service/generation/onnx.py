@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models import Stage
 from models.growth import GrowingGenerator
@@ -45,6 +46,7 @@ class Drawing(nn.Module):
             noise = generator.draw_noise([styling.noise_seed], stage)
             self.planes.extend(nn.Parameter(plane, requires_grad=False) for plane in noise)
 
+    @override
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None:
             labels = latents.new_zeros(latents.shape[0], dtype=torch.int64)
@@ -76,7 +78,7 @@ def to_onnx(drawing: Drawing, latents: int, classes: int | None) -> bytes:
 
 
 def largest_difference(graph: bytes, drawing: Drawing, latents: int, classes: int | None) -> float:
-    """Largest difference of onnxruntime's and torch's pixels at several batch sizes; NaN if one is."""
+    """Largest difference of onnxruntime's and torch's pixels at several batch sizes; NaN if any is."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -103,7 +105,7 @@ def _random_inputs(count: int, latents: int, classes: int | None) -> dict[str, T
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """At every export, torch warns of its own deprecations and of a missing torchvision."""
+    """Silences torch's warnings, at every export, of its own deprecations and a missing torchvision."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -125,6 +127,6 @@ def verified_onnx(drawing: Drawing, latents: int, classes: int | None) -> tuple[
     if not difference <= TOLERANCE:
         raise ServiceError(
             f"the ONNX graph differs from torch by {difference:.1e}, more than {TOLERANCE:g}: nothing is"
-            " written; export with --no-onnx, and report it"
+            " written; export with --no-onnx, and report this error"
         )
     return graph, difference

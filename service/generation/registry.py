@@ -21,15 +21,15 @@ PACKAGES = ("mlflow", "torch", "safetensors", "numpy", "pandas")
 
 
 class RegistryError(ServiceError):
-    """A registry refused a model, with the reason."""
+    """A registry did not register a model; says why."""
 
 
 def register(address: str, uri: str, experiment: str, name: str, alias: str) -> str:
-    """Register a checkpoint, or the best of a run.dir, and give it the alias; "name version N (alias)".
+    """Register a checkpoint, or the best of a run.dir, and give it the alias.
 
-    The model holds the EMA's weights. A checkpoint that has this name already is not registered twice.
-    Raises UsageError or DataError if there is no such checkpoint, and RegistryError if the registry at
-    the tracking address `uri` refuses it.
+    Returns "name version N (models:/name@alias)". The model holds the EMA's weights. A checkpoint that
+    has this name already is not registered twice. Raises UsageError or DataError if there is no such
+    checkpoint, and RegistryError if the registry at the tracking address `uri` fails.
     """
     trained = load(address)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
@@ -38,9 +38,9 @@ def register(address: str, uri: str, experiment: str, name: str, alias: str) -> 
     try:
         version = _registered(uri, name, trained) or _register(uri, experiment, name, trained)
         _client(uri).set_registered_model_alias(name, alias, version)
-    except Exception as error:  # MLflow's own, and those of whatever its artifacts are kept with
+    except Exception as error:  # MLflow's own errors, and those of its artifact store
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise RegistryError(f"{uri}: does not take {name}: {reason}") from error
+        raise RegistryError(f"{uri}: could not register {name}: {reason}") from error
     return f"{name} version {version} (models:/{name}@{alias})"
 
 

@@ -31,7 +31,7 @@ class GeneratorModel(PythonModel):
     """Draws one image for each row, the same as `service.sample --rows 1 --columns 1`.
 
     Only batch norm differs: its statistics are measured once, with seed 0, not with each row's seed.
-    `seed` decides latents and noise. `class` is optional and then drawn by the seed; models without
+    `seed` decides latents and noise. `class` is optional: without it, the seed draws one. Models without
     classes take none. `truncation` resamples latents beyond it; for StyleGAN it is ψ. Without it,
     nothing is truncated. A row gives the same image in any table.
     """
@@ -50,15 +50,15 @@ class GeneratorModel(PythonModel):
             raise ValueError("no rows: give one for each image, such as {'class': 3, 'seed': 0}")
         unknown = sorted({*table.columns} - {*COLUMNS})
         if unknown:
-            raise ValueError(f"columns {unknown}: unknown; there are {', '.join(COLUMNS)}")
-        asked = [self._ask(number, values) for number, values in enumerate(table.to_dict("records"))]
+            raise ValueError(f"columns {unknown}: unknown; the columns are {', '.join(COLUMNS)}")
+        rows = [self._parse(number, values) for number, values in enumerate(table.to_dict("records"))]
         # one by one: in a batch, the last bit of a sum may depend on the other rows
-        return np.concatenate([self._draw(row) for row in asked])
+        return np.concatenate([self._draw(row) for row in rows])
 
-    def _ask(self, number: int, values: dict[Any, Any]) -> "ImageRow":
-        given = {column: value for column, value in values.items() if not _is_missing(value)}
+    def _parse(self, number: int, values: dict[Any, Any]) -> "ImageRow":
+        present = {column: value for column, value in values.items() if not _is_missing(value)}
         try:
-            return _row(given, self._exported)
+            return _row(present, self._exported)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"row {number}: {error}") from error
 
@@ -90,23 +90,23 @@ class ImageRow:
     truncation: float | None
 
 
-def _row(given: dict[str, Any], exported: pretrained.Exported) -> ImageRow:
+def _row(values: dict[str, Any], exported: pretrained.Exported) -> ImageRow:
     """The row with these values; ValueError says what does not fit the model."""
-    if "seed" not in given:
-        raise ValueError("seed: not given; any whole number from 0 up draws an image of its own")
-    seed, label = _whole("seed", given["seed"], MAX_SEED), None
+    if "seed" not in values:
+        raise ValueError("seed: missing; give a whole number from 0 up, another one for another image")
+    seed, label = _whole("seed", values["seed"], MAX_SEED), None
     classes, family = exported.shape.classes, exported.family
-    if "class" in given:
+    if "class" in values:
         if classes is None:
-            raise ValueError(f"class {given['class']}: this model has no classes; leave it out")
-        label = _whole("class", given["class"], classes - 1)
-    truncation = given.get("truncation")
+            raise ValueError(f"class {values['class']}: this model has no classes; leave it out")
+        label = _whole("class", values["class"], classes - 1)
+    truncation = values.get("truncation")
     if truncation is not None:
         if not isinstance(truncation, numbers.Real):
             raise ValueError(f"truncation {truncation!r}: give a number, such as 0.5")
         truncation = float(truncation)
         if exported.shape.normalises_latents and not exported.shape.has_styles:
-            raise ValueError(f"truncation: {family} normalises its latents, so that none lie far out")
+            raise ValueError(f"truncation: {family} normalises its latents; leave it out")
         styled = exported.shape.has_styles
         if not math.isfinite(truncation) or (truncation <= 0 and not styled):
             raise ValueError(f"truncation {truncation}: give a threshold above 0, such as 0.5")

@@ -90,7 +90,7 @@ Frames = list[Pixels]
 
 
 def draw_grid(subject: Subject) -> Frames:
-    """Images of each class, one class a column; without classes, as many columns as asked for."""
+    """Images of each class, one class a column; without classes, `look.columns` columns."""
     look = subject.look
     columns = len(subject.labels) if subject.trained.shape.classes else look.columns
     inputs = subject.inputs(columns * look.rows, look.truncation)
@@ -237,7 +237,9 @@ def draw_timelapse(subject: Subject) -> Frames:
     curriculum = curriculum_of(trained.config, trained.amendments)
     grids = pictures.latest_grids(storage.sizes(f"{pictures.FOLDER}/"))
     if not grids:
-        raise DataError(f"{address}/{pictures.FOLDER}: no grids there; was the folder copied without?")
+        raise DataError(
+            f"{address}/{pictures.FOLDER}: no grids there; if the run was copied, copy this folder too"
+        )
     frames = []
     for clock, key in tqdm(grids, disable=None):
         if clock > trained.clock:
@@ -246,14 +248,14 @@ def draw_timelapse(subject: Subject) -> Frames:
             stage = curriculum.before(clock).stage
         except ValueError as error:
             raise DataError(
-                f"{storage.url(key)}: of no clock that this run comes to; take it away"
+                f"{storage.url(key)}: its clock is not one of this run's; delete it"
             ) from error
         fading = f", alpha {stage.alpha:.2f}" if stage.fading else ""
         caption = f"{clock:,} images, {stage.resolution} px{fading}"
         sheet = _read_png(storage.get(key), storage.url(key))
         frames.append(pictures.labelled(sheet, [caption]))
     if not frames:
-        raise DataError(f"{address}/{pictures.FOLDER}: its grids are all later than {trained.address}")
+        raise DataError(f"{address}/{pictures.FOLDER}: all its grids are later than {trained.address}")
     height, width = (max(frame.shape[axis] for frame in frames) for axis in (0, 1))
     return [_pad(frame, height, width) for frame in frames]
 
@@ -263,7 +265,9 @@ def _read_png(data: bytes, address: str) -> Pixels:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image)
     except OSError as error:
-        raise DataError(f"{address}: not a picture ({error}); delete it, the rest will do") from error
+        raise DataError(
+            f"{address}: not a picture ({error}); delete it, the other grids are enough"
+        ) from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 

@@ -42,7 +42,7 @@ def load_efficientnet(device: torch.device | str = "cpu") -> FeatureSet:
     with torch.device("meta"):
         network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=RESOLUTION)
     network.load_state_dict(weights, assign=True)
-    network._fc = nn.Identity()
+    network._fc = nn.Identity()  # noqa: SLF001  the package has no other name for it
     for layer in network.modules():
         if isinstance(layer, nn.ReLU6):
             layer.inplace = True

@@ -1,4 +1,4 @@
-"""The one door to the scores: which there are, what each needs, what they are called, and their values.
+"""The one door to the scores: their names, what each needs, and their values.
 
 A score is named after its features, `fd_efficientnet_lite0`; the names `fid`, `inception_score` and
 `kid` are kept for the standard Inception's.
@@ -31,7 +31,7 @@ _STANDARD = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How large the images are, a side in pixels, and how many of each there are to measure."""
+    """What there is to measure: the images' side in pixels, and how many of each kind."""
 
     resolution: int
     held_out: int
@@ -43,7 +43,7 @@ class Setting:
 class Generated:
     """Generated images uint8 [n, h, w, c] with their labels [n], and their features [n, d].
 
-    Features may be None where no score needs them.
+    Features may be None if no score needs them.
     """
 
     images: NDArray[np.uint8]
@@ -52,17 +52,17 @@ class Generated:
 
 
 def need_features(scores: Collection[str]) -> bool:
-    """Whether one of the scores is of features; SWD and MS-SSIM are of pixels."""
+    """Whether any of the scores needs features; SWD and MS-SSIM use pixels."""
     return not set(scores) <= set(OF_PIXELS)
 
 
 def need_images(scores: Collection[str]) -> bool:
-    """Whether one of the scores looks at pixels, beside how large the images are."""
+    """Whether any of the scores needs pixels, not only the images' size."""
     return bool(set(scores) & set(OF_PIXELS))
 
 
 def name(score: str, features: str) -> str:
-    """What a score is called on the features of this name."""
+    """The name of a score on the features of this name."""
     if score in OF_PIXELS:
         return score
     if features == inception.NAME and score in _STANDARD:
@@ -71,7 +71,7 @@ def name(score: str, features: str) -> str:
 
 
 def check_scores(scores: Sequence[str], setting: Setting | None = None) -> None:
-    """UsageError naming those that are unknown or, in a setting, cannot be computed, and why."""
+    """UsageError naming unknown scores or, in a setting, those that cannot be computed, and why."""
     unknown = [score for score in scores if score not in SCORES]
     if unknown:
         raise UsageError(f"{', '.join(unknown)}: no such score; there are {', '.join(SCORES)}")
@@ -84,14 +84,16 @@ def check_scores(scores: Sequence[str], setting: Setting | None = None) -> None:
 
 
 def obstacles(setting: Setting) -> dict[str, str]:
-    """The scores that a setting cannot compute, and what each lacks; pairs of a class are not seen."""
+    """The scores that a setting cannot compute, and what each lacks.
+
+    It does not check whether each class has the two images that MS-SSIM needs."""
     images = min(setting.held_out, setting.generated)
-    found = f"found {setting.held_out} and {setting.generated}"
+    present = f"found {setting.held_out} and {setting.generated}"
     neighbours = max(prdc.PRECISION_NEIGHBOURS, prdc.DENSITY_NEIGHBOURS) + 1
     pairwise = {"fd": 2, "kid": 2, "swd": 1, "memorisation": memorisation.FEWEST_IMAGES}
     pairwise |= dict.fromkeys(_OF_NEIGHBOURS, neighbours)
     lacks = {
-        score: f"needs {count} held-out and {count} generated images, {found}"
+        score: f"needs {count} held-out and {count} generated images, {present}"
         for score, count in pairwise.items()
         if images < count
     }
@@ -117,11 +119,11 @@ def compute(
 ) -> dict[str, float]:
     """The values of the scores by name; some have more than one, such as `kid_std` and SWD's levels.
 
-    `features` and `real` are needed by all but SWD and MS-SSIM, `held_out_images` uint8 [m, h, w, c] by
-    SWD alone. All images given are measured, but SWD cuts the larger set. Each depends on how many there
-    are: compare at equal counts. Equal arguments give equal values, by whatever workers the images were
-    measured. UsageError for scores that are unknown or impossible with so few images; ValueError where
-    an argument lacks.
+    All scores but SWD and MS-SSIM need `features` and `real`; only SWD needs `held_out_images` uint8
+    [m, h, w, c]. All images are measured, but SWD cuts the larger set. Scores depend on the number of
+    images: compare at equal counts. Equal arguments give equal values, whichever workers measured the
+    images. UsageError if scores are unknown or impossible with so few images; ValueError if an argument
+    is missing.
     """
     check_scores(scores)
     result: dict[str, float] = {}
@@ -166,8 +168,8 @@ def _of_features(
         probabilities = features.probabilities(generated)
         values["is"], values["is_std"] = inception_score.inception_score(probabilities)
     if set(scores) & set(_OF_NEIGHBOURS):
-        found = asdict(prdc.prdc(held_out, generated))
-        values |= {score: found[score] for score in _OF_NEIGHBOURS if score in scores}
+        measures = asdict(prdc.prdc(held_out, generated))
+        values |= {score: measures[score] for score in _OF_NEIGHBOURS if score in scores}
     if "memorisation" in scores:
         test = memorisation.memorisation(generated, held_out, real.training.features)
         values |= {f"memorisation_{part}": getattr(test, part) for part in _MEMORISATION}

@@ -30,7 +30,7 @@ PICTURE_KEY = "pictures/grid"
 class Description:
     """What MLflow records of a run once: its key and name, parameters, tags, and text files.
 
-    `parent` is the key of the run that it is nested in, which somebody else creates.
+    `parent` is the key of the run that it is nested in; that run is created elsewhere.
     """
 
     uri: str

@@ -25,7 +25,7 @@ def grid_key(clock: int, attempt: int) -> str:
 
 
 def latest_grids(keys: Iterable[str]) -> list[tuple[int, str]]:
-    """(clock, key) of a run's grids, by clock; of several attempts the last one counts."""
+    """(clock, key) of a run's grids, by clock; the last attempt counts."""
     latest: dict[int, tuple[int, str]] = {}
     for key in keys:
         if match := _GRID.fullmatch(key):
@@ -59,7 +59,7 @@ def grid_png(images: Pixels, columns: int, pixels: int) -> bytes:
 def labelled(sheet: Pixels, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Pixels:
     """A sheet uint8 [h, w, c] with a caption over each column and one left of each row.
 
-    It becomes wider where the last caption needs it.
+    It becomes wider if the last caption needs it.
     """
     top, left = CAPTION_PIXELS if columns else 0, MARGIN_PIXELS if rows else 0
     height, width, channels = sheet.shape

@@ -22,14 +22,14 @@ ANY_ADDRESS = ("", "0.0.0.0", "::")
 
 
 def free_port(host: str) -> int:
-    """A port of this host that is free now; UsageError if the host is no address of this machine."""
+    """A port of this host that is free now; UsageError if the host is not an address of this machine."""
     try:
         with socket.create_server((host, 0)) as probe:
             return probe.getsockname()[1]
     except OSError as error:
         raise UsageError(
-            f"tracking.prometheus_host: {host} is no address of this machine ({error});"
-            " give 127.0.0.1, or 0.0.0.0 for all of its addresses"
+            f"tracking.prometheus_host: {host} is not an address of this machine ({error});"
+            " give 127.0.0.1, or 0.0.0.0 for all its addresses"
         ) from error
 
 
@@ -53,12 +53,12 @@ class LiveMetrics:
             "Seconds since the workers last reported, or since the start",
             lambda: time.time() - self._progress_time,
         )
-        about = "0 healthy, 1 warning, 2 collapsed"
-        self._collapse = Gauge(f"{PREFIX}collapse", about, ["kind"], registry=self._registry)
+        levels = "0 healthy, 1 warning, 2 collapsed"
+        self._collapse = Gauge(f"{PREFIX}collapse", levels, ["kind"], registry=self._registry)
         for kind in Kind:
             self._collapse.labels(kind).set(0)
-        about = "Scores of the newest evaluation"
-        self._scores = Gauge(f"{PREFIX}score", about, ["name"], registry=self._registry)
+        scores = "Scores of the newest evaluation"
+        self._scores = Gauge(f"{PREFIX}score", scores, ["name"], registry=self._registry)
         self._rewinds = Counter(f"{PREFIX}rewinds", "Rewinds after a collapse", registry=self._registry)
         self.port = self._serve(host, port)
 
@@ -86,9 +86,9 @@ class LiveMetrics:
         if record.event and record.event.action == EventAction.REWIND:
             self._rewinds.inc()
 
-    def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
+    def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
         """A gauge that calls `value` at every scrape."""
-        self._gauge(name, about).set_function(value)
+        self._gauge(name, description).set_function(value)
 
     def up(self, running: bool) -> None:
         """1 while the run trains, 0 once it has ended."""
@@ -111,17 +111,17 @@ class LiveMetrics:
             log.warning("event=target_not_written file=%s error=%s", self._target, error)
 
     def withdraw(self) -> None:
-        """Withdraw the announcement, so that no alert misses this run from now on."""
+        """Withdraw the announcement, so that no alert fires for this run from now on."""
         if self._target:
             try:
                 self._target.unlink(missing_ok=True)
             except OSError as error:
                 log.warning("event=target_not_removed file=%s error=%s", self._target, error)
 
-    def _gauge(self, name: str, about: str = "Last value that the run reported") -> Gauge:
+    def _gauge(self, name: str, description: str = "Last value that the run reported") -> Gauge:
         name = PREFIX + re.sub(r"\W", "_", name)
         if name not in self._gauges:
-            self._gauges[name] = Gauge(name, about, registry=self._registry)
+            self._gauges[name] = Gauge(name, description, registry=self._registry)
         return self._gauges[name]
 
     def _serve(self, host: str, port: int) -> int:

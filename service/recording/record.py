@@ -13,7 +13,7 @@ Text = Annotated[str, Field(max_length=100_000)]
 
 
 class EventAction(StrEnum):
-    """What befell a run."""
+    """What happened to a run."""
 
     ALERT = "alert"
     PROTECT = "protect"
@@ -25,7 +25,7 @@ class EventAction(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """What befell a run, why, in words, and what belongs to it by name."""
+    """What happened to a run, the reason in words, and details by name."""
 
     action: EventAction
     reason: Text
@@ -34,7 +34,7 @@ class Event:
 
 @dataclass(frozen=True)
 class SpanTime:
-    """How long a cycle of a span takes: the span's images [start, end), those of a cycle, seconds."""
+    """How long a cycle of a span takes: the span's clocks [start, end), a cycle's images and seconds."""
 
     start: Clock
     end: Clock

@@ -48,7 +48,7 @@ class Recorder:
         self._live.update(Record(0, 0.0, values=dict(intervals or {})))
         self._live.watch(
             "recorder_storage_retries",
-            "Second tries of the recorder at the run directory, since it was started",
+            "Storage retries of the recorder in the run directory, since its start",
             lambda: self._storage.traffic.retries,
         )
         if targets:
@@ -93,7 +93,7 @@ class Recorder:
         """Deliver what is left and end the MLflow run within `limit_s`; returns "" or the obstacle.
 
         Undelivered records stay in the spool for the next start of this run. A run that FAILED stays
-        announced to Prometheus, whose alert then calls somebody.
+        announced to Prometheus, whose alert then fires.
         """
         self._live.up(False)
         if status != "FAILED":

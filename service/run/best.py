@@ -68,7 +68,7 @@ class Trained:
 
 
 def place_of(address: str) -> CheckpointPlace | None:
-    """The place of the checkpoint whose folder has this address; None if it is no such folder."""
+    """The place of the checkpoint whose folder has this address; None if it is not one."""
     match = _CHECKPOINT.fullmatch(address)
     if not match:
         return None
@@ -77,10 +77,10 @@ def place_of(address: str) -> CheckpointPlace | None:
 
 
 def load(address: str, weights: WeightsName = "ema") -> Trained:
-    """The EMA, or the `generator` as it is, of a checkpoint's folder or of a run's best checkpoint.
+    """The EMA, or the raw `generator`, of a checkpoint's folder or of a run's best checkpoint.
 
-    The best is the one with the best score, or the newest where none has a score. Raises UsageError
-    where there is no checkpoint at the address, DataError where it is damaged.
+    The best is the one with the best score, or the newest if none has a score. UsageError if there is
+    no checkpoint at the address, DataError if it is damaged.
     """
     place = place_of(address)
     storage = open_storage(place.run_dir if place else address, RETRY_S)
@@ -92,7 +92,8 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
         stage = curriculum_of(config, manifest.state.amendments).before(name.clock).stage
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{storage.url(name.folder)}: made by another version of the service; use that one ({error})"
+            f"{storage.url(name.folder)}: made by another version of the service; use that"
+            f" version ({error})"
         ) from error
     return Trained(
         generator,
@@ -120,7 +121,7 @@ def _choose(storage: Storage, address: str, place: CheckpointPlace | None) -> ch
 
 
 def _build(config: Config, tensors: dict[str, torch.Tensor]) -> GrowingGenerator:
-    """The generator with these weights; RuntimeError where they are of another network."""
+    """The generator with these weights; RuntimeError if they belong to another network."""
     with torch.device("meta"):  # no initial weights are drawn, for these replace them
         generator, _ = models.build(config.model.family, **config.model_settings)
     # in torch's default layout whatever the training used: the last bit of a sum depends on it

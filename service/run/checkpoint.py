@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
-# What torch raises where it is given no file of tensors, or one of more than tensors.
+# What torch raises for a file without tensors, or with more than tensors.
 UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
@@ -62,7 +62,7 @@ class Manifest(Document):
     `metrics` are the last values that the run recorded before it, for people.
     """
 
-    remedy: ClassVar[str] = "restore it from a copy, or take another checkpoint"
+    remedy: ClassVar[str] = "restore it from a copy, or choose another checkpoint"
 
     version: Literal[2] = 2
     token: Count
@@ -120,26 +120,25 @@ def read(storage: Storage, name: Name, parts: Collection[str] | None = None) -> 
         key = f"{name.folder}/{file}"
         data = storage.get(key)
         if len(data) != expected.bytes or _digest(data) != expected.sha256:
-            raise DataError(
-                f"{storage.url(key)}: not the bytes that were committed; restore it from a copy, or take"
-                " another checkpoint"
-            )
+            raise DataError(f"{storage.url(key)}: not the bytes that were committed; {Manifest.remedy}")
         try:
             content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         except UNREADABLE as error:
-            raise DataError(f"{storage.url(key)}: holds more than tensors, or is damaged") from error
+            raise DataError(
+                f"{storage.url(key)}: damaged, or holds more than tensors; {Manifest.remedy}"
+            ) from error
         if not isinstance(content, dict):
-            raise DataError(f"{storage.url(key)}: holds no tensors by name; {Manifest.remedy}")
+            raise DataError(f"{storage.url(key)}: holds no named tensors; {Manifest.remedy}")
         tensors[file.removesuffix(".pt")] = content
     return tensors, manifest
 
 
 def read_manifest(storage: Storage, name: Name) -> Manifest:
-    """The manifest of a checkpoint; DataError if it is damaged, of another version or another's."""
+    """The manifest of a checkpoint; DataError if it is damaged, or of another version or checkpoint."""
     key = f"{name.folder}/{MANIFEST}"
     manifest = Manifest.from_bytes(storage.get(key), storage.url(key))
     if Name(manifest.token, manifest.sequence, manifest.state.clock) != name:
-        raise DataError(f"{storage.url(key)}: the manifest of another checkpoint; {Manifest.remedy}")
+        raise DataError(f"{storage.url(key)}: belongs to another checkpoint; {Manifest.remedy}")
     return manifest
 
 
@@ -155,7 +154,7 @@ def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, Manifest]]:
 
 
 def verified(storage: Storage, names: Iterable[Name]) -> Iterator[tuple[Name, Tensors, Manifest]]:
-    """The checkpoints that verify; the others are logged and passed over.
+    """The checkpoints that verify; the others are logged and skipped.
 
     If storage cannot be read at all, its StorageError is raised: that is no reason to go back further.
     """
@@ -169,21 +168,21 @@ def verified(storage: Storage, names: Iterable[Name]) -> Iterator[tuple[Name, Te
 def resume(storage: Storage, state: TrainState) -> tuple[Name, Manifest] | None:
     """Load the newest checkpoint that verifies; its name and manifest, or None if there are none.
 
-    DataError if there are some but none verifies: starting anew would sweep them away.
+    DataError if there are some but none verifies: a new start would delete them.
     """
     for name, tensors, manifest in newest(storage):
         try:
             state.load(tensors, manifest.state)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{storage.url(name.folder)}: holds other networks than this version of the service"
-                f" builds; go on with that version ({error})"
+                f"{storage.url(name.folder)}: made by a version of the service with other networks;"
+                f" use that version ({error})"
             ) from error
         return name, manifest
     damaged = [name.folder for name in find(storage)[0]]
     if damaged:
         raise DataError(
-            f"{storage.address}: none of its checkpoints is what was committed ({', '.join(damaged)});"
+            f"{storage.address}: all its checkpoints are damaged ({', '.join(damaged)});"
             " restore one from a copy, or choose another --run.dir"
         )
     return None
@@ -199,9 +198,9 @@ class Keep:
     def choose(
         self, committed: Sequence[Name], healthy: Collection[Name], ranked: Sequence[Name]
     ) -> set[Name]:
-        """Which of the committed ones stay, given oldest first; `ranked` has the best first.
+        """Which of the committed ones stay; `committed` has the oldest first, `ranked` the best first.
 
-        Only the last of each clock counts: a rewind commits its checkpoint again, and pushes out none.
+        Only the last of each clock counts: a rewind commits its checkpoint again and pushes none out.
         """
         of_clock = {name.clock: name for name in committed}
         latest = sorted(of_clock.values())
@@ -236,7 +235,7 @@ class Checkpointer:
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Copy the state, and commit it in the background once the last commit is done.
 
-        `metrics` are written down beside it, for people.
+        `metrics` are stored beside it, for people.
         """
         self.wait()
         self._buffer = copy_to_cpu(state.tensors(), self._buffer)

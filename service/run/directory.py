@@ -26,14 +26,14 @@ class RunDocument(Document):
 
 
 def read_run(storage: Storage) -> RunDocument:
-    """The run in this directory; MissingError where there is none, DataError where it is damaged."""
+    """The run in this directory; MissingError if there is none, DataError if it is damaged."""
     return RunDocument.from_bytes(storage.get(RUN_KEY), storage.url(RUN_KEY))
 
 
 def same_run(storage: Storage, config: Config, fingerprint: str) -> str:
-    """The key of the run in this directory, which is written down where the directory is new.
+    """The key of the run in this directory; a new directory gets a new run.
 
-    UsageError where it holds a sweep, or a run that differs in a number of its training.
+    UsageError if it holds a sweep, or a run with other data or other training settings.
     """
     try:
         before = read_run(storage)
@@ -53,8 +53,7 @@ def same_run(storage: Storage, config: Config, fingerprint: str) -> str:
 def _new_run(storage: Storage, config: Config, fingerprint: str) -> str:
     if storage.sizes(SWEEP_KEY):
         raise UsageError(
-            f"{storage.address} holds a sweep; choose another --run.dir, or go on with one of its"
-            " trials/"
+            f"{storage.address} holds a sweep; choose another --run.dir, or continue one of its trials/"
         )
     run = RunDocument(key=uuid.uuid4().hex, fingerprint=fingerprint, config=config.model_dump())
     storage.put(RUN_KEY, run.to_bytes())

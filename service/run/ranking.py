@@ -1,4 +1,4 @@
-"""Scores of a run's checkpoints, kept beside them, and which checkpoint is the best by them."""
+"""Keeps the scores of a run's checkpoints beside them, and ranks the checkpoints."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ class Score:
 
     `rank` is `values[by]`, negated if higher is better. The lowest rank at a resolution is the best, and
     any score at a higher resolution beats those at lower ones. Only scores with the same `measure`
-    compare: the same metric over the same number of `samples`.
+    are comparable: the same metric over the same number of `samples`.
     """
 
     clock: Clock
@@ -51,7 +51,7 @@ def write(storage: Storage, name: Name, score: Score) -> None:
 
 
 def read(storage: Storage, names: Sequence[Name]) -> dict[Name, Score]:
-    """The stored scores of these checkpoints; damaged ones are logged and passed over."""
+    """The stored scores of these checkpoints; damaged ones are logged and skipped."""
     present = set(storage.sizes(f"{FOLDER}/"))
     scores = {}
     for name in names:
@@ -86,8 +86,8 @@ def check_comparable(storage: Storage, names: Sequence[Name], measure: tuple[str
     if kept and measure not in kept:
         measures = ", ".join(f"{by} of {samples} images" for by, samples in sorted(kept))
         raise UsageError(
-            f"{storage.address}: its checkpoints are ranked by {measures}, and {measure[0]} of"
-            f" {measure[1]} images does not compare with that; score by the same, or leave --keep out"
+            f"{storage.address}: its checkpoints are ranked by {measures}, which does not compare"
+            f" with {measure[0]} of {measure[1]} images; score by the same, or leave --keep out"
         )
 
 

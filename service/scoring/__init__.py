@@ -1,1 +1,1 @@
-"""Scores beside the training: what scores a checkpoint, and the Ray actor that does it meanwhile."""
+"""Scores beside the training: the scorer of checkpoints, and the Ray actor that runs it."""

@@ -23,7 +23,7 @@ ANSWER_LIMIT_S = 10.0
 
 
 class ScorerActor:
-    """Scores the newest checkpoint. While it scores one, the latest of those that come waits.
+    """Scores the newest checkpoint. While it scores one, only the latest of the new ones waits.
 
     Whatever goes wrong with a score is recorded, and never stops a training.
     """

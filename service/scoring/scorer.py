@@ -30,8 +30,8 @@ from service.run.best import Trained
 from service.run.ranking import Score
 from service.storage import Storage, open_storage
 
-_PART = 512  # images in memory at once, where no score wants them all
-_WINDOW = 64  # samples that are read together where they lie near each other
+_PART = 512  # images in memory at once, if no score needs them all
+_WINDOW = 64  # samples that are read together if they lie near each other
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Scorer:
         return scores.name(self.settings.best, features), self.settings.images
 
     def score(self, trained: Trained) -> Score:
-        """The scores of a checkpoint, as far as the resolution that it was last trained at allows them.
+        """The scores of a checkpoint that the resolution of its last stage allows.
 
         UsageError if it allows none of them.
         """
@@ -117,11 +117,11 @@ class Scorer:
         """From an earlier evaluation of the same data, or measured now."""
         assert self._features is not None
         rows, channels = (self._held_out, self._training), self.config.model.channels
-        about = RealImages(self._index.fingerprint(), resolution, channels, *rows)
-        statistics = load_statistics(self.cache, about, self._features)
+        images = RealImages(self._index.fingerprint(), resolution, channels, *rows)
+        statistics = load_statistics(self.cache, images, self._features)
         if statistics is None:
             statistics = RealStatistics(*(self._sample(side, resolution) for side in rows))
-            save_statistics(self.cache, about, self._features, statistics)
+            save_statistics(self.cache, images, self._features, statistics)
         return statistics
 
     def _sample(self, rows: NDArray[np.int64], resolution: int) -> FeatureSample:
@@ -164,8 +164,8 @@ def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
     """UsageError if scores are impossible: no image is held out, or the features cannot be loaded."""
     if not len(index.rows(held_out=True)):
         raise UsageError(
-            "evaluation: scores compare with held-out images, of which the index has none; make it anew"
-            " with a data.held_out above 0, or set evaluation.every_images to null"
+            "evaluation: scores need held-out images, but the index has none; rebuild it with a"
+            " data.held_out above 0, or set evaluation.every_images to null"
         )
     if scores.need_features(settings.scores):
         open_features(settings.features, settings.weights or "")

@@ -30,7 +30,7 @@ def open_storage(address: str, retry_s: float = 0, timeout_s: float = TIMEOUT_S)
 
         return S3Storage(address, retry_s, timeout_s)
     if "://" in address:
-        raise StorageError(f"{address}: only folders and s3:// addresses are known")
+        raise StorageError(f"{address}: unknown kind of address; give a folder or s3://bucket/prefix")
     return FolderStorage(address, retry_s)
 
 

@@ -1,4 +1,4 @@
-"""The interface that every storage keeps, its errors, and how a failing call is tried again."""
+"""The interface of every storage, its errors, and its retries."""
 
 import logging
 import random
@@ -27,7 +27,7 @@ class MissingError(StorageError):
 
 
 class ConflictError(StorageError):
-    """A conditional write lost against another writer."""
+    """A conditional write lost to another writer."""
 
 
 class ChangedError(StorageError):
@@ -60,7 +60,7 @@ class Traffic:
 
 
 class Writer(Protocol):
-    """Something that an object is written to piece by piece."""
+    """Takes an object piece by piece."""
 
     def write(self, data: bytes, /) -> object:
         """Append bytes."""
@@ -84,7 +84,7 @@ class Storage(ABC):
     def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
         """The object, or `length` bytes of it from `start`; fewer if it ends before.
 
-        MissingError if there is no object; ChangedError if its ETag is not `etag`, where one is given.
+        MissingError if there is no object; ChangedError if `etag` is given and is not the object's.
         """
 
     @abstractmethod
@@ -116,7 +116,7 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete the objects; it is no error if some are gone already."""
+        """Delete the objects; missing ones are no error."""
 
     @abstractmethod
     def sweep(self, prefix: str) -> None:

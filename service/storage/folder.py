@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from typing_extensions import override
+
 from service.errors import StorageError
 from service.storage.base import ConflictError, Entry, MissingError, Storage, Writer
 
@@ -27,6 +29,7 @@ class FolderStorage(Storage):
         self.root = Path(address).absolute()
         self.address = str(self.root)
 
+    @override
     def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
         def read() -> bytes:
             with open(self.root / key, "rb", buffering=0) as file:
@@ -38,13 +41,16 @@ class FolderStorage(Storage):
         self.traffic.add(bytes=len(data))
         return data
 
+    @override
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         data = self.get(key)
         return data, hashlib.sha256(data).hexdigest()
 
+    @override
     def put(self, key: str, data: bytes) -> None:
         self._call(key, lambda: self._write(key, data))
 
+    @override
     def put_if(self, key: str, data: bytes, version: str | None) -> str:
         with self._alone():
             try:
@@ -56,6 +62,7 @@ class FolderStorage(Storage):
             self.put(key, data)
         return hashlib.sha256(data).hexdigest()
 
+    @override
     @contextlib.contextmanager
     def writer(self, key: str) -> Iterator[Writer]:
         with self._call(key, lambda: self._part(self.root / key)) as file:
@@ -68,6 +75,7 @@ class FolderStorage(Storage):
             finally:
                 part.unlink(missing_ok=True)
 
+    @override
     def entries(self, prefix: str = "") -> dict[str, Entry]:
         def walk() -> dict[str, Entry]:
             entries = {}
@@ -82,10 +90,12 @@ class FolderStorage(Storage):
 
         return self._call(prefix, walk)
 
+    @override
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._call(key, functools.partial(self._remove, self.root / key))
 
+    @override
     def sweep(self, prefix: str) -> None:
         folder, _, name = prefix.rpartition("/")
         for path in (self.root / folder).glob(f"{_UNFINISHED}{name}*"):
@@ -136,7 +146,7 @@ class FolderStorage(Storage):
         if isinstance(error, FileNotFoundError):
             return MissingError(f"{self.url(key)}: no such file")
         return StorageError(
-            f"{self.url(key)}: {error.strerror or error}; make room or correct the permissions,"
+            f"{self.url(key)}: {error.strerror or error}; free some space or correct the permissions,"
             " then start again"
         )
 

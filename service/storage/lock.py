@@ -1,4 +1,4 @@
-"""The run lock: one holder for a folder, with a rising token, so that a zombie can do no harm."""
+"""The run lock: one holder for a folder, with a rising token, so that an old holder can do no harm."""
 
 import logging
 import os
@@ -56,7 +56,7 @@ class Holder(Document):
 
 
 def read_holder(storage: Storage) -> tuple[Holder | None, str | None]:
-    """The present holder and the version of the lock, or twice None; DataError where it is damaged."""
+    """The present holder and the lock's version, or two Nones; DataError if the lock is damaged."""
     try:
         data, version = storage.get_versioned(LOCK_KEY)
     except MissingError:
@@ -95,7 +95,10 @@ class RunLock:
         try:
             self._version = self._put(self._holder, version)
         except ConflictError as error:
-            raise LockError(f"{self.storage.address}: another process was faster to take it") from error
+            raise LockError(
+                f"{self.storage.address}: another process took it first; wait for it, end it, or"
+                " choose another address"
+            ) from error
         self._thread = threading.Thread(target=self._renew, name="run-lock", daemon=True)
         self._thread.start()
         return self._holder.token
@@ -149,6 +152,6 @@ def check_token(storage: Storage, token: int) -> None:
     holder, _ = read_holder(storage)
     if holder is None or holder.token != token:
         raise LockError(
-            f"{storage.address}: taken over by another process (token"
-            f" {holder.token if holder else 'none'}, ours is {token}); nothing more is written"
+            f"{storage.address}: taken over by another process (its token is"
+            f" {holder.token if holder else 'none'}, ours is {token}); this process writes nothing more"
         )

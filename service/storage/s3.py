@@ -23,6 +23,7 @@ from botocore.exceptions import (
     IncompleteReadError,
     ResponseStreamingError,
 )
+from typing_extensions import override
 
 from service.errors import StorageError
 from service.storage.base import (
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_CONNECTIONS = 64
-# That of the AWS tools, so that what they copy keeps its ETag.
+# The part size of the AWS tools, so that objects that they copy keep their ETags.
 PART_BYTES = 8 << 20
 PARTS_AHEAD = 4
 _PIECE_BYTES = 1 << 20
@@ -76,14 +77,15 @@ class S3Storage(Storage):
         self._client_now: Any = None
 
     @property
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """boto3's client, made when it is first needed and after credentials expired."""
         with self._client_lock:
             if self._client_now is None:
                 self._client_now = self._connect()
             return self._client_now
 
     def _connect(self) -> Any:
-        # Not boto3's default session, which keeps the first credentials that it met.
+        # Not boto3's default session, which keeps the first credentials that it finds.
         return boto3.session.Session().client(
             "s3",
             config=Config(
@@ -98,6 +100,7 @@ class S3Storage(Storage):
             ),
         )
 
+    @override
     def get(self, key: str, start: int = 0, length: int | None = None, etag: str = "") -> bytes:
         if length == 0:
             return b""
@@ -105,7 +108,7 @@ class S3Storage(Storage):
         span = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
 
         def read() -> bytes:
-            answer = self._client.get_object(**self._name(key), **span)
+            answer = self.client.get_object(**self.name_of(key), **span)
             try:
                 if etag and answer["ETag"] != etag:
                     raise ChangedError(f"{self.url(key)}: its ETag is {answer['ETag']}, not {etag}")
@@ -117,22 +120,25 @@ class S3Storage(Storage):
 
         self.traffic.add(requests=1)
         try:
-            data = self._call(key, read)
+            data = self.call(key, read)
         except _PastEnd:
             return b""
         self.traffic.add(bytes=len(data))
         return data
 
+    @override
     def get_versioned(self, key: str) -> tuple[bytes, str]:
         def read() -> tuple[bytes, str]:
-            answer = self._client.get_object(**self._name(key))
+            answer = self.client.get_object(**self.name_of(key))
             return self._body(answer), answer["ETag"]
 
-        return self._call(key, read)
+        return self.call(key, read)
 
+    @override
     def put(self, key: str, data: bytes) -> None:
-        self._call(key, lambda: self._client.put_object(**self._name(key), Body=data))
+        self.call(key, lambda: self.client.put_object(**self.name_of(key), Body=data))
 
+    @override
     def put_if(self, key: str, data: bytes, version: str | None) -> str:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
         tries = 0
@@ -140,10 +146,10 @@ class S3Storage(Storage):
         def write() -> str:
             nonlocal tries
             tries += 1
-            return self._client.put_object(**self._name(key), Body=data, **condition)["ETag"]
+            return self.client.put_object(**self.name_of(key), Body=data, **condition)["ETag"]
 
         try:
-            return self._call(key, write)
+            return self.call(key, write)
         except ConflictError:
             # An earlier try may have succeeded, and only its answer was lost.
             if tries > 1:
@@ -152,6 +158,7 @@ class S3Storage(Storage):
                     return present_version
             raise
 
+    @override
     @contextlib.contextmanager
     def writer(self, key: str) -> Iterator[Writer]:
         upload = _Upload(self, key)
@@ -162,36 +169,40 @@ class S3Storage(Storage):
             upload.abort()
             raise
 
+    @override
     def entries(self, prefix: str = "") -> dict[str, Entry]:
         root = f"{self.prefix}/" if self.prefix else ""
 
         def walk() -> dict[str, Entry]:
-            pages = self._client.get_paginator("list_objects_v2").paginate(
+            pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=root + prefix
             )
             objects = (entry for page in pages for entry in page.get("Contents", ()))
             entries = {o["Key"].removeprefix(root): Entry(o["Size"], o["ETag"]) for o in objects}
             return dict(sorted(entries.items()))
 
-        return self._call(prefix, walk)
+        return self.call(prefix, walk)
 
+    @override
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            self._call(key, functools.partial(self._client.delete_object, **self._name(key)))
+            self.call(key, functools.partial(self.client.delete_object, **self.name_of(key)))
 
+    @override
     def sweep(self, prefix: str) -> None:
         def left() -> list[dict[str, Any]]:
             root = f"{self.prefix}/" if self.prefix else ""
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.bucket, Prefix=root + prefix
             )
             return [upload for page in pages for upload in page.get("Uploads", ())]
 
-        for upload in self._call("", left):
+        for upload in self.call("", left):
             name = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-            self._call("", functools.partial(self._client.abort_multipart_upload, **name))
+            self.call("", functools.partial(self.client.abort_multipart_upload, **name))
 
-    def _name(self, key: str) -> dict[str, str]:
+    def name_of(self, key: str) -> dict[str, str]:
+        """Bucket and key of an object, as boto3 takes them."""
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
 
     def _body(self, answer: dict[str, Any]) -> bytes:
@@ -199,7 +210,7 @@ class S3Storage(Storage):
         expected = answer["ContentLength"]
         deadline = time.monotonic() + self.timeout_s * (1 + expected / (1 << 20))
         # botocore's own read() waits for all the bytes, for days if need be.
-        stream = answer["Body"]._raw_stream
+        stream = answer["Body"]._raw_stream  # noqa: SLF001
         pieces: list[bytes] = []
         missing = expected
         while missing:
@@ -209,12 +220,13 @@ class S3Storage(Storage):
             pieces.append(piece)
             missing -= len(piece)
             if time.monotonic() > deadline or self._closed.is_set():
-                raise BrokenAnswer(f"too slow: {missing} of {expected} bytes still to come")
+                raise BrokenAnswer(f"too slow: {missing} of {expected} bytes are still missing")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _call(self, key: str, call: Callable[[], T]) -> T:
+    def call(self, key: str, request: Callable[[], T]) -> T:
+        """The result of a request, retried; StorageError names the object `key` and the remedy."""
         try:
-            return self._persist(call, self._is_worth_another_try)
+            return self._persist(request, self._is_worth_another_try)
         except StorageError:
             raise
         except Exception as error:
@@ -257,7 +269,7 @@ class S3Storage(Storage):
                 )
         if code in _EXPIRED:
             return StorageError(
-                f"{where}: the credentials have expired ({code}), tried for {self.retry_s:.0f} s;"
+                f"{where}: the credentials have expired ({code}), retried for {self.retry_s:.0f} s;"
                 " renew AWS_SESSION_TOKEN and its keys here and on the cluster's nodes, then start again"
             )
         if status in (401, 403):
@@ -268,19 +280,19 @@ class S3Storage(Storage):
         if self._is_worth_another_try(error):
             reason = f"{code}: {error}" if isinstance(error, BrokenAnswer) else code
             return StorageError(
-                f"{where}: the storage does not answer ({reason}), tried for {self.retry_s:.0f} s;"
+                f"{where}: the storage does not answer ({reason}), retried for {self.retry_s:.0f} s;"
                 " check AWS_ENDPOINT_URL and that the server is up"
             )
         return StorageError(f"{where}: {error}")
 
 
 def _check_span(answer: dict[str, Any], start: int, length: int | None) -> None:
-    """BrokenAnswer unless the answer holds the requested bytes, or all that exist of them."""
+    """BrokenAnswer unless the answer holds the requested bytes, or as many of them as exist."""
     total = int(answer.get("ContentRange", "/0").rpartition("/")[2])
     expected = total - start if length is None else min(length, total - start)
     span, count = answer.get("ContentRange", "no range").partition("-")[0], answer["ContentLength"]
     if (span, count) != (f"bytes {start}", expected):
-        raise BrokenAnswer(f"{count} bytes from {span}, {expected} from {start} wanted")
+        raise BrokenAnswer(f"received {count} bytes from {span}, expected {expected} from {start}")
 
 
 class _Upload:
@@ -347,8 +359,8 @@ class _Upload:
         return self._do("upload_part", UploadId=self._id, PartNumber=number, Body=data)["ETag"]
 
     def _do(self, operation: str, **arguments: Any) -> Any:
-        storage, name = self.storage, self.storage._name(self.key)
-        return storage._call(self.key, lambda: getattr(storage._client, operation)(**name, **arguments))
+        storage, name = self.storage, self.storage.name_of(self.key)
+        return storage.call(self.key, lambda: getattr(storage.client, operation)(**name, **arguments))
 
 
 def _s3_code(error: Exception) -> tuple[str, int]:

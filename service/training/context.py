@@ -51,8 +51,8 @@ class Context:
                 config = config.amended(values)
         except ValueError as error:
             raise DataError(
-                f"{self.storage.address}: a rewind's amendments do not hold ({error}); take an earlier"
-                " checkpoint, or start anew elsewhere"
+                f"{self.storage.address}: a rewind's amendments are invalid ({error}); go back to an"
+                " earlier checkpoint, or start a new run elsewhere"
             ) from error
         return config, curriculum_of(self.config, state.amendments)
 
@@ -74,14 +74,14 @@ class Context:
         )
 
     def check_same(self, name: checkpoint.Name | None) -> None:
-        """RuntimeError unless the first worker loaded this checkpoint too: the group starts again."""
+        """RuntimeError unless the first worker loaded this checkpoint too; the group then restarts."""
         sequence = name.sequence if name else 0
         first = self.workers.agree(sequence)
         if sequence != first:
             raise RuntimeError(f"loaded checkpoint {sequence}, but the first worker loaded {first}")
 
     def record_event(self, state: TrainState, action: EventAction, reason: str, **details: Any) -> None:
-        """Record what befell the run; only the first worker does."""
+        """Record what happened to the run; only the first worker does."""
         if self.workers.is_first:
             event = Event(action, reason, details)
             self.recorder.write(Record(state.clock, time.time(), state.attempt, event=event))
@@ -90,9 +90,9 @@ class Context:
         """Record a committed checkpoint with its files' digests; request its score if that is due."""
         if self.workers.is_first:
             files: Any = manifest.model_dump(include={"files"})
-            about = {"address": self.storage.url(name.folder)} | files
+            committed = {"address": self.storage.url(name.folder)} | files
             attempt = manifest.state.attempt
-            self.recorder.write(Record(name.clock, time.time(), attempt, checkpoint=about))
+            self.recorder.write(Record(name.clock, time.time(), attempt, checkpoint=committed))
             before, self._committed = self._committed, name
             every = self.config.evaluation.every_images
             if every and due(every, before.clock if before else 0, name.clock):

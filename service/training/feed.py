@@ -36,7 +36,7 @@ def dataset_of(config: Config, index: Index) -> Dataset:
 
 
 def check_memory(config: Config, dataset: Dataset, workers: int) -> None:
-    """DataError where what is read ahead would not fit in some phase."""
+    """DataError if the data read ahead exceeds data.prefetch_bytes in some phase."""
     for phase in config.phases:
         limit, size = config.data.prefetch_bytes, image_bytes(config, phase)
         check_prefetch(dataset, workers, limit, phase.micro_batch, size)

@@ -58,14 +58,14 @@ class PanelReader:
     def __init__(self, dataset: Dataset):
         self._dataset = dataset
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="monitor")
-        self._asked: tuple[int, int] | None = None
+        self._requested: tuple[int, int] | None = None
         self._batch: Future[Batch] | None = None
 
     def ask(self, numbers: NDArray[np.int64], resolution: int) -> None:
         """Begin to read these images, unless they have been read already."""
         wanted = (len(numbers), resolution)
-        if self._asked != wanted:
-            self._asked = wanted
+        if self._requested != wanted:
+            self._requested = wanted
             self._batch = self._thread.submit(read, self._dataset, Request(numbers, resolution))
 
     def take(self) -> Batch | None:

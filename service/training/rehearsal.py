@@ -1,4 +1,4 @@
-"""Makes fail now what would fail on day three: runs cycles of every phase and throws them away."""
+"""Runs cycles of every phase and throws them away: what would fail on day three fails now."""
 
 import time
 

@@ -15,7 +15,7 @@ def carry_out(
 ) -> bool:
     """Carry the response out; False if a rewind has put the state back.
 
-    All workers take part. CollapseError if the run has to stop.
+    All workers take part. CollapseError if the run must stop.
     """
     verdict = state.collapse.verdict
     match response:
@@ -37,8 +37,8 @@ def carry_out(
 
 def _record(context: Context, state: TrainState, action: EventAction, **details: str) -> None:
     verdict = state.collapse.verdict
-    about = {"level": verdict.level.value, "kind": verdict.kind.value if verdict.kind else ""}
-    context.record_event(state, action, verdict.reason, **about, **details)
+    described = {"level": verdict.level.value, "kind": verdict.kind.value if verdict.kind else ""}
+    context.record_event(state, action, verdict.reason, **described, **details)
 
 
 def _protect(context: Context, state: TrainState) -> checkpoint.Name | None:
@@ -65,10 +65,10 @@ def _last_words(context: Context, state: TrainState, onset: int) -> str:
     kept = (
         f"the best checkpoint is {storage.url(best.folder)}"
         if best
-        else "no checkpoint was made before it"
+        else "no checkpoint was saved before it"
     )
     return (
         f"collapsed at {state.clock} images{after} ({verdict.kind}): {verdict.reason}; {kept}. Start a"
-        " new run with gentler settings, or go on with this one with other collapse.amendments and a"
+        " new run with gentler settings, or continue this one with other collapse.amendments and a"
         " higher collapse.max_rewinds"
     )

@@ -61,7 +61,7 @@ def _train(context: Context, job: Job) -> int:
 
 
 def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer) -> bool:
-    """Cycle by cycle to the clock `end`; False where a rewind has put the state back before it."""
+    """Cycle by cycle to the clock `end`; False if a rewind has put the state back before it."""
     attempt = Attempt(context, state)
     config, saved, drawn = context.config, state.clock, state.clock
     with attempt.load(end) as batches:

@@ -25,7 +25,7 @@ Scheduler = Literal["asha", "none"]
 
 
 class TrialState(StrEnum):
-    """How a trial does: `stopped` by the scheduler, `refused` for settings that do not go together."""
+    """A trial's state: `stopped` by the scheduler, `refused` if its settings do not fit together."""
 
     TRAINING = "training"
     FINISHED = "finished"
@@ -54,7 +54,7 @@ class Search:
 class SweepDocument(Document):
     """What a sweep was started with. `end` is the clock at which trials end."""
 
-    remedy: ClassVar[str] = "restore it from a copy, or take another --dir"
+    remedy: ClassVar[str] = "restore it from a copy, or choose another --dir"
 
     version: Literal[2] = 2
     key: Annotated[str, Field(min_length=1, max_length=64)]
@@ -97,9 +97,9 @@ class Plan:
         return f"{self.dir}/{TRIALS}/{trial}"
 
     def trial(self, trial: str, values: dict[str, Any]) -> Config:
-        """The configuration of a trial; UsageError if its values do not go together.
+        """The configuration of a trial; UsageError if its values do not fit together.
 
-        Of a range of workers it takes the smallest number: more trials at a time, not wider ones.
+        It takes the smallest of a range of worker counts: more trials at a time, not wider ones.
         """
         config = apply(self.config, values, f"trial {trial}")
         evaluation, checkpoint = config.evaluation, config.checkpoint

@@ -79,7 +79,7 @@ def conclude(plan: Plan, rows: Sequence[TrialRow], parent: Parent, model: str, a
     try:
         parent.publish(files, metrics, tags)
     except Exception as error:  # MLflow's own errors, and those of its artifact store
-        print(f"MLflow did not get the results ({error}); the same command delivers them",
+        print(f"MLflow did not get the results ({error}); run the same command again to deliver them",
               file=sys.stderr)  # fmt: skip
     try:
         version = register(
@@ -89,7 +89,7 @@ def conclude(plan: Plan, rows: Sequence[TrialRow], parent: Parent, model: str, a
     except RegistryError as error:
         later = ["python", "-m", "service.register", best.checkpoint, "--name", model, "--alias", alias,
                  "--tracking-uri", plan.tracking_uri]  # fmt: skip
-        print(f"not registered: {error}; nothing is lost: give the same command again, or\n  "
+        print(f"not registered: {error}; nothing is lost: run the same command again, or\n  "
               + shlex.join(later), file=sys.stderr)  # fmt: skip
 
 
@@ -111,8 +111,8 @@ def _row(plan: Plan, result: Any) -> TrialRow:
     if not ranked:
         return row
     score = ranking.read(storage, ranked[:1])[ranked[0]]
-    about = {"score": score.rank, "resolution": score.resolution}
-    return TrialRow(**vars(row) | about | {"checkpoint": storage.url(ranked[0].folder)})
+    best = {"score": score.rank, "resolution": score.resolution}
+    return TrialRow(**vars(row) | best | {"checkpoint": storage.url(ranked[0].folder)})
 
 
 def _last_line(text: str) -> str:
@@ -148,8 +148,8 @@ def _csv(rows: Sequence[TrialRow]) -> str:
     writer.writerow(["trial", "state", "images", "score", "checkpoint", "reason", *keys])
     for row in rows:
         score = "" if row.score is None else row.score
-        about = [row.trial, row.state, row.clock, score, row.checkpoint, row.reason]
-        writer.writerow(about + [row.values[key] for key in keys])
+        cells = [row.trial, row.state, row.clock, score, row.checkpoint, row.reason]
+        writer.writerow(cells + [row.values[key] for key in keys])
     return out.getvalue()
 
 

@@ -83,7 +83,7 @@ def concurrency(config: Config, resources: Mapping[str, float]) -> int:
 
 
 class Announcer(tune.Callback):
-    """A line for each score and each end."""
+    """Prints a line for each score and each trial that died."""
 
     def __init__(self) -> None:
         self.best = WORST_SCORE
@@ -93,14 +93,14 @@ class Announcer(tune.Callback):
     ) -> None:
         """Print a score."""
         self.best = min(self.best, result[METRIC])
-        over = sum(each.is_finished() for each in trials)
+        ended = sum(each.is_finished() for each in trials)
         what = result["state"] if result[METRIC] == WORST_SCORE else f"score {result[METRIC]:.4g}"
-        progress = f"{result[TIME]} images, {what}; best {self.best:.4g}, {over} of the trials over"
+        progress = f"{result[TIME]} images, {what}; best {self.best:.4g}, {ended} trials ended"
         print(f"trial {trial.trial_id}: {progress}", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print that a trial died."""
-        print(f"trial {trial.trial_id}: died, after {trial.num_failures} failures", flush=True)
+        print(f"trial {trial.trial_id}: died after {trial.num_failures} failures", flush=True)
 
 
 def _domain(plan: Plan, dimension: Dimension) -> Any:
@@ -124,8 +124,8 @@ def _algorithm(plan: Plan, concurrent: int) -> Any:
         from ray.tune.search.optuna import OptunaSearch
     except ImportError as error:
         raise UsageError(
-            "--search optuna: needs optuna, not installed here; pip install"
-            " 'gan-training-service[sweep]', or take --search random"
+            "--search optuna: optuna is not installed; run pip install"
+            " 'gan-training-service[sweep]', or use --search random"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed)

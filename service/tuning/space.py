@@ -83,7 +83,7 @@ def read_space(file: str, config: Config) -> Space:
 
 
 def parse_space(content: Any, config: Config, origin: str) -> Space:
-    """The space of a mapping; UsageError, naming `origin`, if a value does not hold in `config`."""
+    """The space of a mapping; UsageError, naming `origin`, if a value is invalid in `config`."""
     if not content or not isinstance(content, dict):
         raise UsageError(f"{origin}: names no setting to sweep; write lines such as {_EXAMPLE}")
     space = Space(tuple(_dimension(str(key), entry, origin) for key, entry in content.items()))
@@ -94,7 +94,7 @@ def parse_space(content: Any, config: Config, origin: str) -> Space:
 
 
 def apply(config: Config, values: dict[str, Any], origin: str) -> Config:
-    """The configuration with these settings; UsageError if they do not hold."""
+    """The configuration with these settings; UsageError if they are invalid."""
     content = config.model_dump()
     for key, value in values.items():
         section, _, name = key.rpartition(".")
@@ -106,7 +106,7 @@ def apply(config: Config, values: dict[str, Any], origin: str) -> Config:
 
 
 def encode(value: Any) -> str:
-    """A listed value as text: searches take only plain values, and a phase table is none."""
+    """A listed value as text: searches take only plain values, and a phase table is not one."""
     return json.dumps(value, default=str)
 
 
@@ -120,7 +120,9 @@ def _dimension(key: str, entry: Any, origin: str) -> Dimension:
     where = f"{origin}: {key}"
     known = [name for name in describe(Config) if not name.startswith(OWNED)]
     if key.startswith(OWNED):
-        raise UsageError(f"{where}: cannot be swept: it is the same for all trials, or set for each")
+        raise UsageError(
+            f"{where}: cannot be swept: it must be the same for all trials, or the sweep sets it"
+        )
     if any(name.startswith(f"{key}.") for name in known):
         raise UsageError(f"{where}: is a section; write its settings as {key}.NAME, one a line")
     if key not in known:
@@ -139,15 +141,15 @@ def _dimension(key: str, entry: Any, origin: str) -> Dimension:
 def _problems(kind: str, values: list[Any]) -> Iterator[str]:
     if kind in LISTS:
         if len({encode(value) for value in values}) < len(values):
-            yield "holds a value twice; leave one out"
+            yield "lists a value twice; remove one"
         return
     # YAML 1.1 reads 5e-5 as text: a number there needs its point
     numbers = [value for value in values if isinstance(value, int | float) and value == value]
     if len(numbers) != 2 or any(isinstance(value, bool) for value in values):
-        yield "give two numbers, the lowest and the highest (5.0e-5 has a point in YAML)"
+        yield "give two numbers, the lowest and the highest (YAML needs the point in 5.0e-5)"
     elif not numbers[0] < numbers[1] < math.inf:
         yield "the first number must be below the second"
     elif kind == "loguniform" and numbers[0] <= 0:
-        yield "loguniform starts above 0; take uniform, or a small number"
+        yield "loguniform needs numbers above 0; use uniform, or start at a small number"
     elif kind == "integer" and not all(isinstance(value, int) for value in numbers):
-        yield "integer goes between whole numbers; take uniform, or round them"
+        yield "integer needs whole numbers; use uniform, or round them"

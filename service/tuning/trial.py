@@ -32,7 +32,7 @@ class Trial(tune.Trainable):
     """A run in its own folder; a step lasts until the next score."""
 
     def setup(self, config: dict[str, Any], plan: Plan, key: str) -> None:
-        """Start the training or go on with it, unless the trial's values do not go together."""
+        """Start the training or go on with it, unless the trial's values do not fit together."""
         self._run_dir = open_storage(plan.run_dir(self.trial_id), plan.config.storage.retry_s)
         self._end = plan.end
         self._reported: set[Name] = set()
@@ -46,7 +46,7 @@ class Trial(tune.Trainable):
             self._driver = Driver(run, key)
 
     def step(self) -> dict[str, Any]:
-        """The next score, or how the trial ended; an error if its driver died, for Tune to try again."""
+        """The next score, or how the trial ended; ServiceError if its driver died: Tune tries again."""
         if self._driver is None:
             return self._worst(TrialState.REFUSED, self._refused)
         while True:

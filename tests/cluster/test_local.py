@@ -192,14 +192,14 @@ def alive(stack: Stack) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["up", "--services", "s4"], "--services s4: choose of s3, mlflow, prometheus or ray"),
-        (["up", "--services", "s3,s4"], "--services s4: choose of s3, mlflow, prometheus or ray"),
+        (["up", "--services", "s4"], "--services s4: choose s3, mlflow, prometheus or ray"),
+        (["up", "--services", "s3,s4"], "--services s4: choose s3, mlflow, prometheus or ray"),
         (["up", "--nodes", "-1"], "--nodes -1: give a whole number from 0 to 16"),
         (["up", "--nodes", "two"], "--nodes two: give a whole number from 0 to 16"),
         (["up", "--head-cpus", "-1"], "--head-cpus -1: give a whole number from 0 to 1024"),
         (["up", "--node-cpus", "0"], "--node-cpus 0: give a whole number from 1 to 1024"),
-        (["sideways"], "action sideways: choose of up, status, env or down"),
-        (["up", "--services", "prometheus", "--nodes", "1"], "no Ray head runs"),
+        (["sideways"], "action sideways: choose up, status, env or down"),
+        (["up", "--services", "prometheus", "--nodes", "1"], "no Ray head is running"),
     ],
 )
 def test_what_cannot_be_started_is_refused(tmp_path, arguments, words):

@@ -200,9 +200,9 @@ def test_what_is_none_of_the_options_can_be_left_to_others():
         (["--shift", "far"], "--shift far: give a number"),
         (["--shift", "100"], "--shift 100: give less than 100"),
         (["--shift=-inf"], "--shift -inf: give less than 100"),
-        (["--colour", "blue"], "--colour blue: choose of gray or rgb"),
-        (["--scores", "fd", "fid"], "--scores fid: choose of fd or kid"),
-        (["jump"], "sheet jump: choose of grid or walk"),
+        (["--colour", "blue"], "--colour blue: choose gray or rgb"),
+        (["--scores", "fd", "fid"], "--scores fid: choose fd or kid"),
+        (["jump"], "sheet jump: choose grid or walk"),
         (["--out", " "], "--out: empty; see --help"),
         (["--dry-run", "--log", "x"], "--dry-run and --log: give one of them"),
         # no value, or one too many
@@ -254,7 +254,7 @@ def test_a_misspelt_flag_is_named_rather_than_the_value_after_it():
 
 
 def test_a_value_that_is_none_of_a_list_is_named():
-    with pytest.raises(UsageError, match=r"^services s4: choose of s3 or mlflow$"):
+    with pytest.raises(UsageError, match=r"^services s4: choose s3 or mlflow$"):
         parse(Bring, ["s3", "s4"], "service.bring")
 
 

@@ -108,15 +108,15 @@ def test_a_score_that_does_not_compare_with_those_of_the_run_is_not_kept(run, fl
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--scores", "fid"], "--scores fid: choose of fd, kid, is, .* or memorisation$"),
+        (["--scores", "fid"], "--scores fid: choose fd, kid, is, .* or memorisation$"),
         (["--features", "inception"], "inception need their weights.*pt_inception"),
         (["--features", "inception", "--weights", "/nowhere/pt.pth"], "/nowhere/pt.pth"),
         (["--scores", "ms_ssim"], "ms_ssim needs images of 11 px, found 8 px"),
         (["--images", "1"], "--images 1: give a whole number from 10 to 10000000"),
         (["--out", "/"], "--out /: cannot be written: is a folder; name a file"),
         (["--out", "/dev/null/scores.json"], "--out /dev/null/scores.json: cannot be written"),
-        (["--scores", "kid", "--best", "fd"], "--best fd: is none of --scores kid; add it there"),
-        (["--scores", "memorisation", "--keep"], "--keep: none of --scores memorisation ranks"),
+        (["--scores", "kid", "--best", "fd"], "--best fd: not among --scores kid; add it there"),
+        (["--scores", "memorisation", "--keep"], "--keep: --scores memorisation cannot rank"),
     ],
 )
 def test_scores_that_cannot_be_had_are_refused_by_name(run, flags, words):
@@ -127,5 +127,5 @@ def test_scores_that_cannot_be_had_are_refused_by_name(run, flags, words):
 def test_other_data_than_the_run_s_is_refused(run, digits, tmp_path):
     evaluate.main([str(run), "--data", str(digits)])
     pack.main(["digits", str(tmp_path / "other"), "--channels", "gray", "--seed", "5"])
-    with pytest.raises(UsageError, match=r"fingerprint .* give --data the data of the run"):
+    with pytest.raises(UsageError, match=r"fingerprint .* give the run's own data with --data"):
         evaluate.main([str(run), "--data", str(tmp_path / "other")])

@@ -180,19 +180,19 @@ def test_a_destination_with_files_is_refused_until_forced(progan, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--resolution", "12"], r"--resolution 12: .*choose of 8, 16$"),
-        (["--resolution", "32"], r"--resolution 32: .*choose of 8, 16$"),
+        (["--resolution", "12"], r"--resolution 12: .*choose one of 8, 16$"),
+        (["--resolution", "32"], r"--resolution 32: .*choose one of 8, 16$"),
         (["--psi", "0.7"], "--psi: progan has no styles"),
         (["--no-noise"], "--no-noise: progan has no styles"),
         (["--psi", "nan"], "--psi nan: give a number"),
         (
             ["--psi", "0.7", "--no-onnx"],
-            r"--psi: is fixed in generator\.onnx, which --no-onnx leaves out",
+            r"--psi: applies to generator\.onnx, which --no-onnx leaves out",
         ),
         (["--noise-seed", "-1"], "--noise-seed -1: give a whole number from 0 to"),
-        (["--noise-seed", "1", "--no-noise"], "--noise-seed and --no-noise: give one of them"),
+        (["--noise-seed", "1", "--no-noise"], "--noise-seed and --no-noise: give only one of them"),
         (["--standing-batches", "0"], "--standing-batches 0: give a whole number from 1"),
-        (["--weights", "last"], "--weights last: choose of ema or generator"),
+        (["--weights", "last"], "--weights last: choose ema or generator"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(flags, words, progan, tmp_path):
@@ -208,7 +208,7 @@ def test_a_cutoff_beyond_the_layers_is_refused(runs, tmp_path):
 
 def test_a_rung_that_was_not_trained_yet_is_refused(tmp_path):
     run = make_run(tmp_path / "run", "progan", clock=64)
-    with pytest.raises(UsageError, match=r"--resolution 16: .*choose of 8$"):
+    with pytest.raises(UsageError, match=r"--resolution 16: .*choose one of 8$"):
         export.main([run, str(tmp_path / "new"), "--resolution", "16"])
 
 

@@ -146,15 +146,15 @@ def test_a_checkpoint_is_registered_once_and_aliases_move(registry, folder):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--name", "a/b"], "--name a/b: give a name without / : . % and quotes"),
-        (["--name", "it's"], "--name it's: give a name without / : . % and quotes"),
+        (["--name", "a/b"], "--name a/b: give a name without / : . % or quotes"),
+        (["--name", "it's"], "--name it's: give a name without / : . % or quotes"),
         (
             ["--name", "x", "--alias", "latest"],
-            "--alias latest: give letters, digits, - and _, but neither latest nor v and",
+            "--alias latest: give letters, digits, - and _, but not latest, or v and a number",
         ),
         (
             ["--name", "x", "--alias", "v1"],
-            "--alias v1: give letters, digits, - and _, but neither latest nor v and a number",
+            "--alias v1: give letters, digits, - and _, but not latest, or v and a number",
         ),
         (
             ["--name", "x", "--tracking-uri", "http://me:secret@host:9"],
@@ -170,7 +170,7 @@ def test_names_that_mlflow_refuses_and_credentials_are_refused_first(folder, reg
 
 
 def test_a_registry_that_is_away_and_a_run_without_checkpoints_are_told(folder, registry, tmp_path):
-    with pytest.raises(RegistryError, match=r"http://127\.0\.0\.1:9: does not take x"):
+    with pytest.raises(RegistryError, match=r"http://127\.0\.0\.1:9: could not register x"):
         register.main([str(folder / "progan"), "--name", "x", "--tracking-uri", "http://127.0.0.1:9"])
     with pytest.raises(UsageError, match="no committed checkpoint there"):
         register.main([str(tmp_path), "--name", "x", "--tracking-uri", registry])

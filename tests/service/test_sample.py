@@ -190,11 +190,11 @@ def test_a_timelapse_without_usable_grids_says_so(tmp_path):
     for picture in sorted((run / "pictures").iterdir())[1:]:
         picture.unlink()
     (run / "pictures" / "grid-000000000033.png").write_bytes(b"")
-    with pytest.raises(DataError, match="no clock that this run comes to"):
+    with pytest.raises(DataError, match="its clock is not one of this run's; delete it"):
         draw(run, "timelapse", tmp_path / "t.gif")
     (run / "pictures" / "grid-000000000033.png").unlink()
     (run / "pictures" / "grid-000000000032.png").rename(run / "pictures" / "grid-000000000208.png")
-    with pytest.raises(DataError, match="all later"):
+    with pytest.raises(DataError, match="all its grids are later"):
         draw(run, "timelapse", tmp_path / "t.gif")
     (run / "pictures" / "grid-000000000208.png").unlink()
     with pytest.raises(DataError, match="no grids there"):
@@ -297,18 +297,18 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
         ("dcgan", ["--classes", "1,7"], r"\[7\] are outside 0 … 2"),
         ("dcgan", ["--classes", "a"], "--classes a: write labels as 0,3,5"),
         ("dcgan", ["--step", "3"], r"--step: no such option; did you mean --steps\?"),
-        ("dcgan", ["collage"], "sheet collage: choose of grid, truncation, .* or noise"),
+        ("dcgan", ["collage"], "sheet collage: choose grid, truncation, .* or noise"),
         ("dcgan", ["--seed", "-1"], "--seed -1: give a whole number from 0 to 2147483647"),
         ("dcgan", ["--frame-ms", "9"], "--frame-ms 9: give a whole number from 10 to 60000"),
         ("dcgan", ["--truncation", "-1"], "above 0"),
-        ("dcgan", ["--resolution", "32"], r"trained so far are \[8, 16\]"),
+        ("dcgan", ["--resolution", "32"], r"--resolution 32: not trained yet; choose one of 8, 16$"),
         ("dcgan", ["--rows", "0"], "--rows 0: give a whole number from 1 to 1000"),
         ("dcgan", ["--out", "x.jpg"], "written as .png"),
         ("dcgan", ["timelapse", "--out", "x.png"], "written as .webp or .gif"),
         ("dcgan", ["timelapse", "--out", "x.gif", "--resolution", "8"], "leave it out"),
         ("dcgan", ["--truncation", "nan"], "above 0"),
         ("stylegan", ["--psi", "nan"], "such as 0.7"),
-        ("stylegan", ["truncation", "--psi", "0.5"], "goes through several"),
+        ("stylegan", ["truncation", "--psi", "0.5"], "shows several values"),
         ("progan", ["--psi", "0.5"], "progan has no w; leave them out"),
     ],
 )

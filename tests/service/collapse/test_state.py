@@ -61,7 +61,7 @@ def test_levels_have_their_order():
     [(Level.HEALTHY, Kind.DIVERGENCE), (Level.WARNING, None), (Level.COLLAPSED, None)],
 )
 def test_a_verdict_has_a_kind_just_where_it_is_not_healthy(level, kind):
-    with pytest.raises(ValueError, match=f"a verdict {level} of kind {kind}"):
+    with pytest.raises(ValueError, match=f"a verdict of level {level} cannot have kind {kind}"):
         Verdict(level, kind)
 
 
@@ -83,7 +83,7 @@ def collapse_state(**changes: object) -> dict:
     [
         ({"level": "dire"}, r"collapse\.verdict\.level: Input should be 'healthy', 'warning'"),
         ({"kind": "boredom"}, r"collapse\.verdict\.kind: Input should be 'numeric'"),
-        ({"kind": None}, r"collapse\.verdict: .*a verdict warning of kind None"),
+        ({"kind": None}, r"collapse\.verdict: .*a verdict of level warning cannot have kind None"),
         ({"onset": -1}, r"collapse\.verdict\.onset: Input should be greater than or equal to 0"),
         ({"reason": 7}, r"collapse\.verdict\.reason: Input should be a valid string"),
         ({"mood": "good"}, r"collapse\.verdict\.mood: Unexpected"),

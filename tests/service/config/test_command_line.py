@@ -75,13 +75,13 @@ def test_bad_settings_name_the_key_the_value_and_the_remedy(arguments, words, ca
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], r"nothing to run: give --preset NAME, of .*digits"),
+        ([], r"nothing to run: give --preset NAME, one of .*digits"),
         (["--print-config"], r"nothing to run: give --preset NAME"),
-        (["--preset", "imagenet"], r"--preset imagenet: no such preset; choose of .*digits"),
+        (["--preset", "imagenet"], r"--preset imagenet: no such preset; choose one of .*digits"),
         (["--preset"], r"--preset: expected one argument; see python -m service\.train --help"),
         (
             ["--run.images", "5"],
-            r"from the command line does not hold:\s+run\.dir: not given; set --run\.dir",
+            r"from the command line is invalid:\s+run\.dir: not given; set --run\.dir",
         ),
         (
             ["--preset", "digits", "--print-confg"],

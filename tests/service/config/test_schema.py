@@ -49,14 +49,18 @@ def test_a_curriculum_that_cannot_be_climbed_is_refused(phases, words):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--evaluation.best", "kid"], r"evaluation\.best: kid is none of .*; set it to one of fd$"),
+        (
+            ["--evaluation.best", "kid"],
+            r"evaluation\.best: kid is not a ranking score .*; set it to one of fd$",
+        ),
         (
             ["--evaluation.scores", "memorisation", "--evaluation.best", "memorisation"],
-            r"evaluation\.best: memorisation is none .* of fd, kid, .*, and add that to the scores$",
+            r"evaluation\.best: memorisation is not a ranking score .* of fd, kid, .*, and add that to"
+            r" the scores$",
         ),
         (
             ["--evaluation.features", "inception"],
-            r"evaluation\.weights: not given, and inception brings",
+            r"evaluation\.weights: not given, but inception needs",
         ),
         (["--evaluation.weights", "x.pth"], r"evaluation\.weights: efficientnet_lite0 brings its own"),
         (
@@ -65,11 +69,11 @@ def test_a_curriculum_that_cannot_be_climbed_is_refused(phases, words):
         ),
         (
             ["--data.cache_dir", "cache", "--data.cache_bytes", str(1 << 24)],
-            r"data\.cache_bytes: 16777216, but 16 lanes take a block of 4194304 each, 67108864 in all",
+            r"data\.cache_bytes: 16777216, but 16 lanes need a block of 4194304 each, 67108864 in all",
         ),
         (
             ["--run.dir", "s3://gan/run"],
-            r"tracking\.uri: not given, and run\.dir s3://gan/run can hold no MLflow database",
+            r"tracking\.uri: not given, but run\.dir s3://gan/run cannot hold an MLflow database",
         ),
     ],
 )

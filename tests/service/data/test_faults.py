@@ -98,8 +98,8 @@ LASTING = {
         r"shard-\d+.*were refused.*AccessDenied",
     ),
     "credentials that expired": (error(400, "ExpiredToken"), r"shard-\d+.*have expired.*renew"),
-    "a server that is always busy": (error(503, "SlowDown"), r"shard-\d+.*SlowDown.*tried for 1 s"),
-    "bodies that never end": (crawl, r"shard-\d+.*tried for 1 s"),
+    "a server that is always busy": (error(503, "SlowDown"), r"shard-\d+.*SlowDown.*retried for 1 s"),
+    "bodies that never end": (crawl, r"shard-\d+.*retried for 1 s"),
     "no answer at all": (stall, r"shard-\d+.*does not answer"),
 }
 

@@ -174,7 +174,7 @@ def test_too_many_bad_samples_end_it_naming_the_last(digits, tmp_path):
 
 def test_a_window_without_one_good_sample_ends_it(digits, tmp_path):
     copied, _ = damage(digits, tmp_path, range(0, LANES * WINDOW, LANES))
-    with pytest.raises(DataError, match=r"sample \d+: its whole window is bad"):
+    with pytest.raises(DataError, match=r"sample \d+: every sample in its window is bad"):
         load(dataset_of(copied, max_bad_samples=100), ask(range(48)))
 
 

@@ -178,7 +178,7 @@ def test_verify_finds_an_image_that_is_damaged_and_an_index_of_other_shards(tmp_
     header[148:156] = b"%06o\0 " % sum(header)
     renamed[start : start + 512] = header
     shard.write_bytes(renamed)
-    with pytest.raises(DataError, match="index does not fit the shards"):
+    with pytest.raises(DataError, match="index does not match the shards"):
         pack.main(arguments)
 
 

@@ -221,5 +221,5 @@ def test_names_that_are_no_text_are_written_out(tmp_path, capsys):
 
 def test_a_source_whose_own_name_is_no_text_is_refused_with_that_reason(tmp_path):
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
-    with pytest.raises(UsageError, match=r"source .*/caf\udce9: no UTF-8; rename it"):
+    with pytest.raises(UsageError, match=r"source .*/caf\udce9: not valid UTF-8; rename it"):
         pack.main([f"{tmp_path}/caf\udce9", str(tmp_path / "out")])

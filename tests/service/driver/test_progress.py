@@ -50,7 +50,7 @@ def test_off_a_terminal_lines_tell_rate_time_left_stage_and_losses(monkeypatch):
               "loss_g": 0.25, "forecast": SPANS, "trouble": "server away"}  # fmt: skip
     text = lines(values, monkeypatch)
     assert "about 0:25 on this machine" in text
-    assert "records are kept meanwhile: server away" in text
+    assert "records are kept until it is back: server away" in text
     assert " 25% 50 images, 10 images/s, left 0:25, hold 8 px, D 1.50 G 0.25" in text
 
 

@@ -80,7 +80,7 @@ def test_values_of_single_weights_are_not_for_prometheus():
 
 def test_an_address_of_another_machine_is_refused_with_what_to_give():
     with pytest.raises(
-        UsageError, match=r"tracking\.prometheus_host: 192\.0\.2\.1 is no address of this"
+        UsageError, match=r"tracking\.prometheus_host: 192\.0\.2\.1 is not an address of this"
     ):
         free_port("192.0.2.1")
 

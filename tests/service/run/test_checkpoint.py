@@ -114,7 +114,7 @@ def test_where_no_checkpoint_verifies_nothing_begins_anew(storage, state, token)
     names = checkpoint.find(storage)[0]
     for name in names:
         storage.put(f"{name.folder}/ema.pt", b"damaged")
-    with pytest.raises(DataError, match="none of its checkpoints") as error:
+    with pytest.raises(DataError, match="all its checkpoints are damaged") as error:
         checkpoint.resume(storage, state)
     assert all(name.folder in str(error.value) for name in names)
     assert checkpoint.find(storage)[0] == names
@@ -190,7 +190,7 @@ def test_a_full_disk_is_an_error_and_what_was_committed_stays(state, tmp_path):
         writer = saver(storage, token)
         state.clock = 32
         writer.save(state)
-        with pytest.raises(StorageError, match=r"No space left.*make room"):
+        with pytest.raises(StorageError, match=r"No space left.*free some space"):
             writer.wait()
         assert checkpoint.resume(storage, state)[0].clock == 16
         lock.release()
@@ -268,7 +268,7 @@ def rewrite(storage, change, file: str = "", data: bytes = b"") -> str:
         ("", {"version": None}, "has no version, but this service reads version 2"),
         ("", {"mood": "good"}, r"damaged \(mood: Extra inputs are not permitted\); restore it"),
         ("", {"token": -1}, r"damaged \(token: Input should be greater than or equal to 0\)"),
-        ("", {"sequence": 7}, "the manifest of another checkpoint; restore it from a copy, or take"),
+        ("", {"sequence": 7}, "belongs to another checkpoint; restore it from a copy, or choose"),
         ("", {"files": []}, r"damaged \(files: Input should be an object\)"),
         (
             "",
@@ -285,7 +285,7 @@ def rewrite(storage, change, file: str = "", data: bytes = b"") -> str:
         ("", {"config": None}, r"damaged \(config: Input should be an object\)"),
         ("", {"state": {"seed": 0}}, r"damaged \(state\.clock: Field required\)"),
         ("state", {"clock": 2**63}, r"damaged \(state\.clock: Input should be less than or equal to"),
-        ("state", {"clock": 48}, "the manifest of another checkpoint"),
+        ("state", {"clock": 48}, "belongs to another checkpoint"),
         ("state", {"seed": 0.5}, r"damaged \(state\.seed: Input should be a valid integer"),
         ("state", {"attempt": True}, r"damaged \(state\.attempt: Input should be a valid integer\)"),
         ("state", {"amendments": [[16]]}, r"damaged \(state\.amendments\.0\.1: Field required\)"),
@@ -360,14 +360,19 @@ def test_tensors_of_other_networks_say_go_on_with_the_version_that_made_them(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     rewrite(storage, lambda manifest: None, file, buffer.getvalue())
-    with pytest.raises(DataError, match=r"holds other networks than this version.*go on with that"):
+    with pytest.raises(
+        DataError, match=r"made by a version of the service with other networks.*use that version"
+    ):
         checkpoint.resume(storage, state)
 
 
 def test_a_checkpoint_that_lacks_a_part_is_not_resumed_from(storage, state, token):
     save(storage, token, state, 16, 32)
     rewrite(storage, lambda manifest: manifest["files"].pop("ema.pt"))
-    with pytest.raises(DataError, match=r"holds other networks .*\(parts .*expected .*ema"):
+    with pytest.raises(
+        DataError,
+        match=r"made by a version of the service with other networks.*\(parts .*expected .*ema",
+    ):
         checkpoint.resume(storage, state)
 
 

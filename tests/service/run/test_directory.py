@@ -48,7 +48,7 @@ def test_other_data_or_another_number_of_the_training_are_another_run(storage, c
 
 def test_a_sweeps_directory_is_no_runs(storage, config):
     storage.put("sweep.json", b"{}")
-    with pytest.raises(UsageError, match=r"holds a sweep; choose another --run\.dir, or go on with one"):
+    with pytest.raises(UsageError, match=r"holds a sweep; choose another --run\.dir, or continue one"):
         same_run(storage, config, FINGERPRINT)
     assert not storage.sizes(RUN_KEY)
 

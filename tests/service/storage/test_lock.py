@@ -35,7 +35,7 @@ def test_the_token_rises_with_every_holder(storage):
         tokens.append(lock.acquire())
         lock.release()
     assert tokens == [1, 2, 3]
-    with pytest.raises(LockError, match="token 3, ours is 1"):
+    with pytest.raises(LockError, match="its token is 3, ours is 1"):
         check_token(storage, 1)
 
 

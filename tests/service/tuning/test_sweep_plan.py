@@ -45,7 +45,7 @@ def test_another_search_is_refused_naming_both_values(plan, changes, words):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda sweep: b"", "damaged .*; restore it from a copy, or take another --dir$"),
+        (lambda sweep: b"", "damaged .*; restore it from a copy, or choose another --dir$"),
         (lambda sweep: b"{", "damaged "),
         (lambda sweep: b"[]", "damaged "),
         (lambda sweep: b"\0", "damaged "),
