@@ -34,7 +34,7 @@ def _gather_alone(tensor: Tensor) -> Tensor:
 
 
 class Reducing(nn.Module):
-    """A layer that measures a batch: over all workers after `use_workers`, else over this one's part."""
+    """A layer that measures a batch: over all workers after `use_workers`, else this worker's part."""
 
     reduce: Reduce = staticmethod(_reduce_alone)
     gather: Gather = staticmethod(_gather_alone)
@@ -90,7 +90,7 @@ def use_fused(module: nn.Module, fused: bool) -> None:
 class SpectralNorm(nn.Module):
     """A weight divided by its largest singular value (Miyato et al. 2018, §2.1).
 
-    Forwards are pure: the singular vectors move only in `iterate`. The gradient passes through the
+    `forward` is pure: the singular vectors move only in `iterate`. The gradient passes through the
     singular value, with the vectors held fixed.
     """
 
@@ -125,7 +125,7 @@ class SpectralNorm(nn.Module):
             return torch.dot(self.u, self._matrix() @ self.v)
 
     def normalised_weight(self) -> Tensor:
-        """The weight scaled to a largest singular value of about 1, or as it is unless `normalised`."""
+        """The weight scaled to a largest singular value of about 1, unchanged if not `normalised`."""
         if not self.normalised:
             return self.weight
         return self.weight / self.sigma().clamp_min(SPECTRAL_EPS)
@@ -229,7 +229,7 @@ class EqualLinear(nn.Module):
     """A dense layer scaled by gain / √inputs at run time (Karras et al. 2018, §4.1).
 
     `rate` multiplies its learning rate in the same way (Karras et al. 2019, appendix C): weights and
-    biases are stored 1 / rate times as large as they act, so one step of Adam moves them less.
+    biases are stored 1 / rate times as large as they act, so Adam's steps change outputs less.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ def minibatch_stddev(x: Tensor, group: int) -> Tensor:
 
     The standard deviation over the group, averaged over features and places (Karras et al. 2018, §3).
     Groups are strided, with members i, i + n / group, …, so workers that take every k-th sample hold
-    whole groups. ValueError if n is no multiple of `group`.
+    whole groups. ValueError unless `group` divides n.
     """
     n = x.shape[0]
     if n % group:
@@ -293,8 +293,8 @@ def blur(x: Tensor) -> Tensor:
 class LabelledLatents(nn.Module):
     """Latents [n, z]; if there are classes, followed by an embedding [n, z] of the label.
 
-    Embeddings start with a norm of about 1, as one-hot labels have. With the norm of the latents, the
-    generator would learn to use the labels alone.
+    Embeddings start with a norm of about 1, as one-hot labels have. If they were as long as the
+    latents, the generator would learn to use the labels alone.
     """
 
     def __init__(self, latents: int, classes: int | None):
@@ -312,7 +312,7 @@ class LabelledLatents(nn.Module):
 
 
 def pick_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits [n]: of [n, classes] the label's column (Mescheder et al. 2018), or the only one."""
+    """Logits [n]: the label's column of [n, classes] (Mescheder et al. 2018), or the only one."""
     if logits.shape[1] == 1:
         return logits.squeeze(1)
     return logits.gather(1, labels[:, None]).squeeze(1)
@@ -409,7 +409,7 @@ def merge_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class BatchNorm(Reducing):
-    """Batch normalisation with a learnt gain and bias: for all, for each class, or from a vector.
+    """Batch normalisation with a learnt gain and bias: shared, per class, or from a vector.
 
     With `classes` the condition is labels, which look up gain and bias (Zhang et al. 2019, §4). With
     `conditioning` it is a vector of that length, and gain and bias are linear in it (Brock et al.
@@ -464,7 +464,7 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 @contextmanager
 def standing_statistics(module: nn.Module) -> Iterator[None]:
-    """Forwards inside measure their batches; on exit the averages become evaluation's statistics.
+    """Calls inside measure their batches; on exit evaluation's statistics become the averages.
 
     (Brock et al. 2019, §4.1.) The module is left in evaluation mode.
     """
@@ -516,5 +516,5 @@ def _is_nhwc(x: Tensor) -> bool:
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> list[int]:
-    """Trainable parameters of each module."""
+    """How many parameters each module has."""
     return [sum(p.numel() for p in module.parameters()) for module in modules]

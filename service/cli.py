@@ -1,4 +1,4 @@
-"""What all commands share: options as typed values, errors in the user's words, exit codes 0, 1 and 2.
+"""What all commands share: options as typed values, errors in the user's words, and exit codes.
 
 A command declares its options once, as fields of an `Options` class: the field's name is the flag, its
 type and bounds are checked, and the docstring below it is what `--help` says.
@@ -74,7 +74,7 @@ def parse_known(
     description: str = "",
     epilog: str = "",
 ) -> tuple[Chosen, list[str]]:
-    """Like `parse`, and also the unknown arguments in their order."""
+    """Like `parse`, but returns the unknown arguments too."""
     values, unknown = _read(options, arguments, program, description, epilog)
     return _check(options, values), unknown
 
@@ -144,7 +144,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """The type of one value: `int` for `int | None`."""
+    """The type without None: `int` for `int | None`."""
     kind = field.annotation
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
@@ -177,7 +177,7 @@ def _unknown(options: type[Options], argument: str) -> str:
 
 
 def _in_words(options: type[Options], error: ValidationError) -> str:
-    """The first finding as `--flag value: what to give`."""
+    """The first error as `--flag value: what to give`."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return str(first["ctx"]["error"])

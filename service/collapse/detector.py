@@ -1,7 +1,7 @@
 """Judges a training by its signals over time: healthy, warning or collapsed, with kind and reason.
 
-A pure function of the measurements, so that all workers and all restarts judge alike. Its thresholds
-are ratios to the real images or to the run's own past, and the same for every data set.
+A pure function of the measurements, so that all workers and all restarts judge alike. Most thresholds
+are ratios to the real images or to the run's own past; none depends on the data set.
 """
 
 import math
@@ -22,9 +22,9 @@ RISING_AFTER, RISING = 3, 1.15
 
 
 LOGITS = 4000.0
-"""A bounded discriminator's logits differ by no more than this. Two images of 1024 px in RGB differ by
-at most 2 √(3 · 1024²) = 3,547 in length. Spectral norm and gradient penalty aim at a slope of 1; then
-logits differ by no more."""
+"""A bounded discriminator's logits differ by no more than this. Two RGB images of 1024 px are at most
+2 √(3 · 1024²) = 3,547 apart. Spectral norm and gradient penalty aim at a slope of 1; then the logits
+are no further apart."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Rule:
 def judge(history: Sequence[Measurement]) -> Verdict:
     """The verdict on the last measurement of a history, oldest first.
 
-    The most severe verdict of all rules counts; of equals, that of the first rule.
+    The most severe verdict counts; among equals, the first rule's.
     """
     settled = _settled(history)
     verdicts = [verdict for rule in RULES if (verdict := _apply(rule, history, settled))]
@@ -58,8 +58,8 @@ def judge(history: Sequence[Measurement]) -> Verdict:
 def _apply(rule: Rule, history: Sequence[Measurement], settled: Sequence[int]) -> Verdict | None:
     """The rule's verdict, or None if all is well.
 
-    A warning needs WARN bad ones of the last `lasting` measurements, a collapse all but one, so that a
-    single good or bad one changes nothing.
+    A warning needs WARN bad grades among the last `lasting`; a collapse needs all but one to be severe.
+    A single grade decides only if `lasting` is 1.
     """
     judged = range(len(history)) if rule.lasting == 1 else settled
     if not judged or judged[-1] != len(history) - 1:
@@ -89,7 +89,7 @@ def _begin(grades: Sequence[int]) -> int:
 
 
 def _settled(history: Sequence[Measurement]) -> list[int]:
-    """Indices of measurements that count: not the first few of a run, nor just after a new span."""
+    """Indices of the measurements that count: all but the first few of the run and of each span."""
     settled, since = [], 0
     for i, measurement in enumerate(history):
         changed = i > 0 and measurement.span != history[i - 1].span

@@ -37,7 +37,7 @@ END_LIMIT_S = 10.0
 SPARE_SLOTS = 16
 
 
-# The training's end ------------------------------------------------------------------------------
+# The training's side -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Ticket:
 
 
 class Feeders:
-    """One reading process and some decoding ones, each with its own lanes; together they fill batches.
+    """One reading process, and decoding ones that each own lanes; together they fill batches.
 
-    `batch_bytes` is the largest batch that will be started, `batches` how many at once. Batches are
-    received in the order in which they were started; `receive` raises the errors of processes.
+    `batch_bytes` is the largest batch's size, `batches` how many may be under way. Batches are
+    received in the order in which they were started; `receive` raises the processes' errors.
     """
 
     def __init__(self, dataset: Dataset, decoders: int, batches: int, batch_bytes: int):
@@ -186,7 +186,7 @@ class _Process:
         self._connection.close()
 
     def wait(self) -> None:
-        """Wait for its end, and kill it if it does not come."""
+        """Wait until it ends; kill it if it takes too long."""
         try:
             self._process.wait(END_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -228,7 +228,7 @@ class _Slots:
         """Two slots a lane and some to spare; slots that are never used cost nothing."""
         index, order = dataset.index, dataset.order
         offset, size = index.offset[order.rows], index.size[order.rows].astype(np.int64)
-        apart = np.diff(offset)  # bytes between two samples are read with them
+        apart = np.diff(offset)  # start to start: small gaps are read as well
         together = (np.diff(index.shard[order.rows]) == 0) & (apart - size[:-1] <= READ_OVER_BYTES)
         size[:-1] = np.where(together, apart, size[:-1])
         ends = np.concatenate([[0], np.cumsum(size)])
@@ -427,7 +427,7 @@ def _portable(error: BaseException) -> Exception:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The entry of each process: a function's name, and its file descriptors."""
+    """Each process's entry point: takes a function's name and descriptors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it ends
     serve, parent, *files = arguments
     run = _serve_windows if serve == _serve_windows.__name__ else _serve_batches

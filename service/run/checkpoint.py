@@ -93,7 +93,7 @@ class Name:
 
 
 def find(storage: Storage) -> tuple[list[Name], dict[Name, list[str]]]:
-    """Committed checkpoints, oldest first, and the keys of all, committed or debris."""
+    """Committed checkpoints, oldest first, and every checkpoint's keys, even debris."""
     keys: dict[Name, list[str]] = {}
     committed = []
     for key in storage.sizes(FOLDER + "/"):
@@ -200,7 +200,7 @@ class Keep:
     ) -> set[Name]:
         """Which of the committed ones stay; `committed` has the oldest first, `ranked` the best first.
 
-        Only the last of each clock counts: a rewind commits its checkpoint again and pushes none out.
+        Only the last commit at each clock counts: a rewind's repeated commit pushes none out.
         """
         of_clock = {name.clock: name for name in committed}
         latest = sorted(of_clock.values())
@@ -209,7 +209,7 @@ class Keep:
 
 
 class Checkpointer:
-    """Writes checkpoints behind the training, one at a time; errors are raised at the next call.
+    """Writes checkpoints in the background, one at a time; the next call raises any error.
 
     The state is copied into memory that is reused; everything else happens in a thread.
     """
@@ -233,7 +233,7 @@ class Checkpointer:
         self._healthy: dict[Name, bool] = {}
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Copy the state, and commit it in the background once the last commit is done.
+        """Wait for the last commit, copy the state, and commit it in the background.
 
         `metrics` are stored beside it, for people.
         """
@@ -291,7 +291,7 @@ class Checkpointer:
 
 
 def healthy(storage: Storage, clock: int) -> Iterator[tuple[Name, Tensors, Manifest]]:
-    """Checkpoints to go back to from `clock`, best choice first: the latest up to it, then later ones.
+    """Checkpoints to go back to from `clock`, best first: from it backwards, then later ones.
 
     They verify, were healthy when they were saved, and hold finite numbers only: a NaN may be there
     before any signal shows it, or come from a flipped bit.
@@ -315,7 +315,7 @@ def _was_healthy(storage: Storage, name: Name) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether no number of a nested structure is NaN or infinite."""
+    """Whether every number in a nested structure is finite."""
     match value:
         case torch.Tensor():
             return bool(value.isfinite().all())

@@ -1,4 +1,4 @@
-"""Objects in S3 and compatible servers, through boto3. Each request is counted and has time limits.
+"""Objects in S3 and compatible servers, through boto3. Requests have time limits; reads are counted.
 
 Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
 """

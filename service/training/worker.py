@@ -1,4 +1,4 @@
-"""The loop that every worker runs: load, rehearse, then cycle by cycle to the end."""
+"""The loop that every worker runs: rehearse, load, then cycle by cycle to the end."""
 
 import contextlib
 import time
@@ -61,7 +61,7 @@ def _train(context: Context, job: Job) -> int:
 
 
 def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer) -> bool:
-    """Cycle by cycle to the clock `end`; False if a rewind has put the state back before it."""
+    """Train to the clock `end`, cycle by cycle; False if a rewind put the state back first."""
     attempt = Attempt(context, state)
     config, saved, drawn = context.config, state.clock, state.clock
     with attempt.load(end) as batches:
