@@ -5,12 +5,15 @@ this package imports no torch: that happens when networks are built.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from models.families import FAMILIES, Family
 from models.shape import Shape, Stage
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from models.growth import GrowingDiscriminator, GrowingGenerator
 
 
@@ -42,6 +45,28 @@ def build(family: str, **settings: Any) -> "tuple[GrowingGenerator, GrowingDiscr
     return FAMILIES[family].build(config)
 
 
+def restore_generator(
+    family: str, weights: "Mapping[str, Tensor]", **settings: Any
+) -> "GrowingGenerator":
+    """The family's generator with these weights, in evaluation mode, without gradients.
+
+    `weights` is the state of another such generator on the CPU, and becomes this one's. ValueError or
+    RuntimeError if settings or weights do not fit.
+    """
+    import torch
+
+    with torch.device("meta"):  # no initial weights are drawn, for these replace them
+        generator, _ = build(family, **settings)
+    for name, expected in generator.state_dict().items():
+        tensor = weights.get(name, expected)
+        if tensor is not expected and (tensor.device.type, tensor.dtype) != ("cpu", expected.dtype):
+            raise ValueError(
+                f"{name}: a {tensor.dtype} on {tensor.device}, not a {expected.dtype} on the CPU"
+            )
+    generator.load_state_dict(weights, assign=True)
+    return generator.requires_grad_(False).eval()
+
+
 def paper(family: str, resolution: int) -> dict[str, Any]:
     """The family's published settings at a resolution, as keyword arguments for `build`."""
     return FAMILIES[family].paper(resolution)
@@ -55,4 +80,5 @@ __all__ = [
     "build",
     "configure",
     "paper",
+    "restore_generator",
 ]

@@ -224,16 +224,21 @@ def suggest(
     return f"did you mean {prefix}{close[0]}?" if close else otherwise
 
 
+def _log() -> None:
+    """Log at LOG_LEVEL; UsageError if there is no such level."""
+    level, known = os.environ.get("LOG_LEVEL", "WARNING"), logging.getLevelNamesMapping()
+    if level not in known:
+        raise UsageError(f"LOG_LEVEL={level}: no such level; choose one of {', '.join(known)}")
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command and exit: 0 on success, 1 on a failed run, 2 on bad usage, 130 if interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may not be valid UTF-8
-    logging.basicConfig(
-        level=os.environ.get("LOG_LEVEL", "WARNING"),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
     try:
+        _log()
         main(sys.argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -48,8 +48,8 @@ class Document(BaseModel):
     def from_bytes(cls, data: bytes, address: str) -> Self:
         """The document in the file at `address`; DataError names the file, the field and the remedy."""
         if len(data) > LARGEST_BYTES:
-            reason = f"{len(data)} bytes, over the limit of {LARGEST_BYTES}"
-            raise DataError(f"{address}: damaged ({reason}); {cls.remedy}")
+            size = f"{len(data)} bytes, over the limit of {LARGEST_BYTES}"
+            raise DataError(f"{address}: damaged ({size}); {cls.remedy}")
         try:
             document = cls.model_validate_json(data)
             if "version" not in document.model_fields_set:
@@ -69,12 +69,16 @@ class Document(BaseModel):
                 f"has {content}, but this service reads version {expected}; use the version of the"
                 " service that wrote it, or start anew elsewhere"
             )
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            reason = f"{field}: {first['msg']}" if field else first["msg"]
-        return f"damaged ({reason}); {cls.remedy}"
+        return f"damaged ({reason(error)}); {cls.remedy}"
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line: the first of pydantic's findings with its field."""
+    if not isinstance(error, ValidationError):
+        return str(error).partition("\n")[0]
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else first["msg"]
 
 
 def _version(data: bytes, otherwise: object) -> object:

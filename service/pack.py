@@ -10,7 +10,7 @@ from pydantic import Field
 
 from service.cli import Count, Options, Positional, Seed, Text, parse, run_command
 from service.data.index import CLAIM_KEY, INDEX_KEY, PACKING, Index
-from service.data.packing import Recipe, pack, packed_already, verify
+from service.data.packing import Recipe, check_readable, pack, packed_already, verify
 from service.data.sources import open_source
 from service.storage import Storage, open_storage
 
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     recipe = replace(recipe, source_digest=source.digest())
     storage = open_storage(options.destination, options.retry_s)
     if options.overwrite:
+        check_readable(source, recipe.source)  # before anything that is there is lost
         storage.delete([INDEX_KEY, *storage.sizes(f"{PACKING}shard-")])
         storage.put(CLAIM_KEY, b"")
     index = packed_already(storage, recipe)

@@ -16,7 +16,6 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 
 import models
 from models import Shape, Stage
@@ -41,7 +40,13 @@ class Header:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ValueError(f"version: {self.version!r}, but this service reads version {VERSION}")
-        kinds = {"family": str, "settings": dict, "resolution": int, "alpha": int | float}
+        kinds = {
+            "version": int,
+            "family": str,
+            "settings": dict,
+            "resolution": int,
+            "alpha": int | float,
+        }
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
@@ -82,10 +87,8 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
             f"{path}: not a safetensors file, or damaged ({error}); copy it again"
         ) from error
     try:
-        with torch.device("meta"):  # no initial weights are drawn: the file's replace them
-            generator, _ = models.build(header.family, **header.settings)
         shape = models.configure(header.family, **header.settings)
-        generator.load_state_dict(tensors, assign=True)
+        generator = models.restore_generator(header.family, tensors, **header.settings)
         stage = Stage(header.resolution, header.alpha)
         generator.check_stage(stage)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -93,8 +96,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
             f"{path}: its weights do not fit its settings ({error}); use the version of the service"
             " that exported it, or export it again"
         ) from error
-    ready = generator.requires_grad_(False).eval()
-    return Exported(ready, stage, header.family, shape)
+    return Exported(generator, stage, header.family, shape)
 
 
 def to_bytes(generator: GrowingGenerator, family: str, shape: Shape, stage: Stage) -> bytes:

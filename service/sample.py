@@ -133,6 +133,8 @@ class SampleOptions(Options):
         allowed = [".png"] if self.sheet not in ANIMATED else [".png", *pictures.ANIMATIONS]
         if self.sheet == "timelapse":
             allowed.remove(".png")
+        if self.out.startswith("s3://") and "/" not in self.out.removeprefix("s3://"):
+            raise ValueError(f"--out {self.out}: a bucket, but no file in it; add /FOLDER/FILE.png")
         if self.suffix not in allowed:
             raise ValueError(f"--out {self.out}: a {self.sheet} is written as {' or '.join(allowed)}")
         if not all(map(math.isfinite, self.psis)):

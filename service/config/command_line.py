@@ -1,7 +1,7 @@
 """The configuration of a command line: a preset or a file, overridden by flags `--section.key VALUE`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,6 +83,7 @@ def _build(
 ) -> Config:
     """The configuration from a preset's or a file's `values`, overridden by flags."""
     _check_flags(options, flags)
+    _check_sections(values, origin)
     source: CliSettingsSource[Any] = CliSettingsSource(
         _Flags,
         cli_prog_name=f"python -m {program}",
@@ -112,6 +113,17 @@ def _check_flags(options: type[ConfigOptions], flags: Sequence[str]) -> None:
             raise UsageError(f"{flag}: no such setting; {suggest(flag[2:], [*known, *own], '--')}")
         if not flag.startswith("-") and argument is flags[0]:
             raise UsageError(f"{argument}: write a setting as --section.key VALUE")
+
+
+def _check_sections(values: Mapping[str, Any], origin: str) -> None:
+    """UsageError names the first unknown section, which might else set an option of the parser."""
+    for name, value in values.items():
+        if name not in Config.model_fields:
+            hint = suggest(name, list(Config.model_fields), otherwise="see docs/configuration.md")
+            raise UsageError(
+                f"the configuration from {origin} is invalid:\n"
+                f"  {name}: {value!r}: no such section; {hint}"
+            )
 
 
 def _print_help(options: type[ConfigOptions], program: str, description: str, epilog: str) -> None:

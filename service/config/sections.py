@@ -27,6 +27,13 @@ class Section(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL character, which no path or name may; leave it out")
+        return value
+
 
 class RunSettings(Section):
     """What is run and where it is kept."""

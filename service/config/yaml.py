@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typing_extensions import override
 
 from service.config.schema import Config
 from service.errors import UsageError
@@ -27,13 +28,33 @@ def load_preset(name: str) -> dict[str, Any]:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The sections in a file; UsageError if it holds none."""
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{file}: cannot be read as YAML: {error}") from error
+    content = load_yaml(file)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{file}: not a mapping of sections; see docs/configuration.md")
     return content
+
+
+def load_yaml(file: Path) -> Any:
+    """The content of a file; UsageError if it is not YAML, or gives a key twice."""
+    try:
+        return yaml.load(file.read_text(), Loader=_Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: cannot be read as YAML: {error}; correct the file") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own loader would keep the last."""
+
+    @override
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                reason = f"{key.value} is given twice"
+                raise yaml.composer.ComposerError(None, None, reason, key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
 
 
 def to_yaml(config: Config) -> str:

@@ -50,6 +50,8 @@ CHANNELS: dict[str, Literal[1, 3]] = {"gray": 1, "rgb": 3}
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
 TAR_BLOCK = 512
 _AHEAD = 8
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises on a file that is no image, or a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,15 @@ def pack(
     return index
 
 
+def check_readable(source: ImageSource, address: str) -> None:
+    """DataError if the source at `address` has no image that can be read."""
+    for number in range(len(source.names)):
+        with contextlib.suppress(*UNREADABLE):
+            source.load(number)
+            return
+    raise DataError(f"{address}: no image could be read; check its files")
+
+
 @contextlib.contextmanager
 def _alone(storage: Storage) -> Iterator[None]:
     """LockError if another pack is at work on this destination."""
@@ -259,7 +270,7 @@ def _images(
             mode = MODES[recipe.channels]
             image = prepare(image, recipe.resolution, mode, recipe.background)
             return encode(image, recipe.encoding, recipe.quality)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             return error
 
     made: deque[Future[bytes | Exception]] = deque()

@@ -138,7 +138,7 @@ def _read_labels(where: str, listed: bytes) -> dict[str, int] | None:
         if pairs is None:
             return None
         labels = {str(name): label for name, label in pairs}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{where}: cannot be read ({error!r}); write"
             ' {"labels": [["folder/image.png", 6], …]} or {"labels": null}'

@@ -10,6 +10,7 @@ from models import Shape, Stage
 from models.growth import GrowingGenerator
 from service.config import Config
 from service.config.vocabulary import WeightsName
+from service.documents import reason
 from service.engine.curriculum import curriculum_of
 from service.engine.state import Amended
 from service.errors import DataError, UsageError
@@ -92,8 +93,8 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
         stage = curriculum_of(config, manifest.state.amendments).before(name.clock).stage
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{storage.url(name.folder)}: made by another version of the service; use that"
-            f" version ({error})"
+            f"{storage.url(name.folder)}: damaged, or made by another version of the service; use that"
+            f" version, or choose another checkpoint ({reason(error)})"
         ) from error
     return Trained(
         generator,
@@ -121,10 +122,7 @@ def _choose(storage: Storage, address: str, place: CheckpointPlace | None) -> ch
 
 
 def _build(config: Config, tensors: dict[str, torch.Tensor]) -> GrowingGenerator:
-    """The generator with these weights; RuntimeError if they belong to another network."""
-    with torch.device("meta"):  # no initial weights are drawn, for these replace them
-        generator, _ = models.build(config.model.family, **config.model_settings)
+    """The generator with these weights; RuntimeError or ValueError if they belong to another network."""
     # in torch's default layout whatever the training used: the last bit of a sum depends on it
     plain = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    generator.load_state_dict(plain, assign=True)
-    return generator.requires_grad_(False).eval()
+    return models.restore_generator(config.model.family, plain, **config.model_settings)

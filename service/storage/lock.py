@@ -11,13 +11,15 @@ import psutil
 from pydantic import Field
 
 from service.documents import Count, Document, Seconds
-from service.errors import LockError, StorageError
+from service.errors import DataError, LockError, StorageError
 from service.storage.base import ConflictError, MissingError, Storage
 
 log = logging.getLogger(__name__)
 
 LOCK_KEY = "lock.json"
 LEASE_S = 60.0
+LARGEST_TOKEN = 10**12
+"""No folder has had more holders; the next one's token must be a valid one too."""
 _POLL_S = 1.0
 
 
@@ -61,7 +63,10 @@ def read_holder(storage: Storage) -> tuple[Holder | None, str | None]:
         data, version = storage.get_versioned(LOCK_KEY)
     except MissingError:
         return None, None
-    return Holder.from_bytes(data, storage.url(LOCK_KEY)), version
+    holder, address = Holder.from_bytes(data, storage.url(LOCK_KEY)), storage.url(LOCK_KEY)
+    if holder.token > LARGEST_TOKEN:
+        raise DataError(f"{address}: damaged (token: {holder.token} is too large); {Holder.remedy}")
+    return holder, version
 
 
 class RunLock:

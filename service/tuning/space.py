@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from service.cli import suggest
 from service.config import Config
 from service.config.describe import describe, explain
+from service.config.yaml import load_yaml
 from service.errors import UsageError
 
 RANGES = ("uniform", "loguniform", "integer")
@@ -75,11 +75,7 @@ class Space:
 
 def read_space(file: str, config: Config) -> Space:
     """The space in a YAML file; UsageError names the key, the value and the remedy."""
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--space {file}: cannot be read as YAML: {error}") from error
-    return parse_space(content, config, file)
+    return parse_space(load_yaml(Path(file)), config, file)
 
 
 def parse_space(content: Any, config: Config, origin: str) -> Space:

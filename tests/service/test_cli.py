@@ -320,6 +320,14 @@ def test_exit_codes_tell_bad_usage_from_a_failed_run_and_an_interrupt(error, cod
     assert capsys.readouterr().err == words
 
 
+def test_a_level_of_logging_that_does_not_exist_is_bad_usage(monkeypatch, capsys):
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    with pytest.raises(SystemExit) as ended:
+        cli.run_command(lambda arguments: None)
+    assert ended.value.code == 2
+    assert "error: LOG_LEVEL=loud: no such level; choose one of CRITICAL" in capsys.readouterr().err
+
+
 def test_a_command_is_given_its_arguments_and_returns_where_all_is_well(monkeypatch):
     seen = []
     monkeypatch.setattr("sys.argv", ["service.paint", "a", "--out", "x"])

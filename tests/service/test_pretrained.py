@@ -137,3 +137,16 @@ def test_a_share_of_the_rung_beyond_its_bounds_is_refused(progan, tmp_path, alph
     path.write_bytes(safetensors.torch.save(tensors, metadata))
     with pytest.raises(DataError, match=rf"alpha is {alpha}; give a number in \[0, 1\]"):
         pretrained.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_dtype_are_refused(progan, tmp_path, dtype):
+    sampler = ready(progan)
+    path = tmp_path / "generator.safetensors"
+    path.write_bytes(pretrained.to_bytes(sampler.generator, "progan", sampler.shape, Stage(16)))
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor.to(dtype) for name, tensor in safetensors.torch.load_file(path).items()}
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+    with pytest.raises(DataError, match=rf"a {dtype} on cpu, not a torch\.float32 on the CPU"):
+        pretrained.load(path)

@@ -304,6 +304,7 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
         ("dcgan", ["--resolution", "32"], r"--resolution 32: not trained yet; choose one of 8, 16$"),
         ("dcgan", ["--rows", "0"], "--rows 0: give a whole number from 1 to 1000"),
         ("dcgan", ["--out", "x.jpg"], "written as .png"),
+        ("dcgan", ["--out", "s3://x.png"], "a bucket, but no file in it"),
         ("dcgan", ["timelapse", "--out", "x.png"], "written as .webp or .gif"),
         ("dcgan", ["timelapse", "--out", "x.gif", "--resolution", "8"], "leave it out"),
         ("dcgan", ["--truncation", "nan"], "above 0"),

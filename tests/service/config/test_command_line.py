@@ -6,7 +6,7 @@ import yaml
 from service.config import Config
 from service.config.command_line import ConfigOptions, parse_config
 from service.config.identity import flatten
-from service.config.yaml import load_preset, to_yaml
+from service.config.yaml import load_preset, load_yaml, to_yaml
 from service.errors import UsageError
 from tests.conftest import digits_config
 
@@ -116,6 +116,33 @@ def test_a_file_gives_what_its_flags_leave(tmp_path):
     options, config = parse_config(ConfigOptions, arguments, "service.train", "Train.")
     assert (options.config, options.preset, options.print_config) == (str(file), None, False)
     assert (config.run.seed, config.run.images) == (7, 500)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run: {dir: runs/a, dir: runs/b}", "dir is given twice"),
+        ("run: {dir: runs/a}\nrun: {dir: runs/b}", "run is given twice"),
+        ("run: {dir: 2024-13-45}", "month must be in 1..12; correct the file"),
+        ("run: " + "[" * 5000, "cannot be read as YAML"),
+        ("run: {seed: " + "9" * 5000 + "}", "cannot be read as YAML"),
+        ("_env_file: /etc/hostname", "_env_file: '/etc/hostname': no such section"),
+        ("_cli_settings_source: 1", "_cli_settings_source: 1: no such section"),
+        ("rum: {dir: runs/a}", r"rum: .*no such section; did you mean run\?"),
+        ('run: {dir: "runs/\\0"}', r"run\.dir: .*holds a NUL character"),
+    ],
+)
+def test_a_file_that_says_two_things_or_nothing_is_refused(tmp_path, line, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(line)
+    with pytest.raises(UsageError, match=words):
+        parse_config(ConfigOptions, ["--config", str(file)], "service.train", "Train.")
+
+
+def test_a_file_may_override_what_it_merges(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert load_yaml(file)["b"] == {"x": 3, "y": 2}
 
 
 def test_what_is_printed_can_be_given_as_a_file(tmp_path):

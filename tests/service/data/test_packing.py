@@ -193,6 +193,17 @@ def test_shards_that_others_wrote_are_not_touched(tmp_path):
     assert len(read_index(open_storage(str(tmp_path)))) == 1797
 
 
+def test_packing_over_what_is_there_reads_an_image_before_it_deletes(tmp_path):
+    out, images = tmp_path / "out", tmp_path / "images"
+    pack.main(["digits", str(out), "--channels", "gray"])
+    before = contents(out)
+    images.mkdir()
+    (images / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no image could be read; check its files"):
+        pack.main([str(images), str(out), "--overwrite"])
+    assert contents(out) == before
+
+
 def test_two_packs_of_one_destination_do_not_disturb_each_other(tmp_path):
     storage = open_storage(str(tmp_path / "out"))
     first = start_command("service.pack", "digits", storage.address, "--shard-samples", "20")

@@ -160,6 +160,7 @@ def test_a_zip_gives_labels_by_its_list_or_its_folders(tmp_path, labels, expecte
     ("labels", "word"),
     [
         (b"not json", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
         ({"labels": [["b/1.png"]]}, "cannot be read"),
         ({"labels": [["b/1.png", 0]]}, "no label for a/1.png"),
         ({"labels": [["b/1.png", [0.5, 1]], ["b/2.png", 0], ["a/1.png", 0]]}, "label of b/1.png is"),

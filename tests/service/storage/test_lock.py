@@ -105,3 +105,11 @@ def test_a_holder_that_cannot_be_is_told_with_its_field(storage, field, value):
     storage.put(LOCK_KEY, json.dumps(holder | {field: value}).encode())
     with pytest.raises(DataError, match=rf"lock\.json: damaged \({field}: (Input|String) should"):
         read_holder(storage)
+
+
+def test_a_token_that_none_can_follow_is_damage(storage):
+    RunLock(storage).acquire()
+    holder, _ = read_holder(storage)
+    storage.put(LOCK_KEY, holder.model_copy(update={"token": 2**62, "pid": 0}).to_bytes())
+    with pytest.raises(DataError, match=r"lock\.json: damaged \(token: \d+ is too large\)"):
+        RunLock(storage).acquire()
