@@ -28,18 +28,18 @@ def load_preset(name: str) -> dict[str, Any]:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The sections in a file; UsageError if it holds none."""
-    content = load_yaml(file)
+    content = load_yaml(file, "--config")
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{file}: not a mapping of sections; see docs/configuration.md")
     return content
 
 
-def load_yaml(file: Path) -> Any:
-    """The content of a file; UsageError if it is not YAML, or gives a key twice."""
+def load_yaml(file: Path, flag: str) -> Any:
+    """The content of the file that a flag names; UsageError if it is not YAML, or gives a key twice."""
     try:
         return yaml.load(file.read_text(), Loader=_Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"{file}: cannot be read as YAML: {error}; correct the file") from error
+        raise UsageError(f"{flag} {file}: cannot be read as YAML: {error}; correct the file") from error
 
 
 class _Loader(yaml.SafeLoader):

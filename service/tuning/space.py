@@ -75,7 +75,7 @@ class Space:
 
 def read_space(file: str, config: Config) -> Space:
     """The space in a YAML file; UsageError names the key, the value and the remedy."""
-    return parse_space(load_yaml(Path(file)), config, file)
+    return parse_space(load_yaml(Path(file), "--space"), config, file)
 
 
 def parse_space(content: Any, config: Config, origin: str) -> Space:

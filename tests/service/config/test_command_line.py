@@ -142,7 +142,7 @@ def test_a_file_that_says_two_things_or_nothing_is_refused(tmp_path, line, words
 def test_a_file_may_override_what_it_merges(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
-    assert load_yaml(file)["b"] == {"x": 3, "y": 2}
+    assert load_yaml(file, "--config")["b"] == {"x": 3, "y": 2}
 
 
 def test_what_is_printed_can_be_given_as_a_file(tmp_path):
