@@ -58,8 +58,8 @@ def restore_generator(
     with torch.device("meta"):  # no initial weights are drawn, for these replace them
         generator, _ = build(family, **settings)
     for name, expected in generator.state_dict().items():
-        tensor = weights.get(name, expected)
-        if tensor is not expected and (tensor.device.type, tensor.dtype) != ("cpu", expected.dtype):
+        tensor = weights.get(name)
+        if tensor is not None and (tensor.device.type, tensor.dtype) != ("cpu", expected.dtype):
             raise ValueError(
                 f"{name}: a {tensor.dtype} on {tensor.device}, not a {expected.dtype} on the CPU"
             )

@@ -20,7 +20,7 @@ from service.generation.look import (
     SheetName,
 )
 from service.recording import pictures
-from service.storage import open_storage
+from service.storage import open_storage, split_address
 
 if TYPE_CHECKING:
     from service.generation.sheets import Frames, Subject
@@ -133,8 +133,10 @@ class SampleOptions(Options):
         allowed = [".png"] if self.sheet not in ANIMATED else [".png", *pictures.ANIMATIONS]
         if self.sheet == "timelapse":
             allowed.remove(".png")
-        if self.out.startswith("s3://") and "/" not in self.out.removeprefix("s3://"):
-            raise ValueError(f"--out {self.out}: a bucket, but no file in it; add /FOLDER/FILE.png")
+        try:
+            split_address(self.out)
+        except ValueError as error:
+            raise ValueError(f"--out {error}") from error
         if self.suffix not in allowed:
             raise ValueError(f"--out {self.out}: a {self.sheet} is written as {' or '.join(allowed)}")
         if not all(map(math.isfinite, self.psis)):
@@ -184,9 +186,8 @@ def _write(options: SampleOptions, frames: "Frames") -> None:
         data = pictures.animation(frames, options.suffix, options.frame_ms)
     else:
         data = pictures.png(frames[0])
-    folder, _, name = options.out.rpartition("/")
-    root = "/" if options.out.startswith("/") else "."
-    open_storage(folder or root, WRITE_RETRY_S).put(name, data)
+    folder, name = split_address(options.out)
+    open_storage(folder, WRITE_RETRY_S).put(name, data)
     count = f", {len(frames)} frames" if len(frames) > 1 else ""
     print(f"{options.out}: {len(data) / 1e6:.2f} MB{count}")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from service.errors import StorageError, UsageError
-from service.storage import is_s3, open_storage
+from service.storage import is_s3, open_storage, split_address
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _pieces(address: str, shown: str) -> Iterator[bytes]:
     remedy = "correct the address, or fetch the file by hand and give its path"
     try:
         if is_s3(address):
-            folder, _, name = address.rpartition("/")
+            folder, name = split_address(address)
             yield open_storage(folder).get(name)
             return
         with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:

@@ -16,6 +16,7 @@ from service.storage.base import (
     Traffic,
     Writer,
     is_s3,
+    split_address,
 )
 from service.storage.folder import FolderStorage
 
@@ -47,4 +48,5 @@ __all__ = [
     "Writer",
     "is_s3",
     "open_storage",
+    "split_address",
 ]

@@ -146,3 +146,11 @@ class Storage(ABC):
 def is_s3(address: str) -> bool:
     """Whether the address names a bucket rather than a folder."""
     return address.startswith(S3_SCHEME)
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """The address of a file's folder, and the file's name; ValueError if it names a bucket alone."""
+    folder, _, name = address.rpartition("/")
+    if folder == "s3:/":
+        raise ValueError(f"{address}: a bucket, but no file in it; add /FOLDER/FILE")
+    return folder or ("/" if address.startswith("/") else "."), name

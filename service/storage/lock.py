@@ -63,7 +63,8 @@ def read_holder(storage: Storage) -> tuple[Holder | None, str | None]:
         data, version = storage.get_versioned(LOCK_KEY)
     except MissingError:
         return None, None
-    holder, address = Holder.from_bytes(data, storage.url(LOCK_KEY)), storage.url(LOCK_KEY)
+    address = storage.url(LOCK_KEY)
+    holder = Holder.from_bytes(data, address)
     if holder.token > LARGEST_TOKEN:
         raise DataError(f"{address}: damaged (token: {holder.token} is too large); {Holder.remedy}")
     return holder, version

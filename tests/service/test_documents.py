@@ -1,4 +1,4 @@
-"""Files that the service reads back: what was written comes back, and all else is told by its name."""
+"""Files that the service reads back: what was written comes back; all else is refused by its name."""
 
 import importlib
 import json

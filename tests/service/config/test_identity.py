@@ -1,4 +1,4 @@
-"""Which settings may change where a run is started again, and how those that may not are told."""
+"""Which settings may change when a run is started again, and how an error names those that may not."""
 
 from service.config.identity import differences
 from tests.conftest import digits_config
