@@ -64,7 +64,7 @@ class Trained:
 
     @property
     def family(self) -> str:
-        """The lineage's name."""
+        """The family of networks."""
         return self.config.model.family
 
 
