@@ -11,8 +11,10 @@ CHROMIUM := chromium chromium-driver fonts-dejavu-core
 export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; setting the mode silences its warning.
 export RAY_AUTH_MODE := token
+# Silences mkdocs-material's note about its successor.
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo ui test chaos chart browser docs lint format bench quick-bench collapse sweep families clean
+.PHONY: help demo ui test chaos chart browser docs site lint format bench quick-bench collapse sweep families clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +54,10 @@ browser: $(READY) ## Check in Chromium that MLflow shows a run, its curves and g
 docs: $(READY) ## Write docs/configuration.md from the configuration's classes and presets
 	$(BIN)/python -m service.config.reference > docs/configuration.md
 
+site: $(READY) ## Build the docs site into site/; a broken link or anchor fails it
+	$(BIN)/mkdocs build --strict
+	@echo "open site/index.html; its search needs $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
+
 lint: $(READY) ## Check style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -79,5 +85,5 @@ sweep: $(READY) ## Sweep eight trials on digits, in about a quarter of an hour
 families: $(READY) ## Train each family on Fashion-MNIST and write docs/families.md, in about an hour
 	$(BIN)/python -m benchmarks.families
 
-clean: ## Remove the environment and the tools' caches; runs and data stay
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+clean: ## Remove the environment, the site and the tools' caches; runs and data stay
+	rm -rf $(VENV) site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
