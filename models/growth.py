@@ -17,8 +17,10 @@ from models.shape import Stage
 
 
 def upsample(images: Tensor) -> Tensor:
-    """Images at twice the size, by nearest neighbour."""
-    return F.interpolate(images, scale_factor=2, mode="nearest")
+    """Images at twice the size, by nearest neighbour; copying pixels changes no dtype."""
+    # autocast on CUDA would make them fp32, and all that is added to them
+    with torch.autocast(images.device.type, enabled=False):
+        return F.interpolate(images, scale_factor=2, mode="nearest")
 
 
 def downsample(images: Tensor) -> Tensor:

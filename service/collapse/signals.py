@@ -246,7 +246,8 @@ def _start(weight: Tensor) -> Tensor:
     """Orthonormal vectors [in, at most 3], the same for the same shape."""
     rows, columns = _matrix(weight).shape
     draw = torch.Generator().manual_seed(0)
-    return torch.linalg.qr(torch.randn(columns, min(TOP, rows, columns), generator=draw)).Q.to(weight)
+    vectors = torch.randn(columns, min(TOP, rows, columns), generator=draw, device="cpu")
+    return torch.linalg.qr(vectors).Q.to(weight)
 
 
 def _matrix(weight: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import models
 from models import Stage, growth, shape
@@ -110,6 +111,17 @@ def test_gradients_reach_every_active_parameter_and_no_inactive_one(case, networ
             idle = {id(p) for p in network.parameters()} - {id(p) for p in used}
             assert all(p.grad is None for p in network.parameters() if id(p) in idle)
             network.zero_grad()
+
+
+def test_on_a_gpu_enlarging_keeps_bf16():
+    """Autocast on CUDA enlarges in fp32, and a fade takes no two dtypes; fake tensors do the same."""
+    with FakeTensorMode():
+        images = torch.empty(2, 3, 4, 4, dtype=torch.bfloat16, device="cuda")
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            assert growth.upsample(images).dtype == torch.bfloat16
+        finally:
+            torch.set_autocast_enabled("cuda", False)
 
 
 def test_at_alpha_0_the_generator_draws_the_enlarged_rung_below(networks, inputs):
