@@ -14,7 +14,7 @@ export RAY_AUTH_MODE := token
 # Silences mkdocs-material's note about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo ui test chaos chart browser docs site lint format bench quick-bench collapse sweep families clean
+.PHONY: help demo ui test chaos chart browser docs site lint format bench quick-bench collapse sweep families gpu clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,9 @@ sweep: $(READY) ## Sweep eight trials on digits, in about a quarter of an hour
 
 families: $(READY) ## Train each family on Fashion-MNIST and write docs/families.md, in about an hour
 	$(BIN)/python -m benchmarks.families
+
+gpu: $(READY) ## Check and measure the training on a GPU, in some minutes
+	$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove the environment, the site and the tools' caches; runs and data stay
 	rm -rf $(VENV) site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
