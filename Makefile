@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# pip takes the CPU build of torch if the index has one; a plain range may bring gigabytes of CUDA.
-TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= gan-training
+DOCKER_FLAGS ?=
 CHROMIUM := chromium chromium-driver fonts-dejavu-core
 
 export RAY_USAGE_STATS_ENABLED := 0
@@ -14,16 +16,17 @@ export RAY_AUTH_MODE := token
 # Silences mkdocs-material's note about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo ui test chaos chart browser docs site lint format bench quick-bench collapse sweep families gpu clean
+.PHONY: help demo ui test chaos chart browser docs site lint format lock version image bench quick-bench collapse sweep families gpu clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements-torch.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -qq "$(TORCH)" "ray[default,train,tune]==2.60.0" "mlflow==3.17.2" --editable ".[dev]"
+	$(PIP) --requirement requirements-torch.txt
+	$(PIP) --require-hashes --no-deps --requirement requirements-dev.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
 demo: $(READY) ## Train on real digits for a few minutes, and print where the picture is
@@ -57,6 +60,16 @@ docs: $(READY) ## Write docs/configuration.md from the configuration's classes a
 site: $(READY) ## Build the docs site into site/; a broken link or anchor fails it
 	$(BIN)/mkdocs build --strict
 	@echo "open site/index.html; its search needs $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
+
+lock: $(READY) ## Renew requirements*.txt: the newest versions that fit pyproject.toml
+	$(BIN)/python .ci/lock.py
+
+version: $(READY) ## Copy the version in pyproject.toml to the chart and to the files of `ray up`
+	$(BIN)/python .ci/version.py
+
+image: ## Build the service's image with docker; IMAGE=NAME and DOCKER_FLAGS=… as you need
+	docker build --file cluster/Dockerfile --tag "$(IMAGE):$(VERSION)" $(DOCKER_FLAGS) \
+		--build-arg SERVICE_VERSION="$(VERSION)" --build-arg SERVICE_GIT_COMMIT="$$(git rev-parse HEAD)" .
 
 lint: $(READY) ## Check style, types, and the direction of imports
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """One version number, and the files that every public project has."""
 
+import runpy
 import tomllib
 
 import pytest
@@ -7,17 +8,23 @@ import yaml
 
 from tests.conftest import ROOT
 
+VERSION = runpy.run_path(str(ROOT / ".ci" / "version.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_chart_has_the_projects_version():
     chart = yaml.safe_load((ROOT / "helm/gan-training/Chart.yaml").read_text())
-    assert chart["version"] == chart["appVersion"] == PROJECT["version"]
+    assert chart["version"] == chart["appVersion"] == PROJECT["version"], "run `make version`"
 
 
-@pytest.mark.parametrize("file", ["cluster/Dockerfile", "cluster/aws.yaml", "cluster/gcp.yaml"])
-def test_the_image_is_tagged_with_the_projects_version(file):
-    assert f"gan-training:{PROJECT['version']}" in (ROOT / file).read_text()
+@pytest.mark.parametrize("path", VERSION["PLACES"])
+def test_a_new_version_reaches_every_file_that_spells_it_out(path):
+    text = (ROOT / path).read_text()
+    pattern = VERSION["PLACES"][path]
+    assert VERSION["with_version"](text, pattern, PROJECT["version"]) == text, "run `make version`"
+    renewed = VERSION["with_version"](text, pattern, "12.0.0-rc.1")
+    assert PROJECT["version"] not in renewed
+    assert renewed.replace("12.0.0-rc.1", PROJECT["version"]) == text
 
 
 def test_the_licence_is_named_and_there():

@@ -7,10 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from cluster.requirements import requirements
 from tests.conftest import ROOT
+from tests.test_project import PROJECT
 
 DOCKERFILE = ROOT / "cluster" / "Dockerfile"
 
@@ -75,30 +73,29 @@ def test_nothing_secret_is_an_argument_or_in_the_environment():
     assert not re.search(r"(?i)secret|password|access_key|auth_token", names)
 
 
-def test_it_installs_what_the_makefile_does_and_what_the_project_asks_for():
-    pins = re.findall(r'"(ray\[[^"]+|mlflow==[^"]+)"', (ROOT / "Makefile").read_text())
-    text = DOCKERFILE.read_text()
-    assert len(pins) == 2
-    assert all(f'"{pin}"' in text for pin in pins)
-    assert re.findall(r"TORCH \?= (\S+)", (ROOT / "Makefile").read_text()) == re.findall(
-        r"TORCH=(\S+)", text
-    )
-    listed = subprocess.run(
-        [sys.executable, "cluster/requirements.py", "pyproject.toml", "export", "metrics"],
+def test_it_installs_torch_first_and_then_the_lock_with_its_hashes():
+    installs = [rest for name, rest in stages()["builder"] if name == "RUN" and "pip install" in rest]
+    torch, locked = installs
+    assert torch.endswith("--requirement requirements-torch.txt")
+    assert locked.startswith("pip install --require-hashes --no-deps --requirement requirements.txt ")
+
+
+def test_version_and_commit_are_told_to_the_image_by_make():
+    runtime = stages()["runtime"]
+    environment = [rest for name, rest in runtime if name == "ENV"]
+    assert "SERVICE_GIT_COMMIT=$SERVICE_GIT_COMMIT" in environment[0]
+    command = subprocess.run(
+        ["make", "--dry-run", "image", "IMAGE=example.com/gan", "DOCKER_FLAGS=--pull"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
-    ).stdout.splitlines()
-    assert {"webdataset>=1.0", "onnx>=1.18"} <= set(listed)
-    assert not any("gan-training-service" in line for line in listed)
-    with pytest.raises(KeyError, match="nothing"):
-        requirements(ROOT / "pyproject.toml", ["nothing"])
-
-
-def test_the_commit_of_the_code_is_told_to_the_service():
-    runtime = stages()["runtime"]
-    assert ("ARG", "SERVICE_GIT_COMMIT=unknown") in runtime
-    assert any(
-        name == "ENV" and "SERVICE_GIT_COMMIT=$SERVICE_GIT_COMMIT" in rest for name, rest in runtime
-    )
+    ).stdout
+    assert f'--tag "example.com/gan:{PROJECT["version"]}" --pull' in command
+    given = dict(re.findall(r'--build-arg (\w+)="(.*?)"', command))
+    assert given == {
+        "SERVICE_VERSION": PROJECT["version"],
+        "SERVICE_GIT_COMMIT": "$(git rev-parse HEAD)",
+    }
+    for name in given:
+        assert ("ARG", f"{name}=unknown") in runtime
