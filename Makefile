@@ -5,18 +5,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+HELM := .cache/helm/.ready
+# Two processes share the tests, file by file: each starts its servers once.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+FLAGS ?=
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= gan-training
 DOCKER_FLAGS ?=
 CHROMIUM := chromium chromium-driver fonts-dejavu-core
 
+# The chart is checked against KubeRay's schemas where they lie beside the project.
+export KUBERAY_CRDS ?= $(abspath $(wildcard ../shared/kuberay-crds))
 export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; setting the mode silences its warning.
 export RAY_AUTH_MODE := token
 # Silences mkdocs-material's note about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo ui test chaos chart browser docs site lint format lock version image bench quick-bench collapse sweep families gpu clean
+.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image bench quick-bench collapse sweep families gpu clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +35,10 @@ $(READY): pyproject.toml requirements-torch.txt requirements-dev.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
+$(HELM): helm/binaries.py | $(READY)
+	$(BIN)/python helm/binaries.py .cache/helm
+	touch $(HELM)
+
 demo: $(READY) ## Train on real digits for a few minutes, and print where the picture is
 	$(BIN)/python -m service.pack digits data/digits --channels gray
 	RAY_ADDRESS=local $(BIN)/python -m service.train --preset digits
@@ -37,15 +47,20 @@ demo: $(READY) ## Train on real digits for a few minutes, and print where the pi
 ui: $(READY) ## Serve MLflow with the demo's run at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///runs/digits/mlflow.db
 
-test: $(READY) ## Run all tests on real servers
-	$(BIN)/python -m pytest
+quick: $(READY) $(HELM) ## Check what a change most likely broke, in two minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(PYTEST) -m "not stack and not slow"
+
+test: $(READY) $(HELM) ## Run all tests on real servers; FLAGS=… are pytest's
+	HELM_REQUIRED=1 $(PYTEST) $(FLAGS)
 
 chaos: $(READY) ## Kill workers, nodes, drivers and S3 under real runs, and check that the runs continue
 	$(BIN)/python -m pytest -s tests/chaos
 
-chart: $(READY) ## Check the Helm chart with helm 4.3 and 3.17
-	$(BIN)/python helm/binaries.py .cache/helm
-	HELM_REQUIRED=1 $(BIN)/python -m pytest tests/helm
+chart: $(READY) $(HELM) ## Check the Helm chart with helm 4.3 and 3.17
+	HELM_REQUIRED=1 $(PYTEST) tests/helm
 
 browser: $(READY) ## Check in Chromium that MLflow shows a run, its curves and grids; SCREENSHOTS=docs saves pictures
 	@if [ ! -x /usr/bin/chromium ] || [ ! -x /usr/bin/chromedriver ]; then \

@@ -19,10 +19,27 @@ from service.config.yaml import load_preset
 
 ROOT = Path(__file__).parent.parent
 
-# One thread: tests of several processes share the machine, and rounding does not depend on it.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread, here and in every process that a test starts: they share the machine, and threads that wait
+# for each other on a busy one take many times as long. Rounding does not depend on it, either.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 # Ray Train looks for the end of its workers this often; shorter tests.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the stack; run files that take long first, so that all processes end together."""
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if "stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.stack)
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+
+    def is_short(file: str) -> tuple[bool, bool]:
+        marks = [{mark.name for mark in item.iter_markers()} for item in files[file]]
+        return not all("slow" in each for each in marks), not any("stack" in each for each in marks)
+
+    items[:] = [item for file in sorted(files, key=is_short) for item in files[file]]
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +52,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """SeaweedFS, MLflow's server, Prometheus and a Ray head, all real, for the whole session."""
+    """SeaweedFS, MLflow's server, Prometheus and a Ray head, all real, for all tests of this process."""
     stack = Stack.load(tmp_path_factory.mktemp("stack"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "SCRAPE", "500ms")  # runs of tests last but some seconds
@@ -44,6 +61,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             yield stack
         finally:
             stack.down()
+
+
+PLACES = ["folder", pytest.param("s3", marks=pytest.mark.stack)]
+"""Where objects lie. A test of both asks for the fixture `s3` by name, so its case is marked here."""
 
 
 @pytest.fixture
@@ -74,7 +95,7 @@ TINY_PHASES = [
 def tiny_values(data: Path | str, run: Path | str, /, **sections: dict[str, Any]) -> dict[str, Any]:
     """The digits preset made so small that a cycle takes milliseconds; `sections` override."""
     values = load_preset("digits")
-    values["model"] |= {"width": 4, "latents": 16, "embedding": 8}
+    values["model"] |= {"resolution": 32, "width": 4, "latents": 16, "embedding": 8, "attention": 16}
     values["phases"] = TINY_PHASES
     values["training"] |= {"precision": "fp32", "ema_half_life_images": 500}
     values["data"] |= {"url": str(data), "lanes": 8, "window": 16}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from service import export
@@ -37,6 +38,7 @@ def run(*command: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_from_an_export(tmp_path: Path):
     address = make_run(tmp_path / "run", "biggan")
     export.main([address, str(tmp_path / "exported"), "--no-onnx", "--standing-batches", "1"])
@@ -49,6 +51,7 @@ def test_a_picture_is_drawn_from_an_export(tmp_path: Path):
     assert "8 × 3 images" in output
 
 
+@pytest.mark.slow
 def test_a_training_from_python_ends_with_its_checkpoint(digits: Path, tmp_path: Path):
     output = run("-c", TINY, str(digits), str(tmp_path / "run"))
     assert "biggan at 16 px, clock 128" in output

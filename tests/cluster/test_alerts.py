@@ -19,8 +19,10 @@ from cluster import local
 from cluster.local import RULES, Stack
 from tests.conftest import need_package, start_command, tiny_values
 
+pytestmark = pytest.mark.slow
+
 LIMIT_S = 200
-IMAGES = 3200
+IMAGES = 960
 
 
 @pytest.fixture

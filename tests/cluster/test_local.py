@@ -16,6 +16,8 @@ from cluster.local import Stack, StackError
 from service.errors import DataError, UsageError
 from tests.conftest import need_package, run_command
 
+pytestmark = pytest.mark.slow
+
 
 def test_status_and_env_tell_of_a_running_stack(stack):
     code, output = run_command("cluster.local", "status", "--dir", str(stack.folder))

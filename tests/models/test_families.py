@@ -41,12 +41,14 @@ def test_parameter_counts_are_the_published_ones(family, resolution, change, gen
     assert parameter_count(networks) == [generator, discriminator]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_counts():
     command = [sys.executable, "-m", "models", "--params", "progan", "--resolution", "1024"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "generator {}\ndiscriminator {}\n".format(*PROGAN_1024)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_makes_no_network():
     command = [sys.executable, "-m", "models", "--params", "dcgan", "--resolution", "48"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -209,6 +209,7 @@ def test_a_stage_off_the_ladder_is_refused(networks, inputs):
         networks[0](*inputs, Stage(networks[0].rungs[0], 0.5))
 
 
+@pytest.mark.slow
 @given(st.sampled_from([4, 7, 8]), st.integers(0, 8))
 def test_a_ladder_doubles_from_first_to_last(first, steps):
     rungs = shape.ladder(first, first * 2**steps)

@@ -104,6 +104,7 @@ def penalties(discriminate, images):
     yield lambda: gradient_penalty(discriminate, reals, fakes, shares, 1.5)
 
 
+@pytest.mark.slow
 def test_penalties_are_their_formulas_with_differences_for_gradients(judge, images):
     discriminate, _ = judge
     reals, fakes = images

@@ -52,6 +52,7 @@ def names(run: Path) -> list[Name]:
     return checkpoint.find(open_storage(str(run)))[0]
 
 
+@pytest.mark.slow
 def test_the_distance_is_that_of_the_samples_to_all_held_out_images(run, digits, capsys):
     evaluate.main([str(run)])
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:])
@@ -70,6 +71,7 @@ def test_the_distance_is_that_of_the_samples_to_all_held_out_images(run, digits,
     assert float(printed["fd_efficientnet_lite0"]) == pytest.approx(np.mean(distances), rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_same_command_tells_the_same_and_measures_the_real_images_once(run, capsys):
     printed = []
     for _ in range(2):
@@ -79,6 +81,7 @@ def test_the_same_command_tells_the_same_and_measures_the_real_images_once(run, 
     assert len(list((run / "metrics").glob("*.safetensors"))) <= 2  # one for each number of images
 
 
+@pytest.mark.slow
 def test_a_score_that_is_kept_decides_what_the_run_directory_draws_from(run, tmp_path):
     early, late = names(run)
     assert load(str(run)).clock == late.clock
@@ -124,6 +127,7 @@ def test_scores_that_cannot_be_had_are_refused_by_name(run, flags, words):
         evaluate.main([str(run), *flags])
 
 
+@pytest.mark.slow
 def test_other_data_than_the_run_s_is_refused(run, digits, tmp_path):
     evaluate.main([str(run), "--data", str(digits)])
     pack.main(["digits", str(tmp_path / "other"), "--channels", "gray", "--seed", "5"])

@@ -21,6 +21,8 @@ from service.run.best import load
 from service.storage import open_storage
 from tests.runs import FAMILIES, FINGERPRINT, inputs, labels_of, make_run, ready
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, str]:

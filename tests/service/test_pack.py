@@ -12,6 +12,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_the_same_recipe_again_does_nothing_and_another_is_refused(tmp_path, capsys):
     arguments = ["digits", str(tmp_path), "--channels", "gray"]
     pack.main(arguments)

@@ -28,6 +28,7 @@ def progan(runs) -> str:
     return runs["progan"]
 
 
+@pytest.mark.slow
 def test_loading_imports_nothing_of_the_cluster_and_draws_nothing_at_random(progan, tmp_path):
     export.main([progan, str(tmp_path), "--no-onnx"])
     script = f"""

@@ -18,6 +18,8 @@ from service.generation.registry import RegistryError
 from tests.runs import FAMILIES, make_run
 
 SHOWN = ["biggan", "stylegan", "progan"]
+pytestmark = pytest.mark.slow
+
 LOAD = """
 import json, sys
 import mlflow, numpy

@@ -20,6 +20,8 @@ from service.storage import open_storage
 from service.storage.lock import read_holder
 from tests.conftest import run_command, start_command, tiny_config, tiny_values
 
+pytestmark = pytest.mark.slow
+
 LIMIT_S = 600
 IMAGES = 400
 WEIGHTS = [0.0, 1.0e-3, 1.0e39]  # the last is beyond fp32: losses are infinite
@@ -27,18 +29,19 @@ SPACE = {"training.drift": {"grid": WEIGHTS}}
 R1 = {"training.r1": {"uniform": [0, 1]}}
 
 
-def write(folder: Path, digits: Path | str, space: Any = SPACE, **sections: dict[str, Any]) -> list[str]:
+def write(
+    folder: Path, digits: Path | str, space: Any = SPACE, images: int = IMAGES, every: int = 80
+) -> list[str]:
     """The arguments of a sweep of small runs, too short to collapse but for numbers that overflow."""
     values = tiny_values(
         digits,
         folder / "run",
-        run={"images": IMAGES},
-        checkpoint={"every_images": 80},
+        run={"images": images},
+        checkpoint={"every_images": every},
         tracking={"every_images": 80, "pictures_every_images": 240},
         evaluation={"images": 64, "scores": ["swd"], "best": "swd"},
-        **sections,
     )
-    values["phases"] = [{"resolution": 32, "hold_images": IMAGES, "batch": 16}]
+    values["phases"] = [{"resolution": 32, "hold_images": images, "batch": 16}]
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     (folder / "space.yaml").write_text(yaml.safe_dump(space))
     return ["--config", str(folder / "tiny.yaml"), "--space", str(folder / "space.yaml"),
@@ -49,20 +52,19 @@ def write(folder: Path, digits: Path | str, space: Any = SPACE, **sections: dict
 
 
 @pytest.fixture(scope="module")
-def swept(digits, tmp_path_factory) -> tuple[Path, str]:
+def swept(digits, stack, tmp_path_factory) -> tuple[Path, str]:
     """A grid of three trials; a trial's driver and then the sweep's own were killed, and it resumed."""
     folder = tmp_path_factory.mktemp("swept")
     command = [*write(folder, digits), "--search", "grid", "--scheduler", "none"]
-    local = {"RAY_ADDRESS": "local"}
-    process = start_command("service.sweep", *command, **local)
+    process = start_command("service.sweep", *command, **stack.environment)
     try:
         wait_for(lambda: scored(folder) >= 1, process)
-        drivers(process)[0].kill()
+        drivers(stack)[0].kill()
         wait_for(lambda: scored(folder) >= 4, process)
     finally:
         process.kill()
         process.wait()
-    code, output = run_command("service.sweep", *command, **local)
+    code, output = run_command("service.sweep", *command, **stack.environment)
     assert code == 0, output
     return folder, output
 
@@ -71,10 +73,10 @@ def scored(folder: Path) -> int:
     return len(list((folder / "sweep" / "trials").glob("*/scores/*.json")))
 
 
-def drivers(process) -> list[psutil.Process]:
-    """The trials' drivers below the sweep's Ray, which are its grandchildren."""
+def drivers(stack) -> list[psutil.Process]:
+    """The trials' drivers, which are processes of the trials' actors."""
     processes = []
-    for each in psutil.Process(process.pid).children(recursive=True):
+    for each in psutil.Process(stack.processes["ray"].pid).children(recursive=True):
         try:
             if "service.tuning.driver" in each.cmdline():
                 processes.append(each)
@@ -199,15 +201,16 @@ def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
 # Another, which is not -----------------------------------------------------------------------------
 
 
-def test_halving_leaves_what_it_stops_in_order_and_optuna_searches(digits, tmp_path):
+def test_halving_leaves_what_it_stops_in_order_and_optuna_searches(digits, stack, tmp_path):
     space = {
         "training.lr_generator": {"loguniform": [1e-5, 1e-3]},
         "training.d_steps": {"choice": [1, 2]},
     }
-    command = write(tmp_path, digits, space)
-    halving = ["--grace-images", "80", "--reduction", "2", "--concurrent", "1"]
+    images = 4000  # enough that the second trial is stopped long before its end
+    command = write(tmp_path, digits, space, images, every=400)
+    halving = ["--grace-images", "400", "--reduction", "2", "--concurrent", "1"]
     optuna = ["--search", "optuna", "--trials", "2"]
-    code, output = run_command("service.sweep", *command, *optuna, *halving, RAY_ADDRESS="local")
+    code, output = run_command("service.sweep", *command, *optuna, *halving, **stack.environment)
     assert code == 0, output
     ends = {"finished": "FINISHED", "stopped": "KILLED"}
     for row in table(tmp_path):
@@ -215,7 +218,7 @@ def test_halving_leaves_what_it_stops_in_order_and_optuna_searches(digits, tmp_p
         assert holder is not None
         assert holder.pid == 0
         assert runs(tmp_path)[row["trial"]].info.status == ends[row["state"]]
-        assert (int(row["images"]) >= IMAGES) == (row["state"] == "finished")
+        assert (int(row["images"]) >= images) == (row["state"] == "finished")
     assert len(table(tmp_path)) == 2
 
 

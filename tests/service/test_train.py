@@ -192,6 +192,7 @@ def refused(values: dict, tmp_path: Path) -> None:
     train.main(["--config", str(file)])
 
 
+@pytest.mark.slow
 def test_exit_codes_tell_a_failed_run_from_bad_usage(tmp_path):
     nowhere = ["--data.url", str(tmp_path / "nowhere"), "--run.dir", str(tmp_path / "run")]
     code, output = run_command("service.train", "--preset", "digits", *nowhere)
@@ -269,6 +270,7 @@ def test_a_run_json_that_is_damaged_or_of_another_version_is_named(digits, tmp_p
     assert (tmp_path / "run" / "run.json").read_text() == content
 
 
+@pytest.mark.slow
 def test_a_ray_that_does_not_answer_is_named(digits, tmp_path):
     code, output = run_command(
         "service.train",

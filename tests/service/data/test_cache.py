@@ -101,6 +101,7 @@ print(shards.cache.hits)
 """
 
 
+@pytest.mark.slow
 def test_several_processes_share_it(digits, tmp_path):
     arguments = [sys.executable, "-c", READER, str(digits), str(tmp_path)]
     readers = [

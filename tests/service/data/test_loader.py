@@ -1,8 +1,6 @@
 """Batches through the public door: whole, in order, with bad samples replaced and counted."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -66,6 +64,7 @@ def damage(folder: Path, tmp_path: Path, numbers) -> tuple[Path, list[int]]:
     return copied, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoders", [1, 3])
 def test_samples_come_in_the_order_that_was_asked_for(digits, decoders):
     dataset = dataset_of(digits)
@@ -98,6 +97,7 @@ def test_a_part_of_a_request_keeps_its_flips_its_resolution_and_its_clock():
     assert Request(np.arange(4), 8).take(np.array([1])).mirrored is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "size"), [(1, 1 << 20), (100, 4096)])
 def test_windows_that_find_no_room_in_shared_memory_come_all_the_same(digits, monkeypatch, count, size):
     dataset, requests = dataset_of(digits), ask(range(0, 64), range(64, 128), range(128, 192))
@@ -116,6 +116,7 @@ def test_mirrored_images_are_the_others_from_right_to_left(digits):
     assert np.array_equal(flipped, expected)
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_and_started_with_other_workers_the_sequence_of_keys_is_the_same(digits):
     """Over changes of stage with other batch sizes; every worker with a loader of its own."""
     table = [
@@ -145,6 +146,7 @@ def test_stopped_anywhere_and_started_with_other_workers_the_sequence_of_keys_is
     assert rows_of(0, stop, 2) + rows_of(stop, curriculum.end, 4) == whole
 
 
+@pytest.mark.slow
 def test_to_start_late_asks_for_no_more_than_to_start_at_0(digits):
     dataset = dataset_of(digits)
     asked = [
@@ -153,6 +155,7 @@ def test_to_start_late_asks_for_no_more_than_to_start_at_0(digits):
     assert 0 < asked[1] <= asked[0] + LANES
 
 
+@pytest.mark.slow
 def test_a_bad_sample_is_counted_and_replaced_by_the_same_other_one(digits, tmp_path):
     copied, rows = damage(digits, tmp_path, [5, 30])
     dataset = dataset_of(copied)
@@ -222,6 +225,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_the_processes_end_with_a_parent_that_is_killed(digits):
     parent = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(digits)], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -236,11 +240,13 @@ def test_the_processes_end_with_a_parent_that_is_killed(digits):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_a_process_is_an_error_and_no_hang(digits, victim):
+    before = set(psutil.Process().children())
     with Feeders(dataset_of(digits), 1, BATCHES_AHEAD + 1, LARGEST) as feeders:
         endless = (Request(np.arange(n, n + 64), 32) for n in range(0, 10**9, 64))
         loader = Loader(feeders, endless)
         next(loader)
-        children = psutil.Process().children()
-        os.kill(sorted(child.pid for child in children)[victim - 2], signal.SIGKILL)
+        processes = sorted(set(psutil.Process().children()) - before, key=psutil.Process.create_time)
+        assert len(processes) == 2
+        processes[victim].kill()
         with pytest.raises(RuntimeError, match="died"):
             list(loader)

@@ -136,6 +136,7 @@ def shuffle_buffer(shard_sizes: list[int], size: int, rng: np.random.Generator) 
     yield from buffer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_sizes", [[1000] * 60, [30_000], [200] * 300])
 def test_a_batch_is_mixed_no_worse_than_by_a_shuffle_buffer_of_10_000(shard_sizes):
     """By the spread of the packing positions in a batch, as a share of that of all."""

@@ -16,7 +16,7 @@ from service.data.sources import open_source
 from service.data.stream import read_samples
 from service.errors import DataError, LockError, UsageError
 from service.storage import open_storage
-from tests.conftest import start_command
+from tests.conftest import PLACES, start_command
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -52,7 +52,8 @@ def test_the_digits_are_scikit_learns(digits):
         assert index.label[row] == bunch.target[number]
 
 
-@pytest.mark.parametrize("place", ["folder", "s3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
 def test_after_a_kill_the_same_command_makes_only_what_is_missing(place, tmp_path, request):
     """And ends in the bytes of a packing that nobody disturbed."""
     common = ["--channels", "gray", "--shard-samples", "100", "--workers", "1"]
@@ -102,6 +103,7 @@ def test_too_many_unreadable_files_end_it_without_an_index(tmp_path):
     assert not (tmp_path / "out" / "index.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_shard_or_a_damaged_index_is_mended_by_packing_again(digits, tmp_path):
     arguments = ["digits", str(tmp_path), "--channels", "gray", "--shard-samples", "500"]
     for damage in (
@@ -157,6 +159,7 @@ def test_what_is_transparent_shows_the_background(mode, background, expected):
     assert prepared.getpixel((8, 8)) == (expected,) * 3
 
 
+@pytest.mark.slow
 def test_verify_finds_an_image_that_is_damaged_and_an_index_of_other_shards(tmp_path):
     arguments = ["digits", str(tmp_path), "--channels", "gray", "--verify"]
     pack.main(arguments)
@@ -204,6 +207,7 @@ def test_packing_over_what_is_there_reads_an_image_before_it_deletes(tmp_path):
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_two_packs_of_one_destination_do_not_disturb_each_other(tmp_path):
     storage = open_storage(str(tmp_path / "out"))
     first = start_command("service.pack", "digits", storage.address, "--shard-samples", "20")

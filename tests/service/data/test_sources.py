@@ -92,6 +92,7 @@ def test_an_idx_pair_is_read_gzipped_or_not(tmp_path):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_fashion_mnist_is_packed_whole(tmp_path):
     folder = "/usr/share/datasets/fashion-mnist"
     images = need_package(f"{folder}/t10k-images-idx3-ubyte.gz", "dataset-fashion-mnist")

@@ -46,6 +46,7 @@ def work(index: int, conditioning: int | None, out: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", [None, 2])
 def test_batch_norm_on_two_workers_is_that_of_the_whole_batch(conditioning, tmp_path: Path):
     """Forward, backward, and the backward of a gradient penalty."""

@@ -1,5 +1,6 @@
 """Laws 2 and 3: the number of workers changes only the speed; a resumed run is the same run."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -21,8 +22,13 @@ from service.storage.lock import RunLock
 from service.training.context import Context
 from tests.conftest import assert_equal, tiny_config, tiny_values
 
-CYCLES = 30
+CYCLES = 12
 NO_GRADIENT = 1e-3
+SHORT_PHASES = [
+    {"resolution": 8, "hold_images": 32, "batch": 16, "accumulation": 2},
+    {"resolution": 16, "fade_images": 48, "hold_images": 16, "batch": 16, "accumulation": 2},
+    {"resolution": 32, "fade_images": 48, "hold_images": 48, "batch": 16, "accumulation": 2},
+]
 
 
 class Watched:
@@ -78,7 +84,11 @@ def work(index: int, count: int, values: dict, cycles: int, out: str) -> None:
 
 
 def train_with(count: int, config: Config, cycles: int, out: Path) -> list[dict]:
-    mp.spawn(work, (count, config.model_dump(), cycles, str(out)), nprocs=count)
+    """What each of `count` workers, processes of their own, had after its cycles."""
+    # the processes are forked from one that has imported torch, which takes each some seconds
+    multiprocessing.set_forkserver_preload(["torch", "service.training.context"])
+    arguments = (count, config.model_dump(), cycles, str(out))
+    mp.start_processes(work, arguments, nprocs=count, start_method="forkserver")
     return [torch.load(out / f"{count}-{index}.pt") for index in range(count)]
 
 
@@ -102,8 +112,11 @@ def assert_near(
     assert distance <= tolerance * max(torch.linalg.vector_norm(expected), floor), what
 
 
+@pytest.mark.slow
 def test_law_2_one_two_and_four_workers_take_the_same_steps_in_float64(digits, tmp_path):
-    config = tiny_config(digits, tmp_path, training={"precision": "fp64", "d_steps": 1})
+    values = tiny_values(digits, tmp_path, training={"precision": "fp64", "d_steps": 1})
+    values["phases"] = SHORT_PHASES
+    config = Config(**values)
     curriculum = Curriculum(config.phases, 1)
     stages = {cycle.stage.resolution for cycle in list(curriculum.cycles(0, 10**4))[:CYCLES]}
     assert stages == {8, 16, 32}
@@ -160,6 +173,7 @@ def family_config(name: str, digits: Path, run: Path, precision: str) -> Config:
     return Config(**(values | {"model": common | model, "phases": phases}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_law_2_holds_for_every_regulariser_and_every_layer_that_looks_at_the_batch(
     name, digits, tmp_path
@@ -181,6 +195,7 @@ def test_law_2_holds_for_every_regulariser_and_every_layer_that_looks_at_the_bat
             assert_near(tensor, networks(alone)[key], 1e-6, key, floor=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["progan with gradient penalty", "stylegan"])
 def test_law_3_holds_with_penalties_noise_and_adam_reset_where_a_rung_begins(name, digits, tmp_path):
     torch.set_num_threads(1)
@@ -197,6 +212,7 @@ def test_law_3_holds_with_penalties_noise_and_adam_reset_where_a_rung_begins(nam
         assert_equal(resumed.tensors(), whole.tensors())
 
 
+@pytest.mark.slow
 def test_law_2_in_fp32_the_first_cycle_agrees_to_rounding(digits, tmp_path):
     config = tiny_config(digits, tmp_path, training={"precision": "fp32"})
     (alone,) = train_with(1, config, 1, tmp_path)
@@ -205,6 +221,7 @@ def test_law_2_in_fp32_the_first_cycle_agrees_to_rounding(digits, tmp_path):
             assert_near(share["measures"][0][i], alone["measures"][0][i], 1e-5, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d_steps", [1, 2])
 def test_law_3_a_run_stopped_in_the_middle_of_a_fade_goes_on_bit_for_bit(digits, tmp_path, d_steps):
     torch.set_num_threads(1)

@@ -56,6 +56,7 @@ def test_a_batch_for_another_clock_is_refused(digits):
         step.cycle(first, batches)
 
 
+@pytest.mark.slow
 def test_a_lazy_penalty_comes_every_so_many_steps_with_so_many_times_the_weight(digits):
     _, always = take(config_of(digits, r1=0.5), 1)
     _, lazy = take(config_of(digits, r1=0.5, r1_every=3), 8)
@@ -65,6 +66,7 @@ def test_a_lazy_penalty_comes_every_so_many_steps_with_so_many_times_the_weight(
     assert lazy[0]["penalty"] == pytest.approx(3 * always[0]["penalty"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_penalties_are_taken_in_full_precision_whatever_the_rest_is_in(digits):
     """The first one, on real images and first weights, knows nothing of the precision."""
     penalties = [
@@ -74,6 +76,7 @@ def test_penalties_are_taken_in_full_precision_whatever_the_rest_is_in(digits):
     assert penalties[0]["logit_real"] != penalties[1]["logit_real"]
 
 
+@pytest.mark.slow
 def test_penalties_of_both_kinds_add_up(digits):
     r1, gp, both = (
         take(config_of(digits, **training), 1)[1][0]["penalty"]
@@ -86,6 +89,7 @@ def test_penalties_of_both_kinds_add_up(digits):
     assert both == pytest.approx(r1 + gp, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", [True, False])
 def test_adam_forgets_where_a_rung_begins_if_it_is_told_to(reset, digits):
     state, _ = take(config_of(digits, reset_adam=reset), 6)
@@ -96,6 +100,7 @@ def test_adam_forgets_where_a_rung_begins_if_it_is_told_to(reset, digits):
     assert max(steps) == (3 if reset else 7)
 
 
+@pytest.mark.slow
 def test_drift_and_orthogonal_regularisation_change_what_is_learnt(digits):
     plain, _ = take(config_of(digits), 2)
     drifted, _ = take(config_of(digits, drift=10.0), 2)

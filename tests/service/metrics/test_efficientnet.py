@@ -94,6 +94,7 @@ def test_weights_scale_and_channel_order_are_those_of_training(features):
     assert set(probabilities[0].argsort()[-3:].tolist()) == set(BUILDINGS)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_kind_are_nearer_than_pictures_of_another(features):
     china, flower = tiles("china.jpg", 32), tiles("flower.jpg", 32)
     halves = [moments(features(part)) for part in (china[::2], china[1::2], flower[::2])]
@@ -101,6 +102,7 @@ def test_pictures_of_a_kind_are_nearer_than_pictures_of_another(features):
     assert same < other / 2
 
 
+@pytest.mark.slow
 def test_distance_grows_with_noise(features):
     clean = tiles("china.jpg", 32)[::2]
     noise = np.random.default_rng(0).normal(size=clean.shape)

@@ -127,6 +127,7 @@ def test_halves_of_one_photograph_are_nearer_than_two_photographs():
     assert all(same[side] < other[side] / 2 for side in (16, 32))
 
 
+@pytest.mark.slow
 def test_lost_detail_shows_in_the_fine_level_and_hardly_in_the_coarse_one():
     """The paper's use of it: blur is seen at the scale that it takes away (§5, table 1)."""
     real = tiles("china.jpg")[:200]

@@ -39,6 +39,7 @@ def artifact_uri(client: mlflow.MlflowClient, run_id: str, file: str) -> str:
     return f"{client.get_run(run_id).info.artifact_uri}/{file}"
 
 
+@pytest.mark.slow
 def test_events_are_on_the_timeline_by_their_clock_and_the_last_of_a_kind_is_a_tag(description):
     log = MlflowLog(description)
     events = (
@@ -67,6 +68,7 @@ def test_events_are_on_the_timeline_by_their_clock_and_the_last_of_a_kind_is_a_t
     assert tags["gan.rewind"] == "at 176: again"
 
 
+@pytest.mark.slow
 def test_what_comes_after_a_rewind_is_a_run_below_the_first_with_points_of_its_own(description):
     log = MlflowLog(description)
     log.deliver(
@@ -98,6 +100,7 @@ def test_what_comes_after_a_rewind_is_a_run_below_the_first_with_points_of_its_o
     assert {client.get_run(of).info.status for of in curves} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_the_same_records_twice_leave_the_same_run_and_it_is_found_by_its_key(description):
     records = [
         Record(16, 1.0, values={"loss_d": 1.0}),

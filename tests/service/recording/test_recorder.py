@@ -181,6 +181,7 @@ def test_an_mlflow_that_is_away_at_the_end_is_told_with_its_own_words(stack, s3,
     proxy.close()
 
 
+@pytest.mark.slow
 def test_the_latest_are_the_clock_the_values_and_the_notes_that_were_last_seen(tmp_path):
     recorder = start(tmp_path / "run", local(tmp_path))
     forecast = (SpanTime(0, 96, 16, 0.5),)
@@ -197,6 +198,7 @@ def test_the_latest_are_the_clock_the_values_and_the_notes_that_were_last_seen(t
     assert recorder.close("FINISHED", {}, limit_s=60) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "missed"), [("FINISHED", 0), ("KILLED", 0), ("FAILED", 1)])
 def test_a_run_is_announced_to_prometheus_until_it_ends_and_missed_if_it_failed(
     tmp_path, status, missed

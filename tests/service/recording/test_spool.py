@@ -100,6 +100,7 @@ class CrashingStorage(FolderStorage):
             raise Crash
 
 
+@pytest.mark.slow
 @given(st.integers(0, 12), st.lists(st.integers(1, 3), min_size=1, max_size=4))
 def test_a_crash_at_any_write_loses_and_doubles_nothing(tmp_path_factory, writes, batches):
     """The run replays from its beginning after the crash; points are told apart by their clock."""
@@ -187,6 +188,7 @@ RECORDS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(RECORDS, min_size=1, max_size=4))
 def test_every_record_comes_out_of_the_spool_as_it_went_in_to_the_bit(tmp_path_factory, sent):
     folder = str(tmp_path_factory.mktemp("spool"))

@@ -10,9 +10,10 @@ import pytest
 from service.errors import DataError, LockError
 from service.storage import open_storage
 from service.storage.lock import LOCK_KEY, RunLock, check_token, read_holder
+from tests.conftest import PLACES
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=PLACES)
 def storage(request, tmp_path):
     if request.param == "folder":
         return open_storage(str(tmp_path / "run"))
@@ -49,6 +50,7 @@ def test_a_holder_that_was_killed_on_this_host_is_overtaken_at_once(storage):
     assert RunLock(storage).acquire() == 2
 
 
+@pytest.mark.slow
 def test_a_silent_holder_elsewhere_is_overtaken_when_its_lease_is_over(storage):
     lock = RunLock(storage)
     lock.acquire()

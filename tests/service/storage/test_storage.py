@@ -8,9 +8,10 @@ import pytest
 from cluster.local import free_ports
 from service.errors import StorageError
 from service.storage import ChangedError, ConflictError, MissingError, Storage, open_storage
+from tests.conftest import PLACES
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=PLACES)
 def storage(request, tmp_path) -> Storage:
     if request.param == "folder":
         return open_storage(str(tmp_path / "store"))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import worker
 from tests.conftest import assert_equal, tiny_config
+
+pytestmark = pytest.mark.slow
 
 END = 480
 DAMAGED_AT = 240
@@ -81,12 +84,19 @@ def damage(run: Path, **verdict: str) -> None:
     file.write_text(json.dumps(manifest))
 
 
-def collapsed_run(digits: Path, run: Path, **collapse) -> Config:
+@pytest.fixture(scope="module")
+def healthy(digits, tmp_path_factory) -> Path:
+    """A run of DAMAGED_AT images, for tests to copy."""
+    run = tmp_path_factory.mktemp("healthy") / "run"
+    train(configure(digits, run), DAMAGED_AT)
+    return run
+
+
+def collapsed_run(healthy: Path, digits: Path, run: Path, **collapse) -> Config:
     """A run whose newest checkpoint, of DAMAGED_AT images, holds a NaN."""
-    config = configure(digits, run, **collapse)
-    train(config, DAMAGED_AT)
+    shutil.copytree(healthy, run)
     damage(run)
-    return config
+    return configure(digits, run, **collapse)
 
 
 def final(config: Config) -> tuple[dict, checkpoint.Manifest]:
@@ -101,8 +111,10 @@ def test_variety_within_ten_classes_is_measured_where_a_micro_batch_holds_eight_
     assert all(0.01 < value < 3 for value in within)
 
 
-def test_a_collapse_is_rewound_to_the_last_healthy_checkpoint_with_the_amendment(digits, tmp_path):
-    config = collapsed_run(digits, tmp_path / "run")
+def test_a_collapse_is_rewound_to_the_last_healthy_checkpoint_with_the_amendment(
+    healthy, digits, tmp_path
+):
+    config = collapsed_run(healthy, digits, tmp_path / "run")
     recorder = train(config, END)
     (record,) = recorder.events("rewind")  # past the damaged one, which was healthy when it was saved
     assert record.event.details["checkpoint"].startswith("checkpoints/000000000160")
@@ -117,21 +129,18 @@ def test_a_collapse_is_rewound_to_the_last_healthy_checkpoint_with_the_amendment
     assert (last.attempt, last.values["collapse_level"]) == (1, 0.0)
 
 
-def test_a_collapse_that_comes_back_at_once_is_rewound_further(digits, tmp_path):
-    """Huge rates, which no amendment here undoes, break every attempt within cycles."""
-    config = configure(
-        digits, tmp_path / "run", max_rewinds=2, amendments=[{"training.lr_generator": 1.0}]
-    )
-    train(config, DAMAGED_AT)
-    damage(tmp_path / "run")
+def test_a_collapse_that_comes_back_at_once_is_rewound_further(healthy, digits, tmp_path):
+    """A weight beyond fp32, which no amendment here undoes, breaks every attempt in its first cycle."""
+    amendments = [{"training.drift": 1.0e39}]
+    config = collapsed_run(healthy, digits, tmp_path / "run", max_rewinds=2, amendments=amendments)
     with pytest.raises(CollapseError, match="after 2 rewinds"):
         train(config, END * 100)
 
 
-def test_a_rewound_run_that_is_stopped_goes_on_bit_for_bit(digits, tmp_path):
-    whole = collapsed_run(digits, tmp_path / "whole")
+def test_a_rewound_run_that_is_stopped_goes_on_bit_for_bit(healthy, digits, tmp_path):
+    whole = collapsed_run(healthy, digits, tmp_path / "whole")
     train(whole, END)
-    parts = collapsed_run(digits, tmp_path / "parts")
+    parts = collapsed_run(healthy, digits, tmp_path / "parts")
     for end in (DAMAGED_AT + 40, 352, END):
         train(parts, end)
     mine, theirs = final(parts), final(whole)
@@ -139,28 +148,28 @@ def test_a_rewound_run_that_is_stopped_goes_on_bit_for_bit(digits, tmp_path):
     assert mine[1].state == theirs[1].state
 
 
-def test_after_its_rewinds_a_run_ends_and_names_the_best_checkpoint(digits, tmp_path):
-    config = collapsed_run(digits, tmp_path / "run", max_rewinds=0)
+def test_after_its_rewinds_a_run_ends_and_names_the_best_checkpoint(healthy, digits, tmp_path):
+    config = collapsed_run(healthy, digits, tmp_path / "run", max_rewinds=0)
     with pytest.raises(CollapseError, match=r"\(numeric\).*NaN.*best checkpoint is .*checkpoints/0+160"):
         train(config, END)
 
 
-def test_stop_ends_at_once(digits, tmp_path):
-    config = collapsed_run(digits, tmp_path / "run", action="stop")
+def test_stop_ends_at_once(healthy, digits, tmp_path):
+    config = collapsed_run(healthy, digits, tmp_path / "run", action="stop")
     with pytest.raises(CollapseError, match="best checkpoint"):
         train(config, END)
 
 
-def test_alert_tells_once_and_goes_on(digits, tmp_path):
-    config = collapsed_run(digits, tmp_path / "run", action="alert")
+def test_alert_tells_once_and_goes_on(healthy, digits, tmp_path):
+    config = collapsed_run(healthy, digits, tmp_path / "run", action="alert")
     recorder = train(config, 320)
     (record,) = recorder.events("alert")
     assert record.event.details["kind"] == "numeric"
     assert final(config)[1].state.clock == 320
 
 
-def test_protect_keeps_the_last_healthy_checkpoint_for_good(digits, tmp_path):
-    config = collapsed_run(digits, tmp_path / "run", action="protect")
+def test_protect_keeps_the_last_healthy_checkpoint_for_good(healthy, digits, tmp_path):
+    config = collapsed_run(healthy, digits, tmp_path / "run", action="protect")
     (record,) = train(config, 960).events("protect")
     storage = open_storage(config.run.dir)
     clocks = [name.clock for name in checkpoint.find(storage)[0]]
