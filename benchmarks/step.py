@@ -57,8 +57,8 @@ Build = Callable[[Config], Callable[[], object]]
 
 
 def configure(folder: Path, precision: str) -> Config:
-    """The digits preset at one rung of 32 px in RGB, one worker with all cores."""
-    values = load_preset("digits")
+    """The fashion preset at one rung of 32 px in RGB, one worker with all cores."""
+    values = load_preset("fashion")
     values["model"] |= {"channels": CHANNELS, "classes": CLASSES}
     values["phases"] = [{"resolution": RESOLUTION, "hold_images": 10**6, "batch": BATCH}]
     values["training"] |= {"precision": precision}

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 GAP_PIXELS = 2
+LEAST_SHOWN_PIXELS = 32
+"""The side to which smaller images of a grid are enlarged."""
 CAPTION_PIXELS = 16
 MARGIN_PIXELS = 64
 ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}

@@ -12,6 +12,7 @@ from service.engine import distributed
 from service.engine.curriculum import Cycle, due
 from service.engine.panel import draw_panel, panel_columns
 from service.engine.state import TrainState, new_state
+from service.recording.pictures import LEAST_SHOWN_PIXELS
 from service.recording.record import Record
 from service.recording.recorder import RecorderClient
 from service.run import checkpoint
@@ -95,8 +96,8 @@ def _draw(context: Context, state: TrainState, cycle: Cycle) -> None:
         autocast = torch.autocast(context.workers.device.type, torch.bfloat16, enabled=bf16)
         images = draw_panel(context.config, state.ema, cycle.stage, autocast)
         record = Record(state.clock, time.time(), state.attempt)
-        columns, pixels = panel_columns(context.config), context.config.model.resolution
-        context.recorder.draw(record, images, columns, pixels)
+        pixels = max(LEAST_SHOWN_PIXELS, context.config.model.resolution)
+        context.recorder.draw(record, images, panel_columns(context.config), pixels)
 
 
 def _save(context: Context, saver: Checkpointer, state: TrainState, meter: Meter) -> None:

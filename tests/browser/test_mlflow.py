@@ -33,7 +33,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from service.storage import open_storage
 from tests.conftest import need_package, start_command
 
-IMAGES = 96000
+IMAGES = 48000
 EXPERIMENT, NAME = "gan-training", "digits"
 WIDTH, HEIGHT = 1400, 900
 LIMIT_S = 120

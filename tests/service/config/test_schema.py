@@ -30,11 +30,11 @@ def test_a_huge_range_of_workers_is_searched_at_once():
     [
         ([{"resolution": 32, "fade_images": 9, "hold_images": 9, "batch": 4}], "phases[0].fade_images"),
         ([{"resolution": 32, "hold_images": 9, "batch": 4, "accumulation": 3}], "accumulation"),
-        ([{"resolution": 16, "hold_images": 9, "batch": 4}], "model.resolution: 32"),
+        ([{"resolution": 8, "hold_images": 9, "batch": 4}], "model.resolution: 16"),
         (
             [
-                {"resolution": 8, "hold_images": 9, "batch": 4},
-                {"resolution": 32, "hold_images": 9, "batch": 4},
+                {"resolution": 4, "hold_images": 9, "batch": 4},
+                {"resolution": 16, "hold_images": 9, "batch": 4},
             ],
             "phases[1].resolution",
         ),
