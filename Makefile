@@ -117,4 +117,4 @@ gpu: $(READY) ## Check and measure the training on a GPU, in some minutes
 	$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove the environment, the site and the tools' caches; runs and data stay
-	rm -rf $(VENV) site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) site .cache .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -58,7 +58,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(stack) -> Run:
-    """The digits preset's first rung on the stack's Ray, its shards, checkpoints and grids in S3."""
+    """The digits preset, but for its end, on the stack's Ray; its data and checkpoints in S3."""
     there = stack.environment
     uri = there["MLFLOW_TRACKING_URI"]
     finish("service.pack", "digits", "s3://gan/digits", "--channels", "gray", **there)
@@ -134,9 +134,19 @@ class Browser:
         self.wait(f"{css} {text}", clicked)
 
     def show(self, css: str, text: str = "", block: str = "center") -> None:
-        """Scroll to it."""
-        script = "arguments[0].scrollIntoView({block: arguments[1]})"
-        self.driver.execute_script(script, self.find(css, text), block)
+        """Scroll to it until it stays in sight: pages move while they load."""
+        script = """
+            const [element, block] = arguments, box = element.getBoundingClientRect()
+            const seen = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2)
+            element.scrollIntoView({block})
+            return element.contains(seen)
+        """
+        self.wait(
+            f"{css} {text} in sight",
+            lambda driver: (
+                (element := self._look(css, text)) and driver.execute_script(script, element, block)
+            ),
+        )
 
     def _look(self, css: str, text: str) -> WebElement | None:
         script = """
@@ -259,6 +269,7 @@ def test_the_slider_leads_through_all_grids_up_to_the_last(browser, run):
         shown = browser.image(f"img[src*='step%2B{step}%2B']")
         assert shown.std() > 20, f"an empty picture at {step}"
     browser.click(CHARTS)
+    browser.image(f"[role=dialog] img[src*='step%2B{IMAGES}%2B']")
     browser.show(f"[role=dialog] img[src*='step%2B{IMAGES}%2B']")
     browser.keep("slider")
 
