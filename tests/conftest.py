@@ -85,6 +85,22 @@ def need_package(path: str, package: str) -> Path:
     return Path(path)
 
 
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN")
+
+
+def assert_no_secrets(stack: Stack, seen: dict[str, str]) -> None:
+    """None of the stack's keys stands in these texts, by name of the place, or in the servers' logs."""
+    logs = [*stack.folder.glob("*.log")]
+    for folder in stack.temporary:
+        logs += [p for p in Path(folder).rglob("*") if p.suffix in (".log", ".out", ".err")]
+    assert len(logs) > 10
+    seen = seen | {str(log): log.read_text(errors="replace") for log in logs if log.is_file()}
+    lines = [(place, line) for place, text in seen.items() for line in text.splitlines()]
+    for name in SECRETS:
+        found = [f"{place}: {line}" for place, line in lines if stack.environment[name] in line]
+        assert not found, f"{name} appears:\n" + "\n".join(found)
+
+
 TINY_PHASES = [
     {"resolution": 8, "hold_images": 96, "batch": 16, "accumulation": 2},
     {"resolution": 16, "fade_images": 128, "hold_images": 32, "batch": 16, "accumulation": 2},

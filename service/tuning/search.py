@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
@@ -27,6 +28,9 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "10",  # a crash loses this much of the search, and nothing of the trials
     "RAY_AIR_NEW_OUTPUT": "0",  # Announcer prints instead
 }
+# Tune would hand the keys from this process's environment to its trials as a runtime environment, which
+# Ray writes to its logs and its dashboard shows. Each node has credentials of its own.
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 
 
 def search(plan: Plan, key: str, concurrent: int | None, max_failures: int) -> tune.ResultGrid:
@@ -36,6 +40,7 @@ def search(plan: Plan, key: str, concurrent: int | None, max_failures: int) -> t
     started again, up to `max_failures` times. ServiceError if the stored search cannot be read.
     """
     os.environ.update(_ENVIRONMENT)
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
     trainable = tune.with_resources(tune.with_parameters(Trial, plan=plan, key=key), TRIAL_RESOURCES)
     place = ray_storage(plan.dir)
     path, files = f"{place['storage_path']}/{NAME}", place.get("storage_filesystem")

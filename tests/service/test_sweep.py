@@ -18,7 +18,7 @@ from service.errors import UsageError
 from service.run import checkpoint, ranking
 from service.storage import open_storage
 from service.storage.lock import read_holder
-from tests.conftest import run_command, start_command, tiny_config, tiny_values
+from tests.conftest import assert_no_secrets, run_command, start_command, tiny_config, tiny_values
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +114,11 @@ def test_a_killed_sweep_and_a_killed_trial_end_with_every_point_of_the_grid_once
     assert sorted(float(row["training.drift"]) for row in rows) == WEIGHTS
     assert len(list((folder / "sweep" / "trials").iterdir())) == len(WEIGHTS)
     assert [row["state"] for row in rows] == ["finished", "finished", "collapsed"]
+
+
+def test_credentials_appear_nowhere(swept, stack):
+    _, output = swept
+    assert_no_secrets(stack, {"the sweep's output": output})
 
 
 def test_a_trial_trains_to_the_end_whatever_befell_it_and_is_in_order(swept):
