@@ -91,7 +91,7 @@ def end(driver: subprocess.Popen[str]) -> None:
     driver.communicate()
 
 
-def test_workers_that_hang_fire_no_progress_and_it_resolves_when_they_go_on(
+def test_a_run_that_hangs_and_one_that_is_killed_fire_their_alerts_until_they_are_mended(
     digits, prometheus, tmp_path
 ):
     driver = start_run(digits, tmp_path, prometheus)
@@ -101,8 +101,7 @@ def test_workers_that_hang_fire_no_progress_and_it_resolves_when_they_go_on(
         asked_for = set(re.findall(r"\bgan_\w+", RULES.read_text()))
         assert asked_for - served == set()
 
-        family = psutil.Process(driver.pid).children(recursive=True)
-        workers = [p for p in family if "ray::RayTrainWorker" in " ".join(p.cmdline())]
+        workers = workers_of(driver)
         assert len(workers) == 1
         for worker in workers:
             worker.send_signal(signal.SIGSTOP)
@@ -115,26 +114,19 @@ def test_workers_that_hang_fire_no_progress_and_it_resolves_when_they_go_on(
         assert alert["labels"]["run"] == "run"
         assert alert["labels"]["severity"] == "critical"
         assert re.search(r"no report from the workers for [\d.]+", alert["annotations"]["description"])
+        wait_for(lambda: "GanNoProgress" not in firing(prometheus), driver)
 
-        wait_for(lambda: "GanNoProgress" not in firing(prometheus))
-        output, _ = driver.communicate(timeout=LIMIT_S)
-        assert driver.returncode == 0, output
-        wait_for(lambda: not ask(prometheus, "targets")["activeTargets"])
-        wait_for(lambda: not firing(prometheus))
-    finally:
-        end(driver)
-
-
-def test_a_driver_that_is_killed_fires_run_gone_until_its_target_is_taken_away(
-    digits, prometheus, tmp_path
-):
-    driver = start_run(digits, tmp_path, prometheus)
-    try:
-        wait_for(lambda: value(prometheus, "gan_up") == 1, driver)
+        assert value(prometheus, "gan_up") == 1
         assert "GanRunGone" not in firing(prometheus)
     finally:
         end(driver)
     wait_for(lambda: "GanRunGone" in firing(prometheus))
     (target,) = Path(prometheus.environment["GAN_PROMETHEUS_TARGETS"]).glob("*.json")
     target.unlink()
+    wait_for(lambda: not ask(prometheus, "targets")["activeTargets"])
     wait_for(lambda: not firing(prometheus))
+
+
+def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    family = psutil.Process(driver.pid).children(recursive=True)
+    return [p for p in family if "ray::RayTrainWorker" in " ".join(p.cmdline())]

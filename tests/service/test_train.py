@@ -112,13 +112,17 @@ def test_checkpoints_are_recorded_in_mlflow_with_their_address_and_digests(train
     assert described["files"] == final(run)[1].model_dump()["files"]
 
 
-def test_killed_recorder_worker_and_driver_and_the_same_command_ends_bit_for_bit_the_same(
+def test_killed_recorder_and_worker_and_an_interrupt_and_it_ends_bit_for_bit_the_same(
     trained, digits, stack, tmp_path
 ):
     command = arguments(digits, tmp_path)
     run = tmp_path / "run"
+    targets = Path(stack.environment["GAN_PROMETHEUS_TARGETS"])
+    scraped_before = set(targets.iterdir())
     driver = start_command("service.train", *command, **stack.environment)
     try:
+        served_while_it_runs(driver)
+        assert len(set(targets.iterdir()) - scraped_before) == 1
         wait_for(lambda: clocks(run), driver)
         (recorder,) = ray_actors(stack, "Recorder")
         recorder.kill()
@@ -128,8 +132,11 @@ def test_killed_recorder_worker_and_driver_and_the_same_command_ends_bit_for_bit
         before = clocks(run)[-1]
         wait_for(lambda: clocks(run)[-1] > before + 160, driver)
     finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.communicate()
+        driver.send_signal(signal.SIGINT)
+        output, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 130, output
+    assert mlflow_run(run).info.status == "KILLED"
+    assert set(targets.iterdir()) == scraped_before
     assert 0 < clocks(run)[-1] < IMAGES
     code, output = run_command("service.train", *command, **stack.environment)
     assert code == 0, output
@@ -140,6 +147,24 @@ def test_killed_recorder_worker_and_driver_and_the_same_command_ends_bit_for_bit
     assert manifest.state == expected.state
     assert_equal(tensors, expected_tensors)
     assert history(run, "loss_d") == history(undisturbed, "loss_d")
+
+
+def served_while_it_runs(driver: subprocess.Popen) -> None:
+    """Its live values are at the address that it prints."""
+    assert driver.stdout is not None
+    line = next(line for line in driver.stdout if "live values at" in line)
+    address = line.split()[-1]
+
+    def values() -> dict[str, float]:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return {k: float(v) for k, v in (x.split() for x in lines if not x.startswith("#"))}
+
+    wait_for(lambda: values().get("gan_images", 0) >= 80, driver)
+    assert values()["gan_up"] == 1
+    assert values()["gan_workers"] == 2
+    assert values()["gan_data_bytes"] > 0
+    assert 0 <= values()["gan_data_wait_share"] <= 1
 
 
 def clocks(run: Path) -> list[int]:
@@ -157,30 +182,6 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_live_values_are_served_while_it_runs(digits, stack, tmp_path):
-    driver = start_command("service.train", *arguments(digits, tmp_path), **stack.environment)
-    assert driver.stdout is not None
-    line = next(line for line in driver.stdout if "live values at" in line)
-    address = line.split()[-1]
-
-    def values() -> dict[str, float]:
-        with urllib.request.urlopen(address, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        return {k: float(v) for k, v in (x.split() for x in lines if not x.startswith("#"))}
-
-    try:
-        wait_for(lambda: values().get("gan_images", 0) >= 80, driver)
-        assert values()["gan_up"] == 1
-        assert values()["gan_workers"] == 2
-        assert values()["gan_data_bytes"] > 0
-        assert 0 <= values()["gan_data_wait_share"] <= 1
-    finally:
-        driver.send_signal(signal.SIGINT)
-        output, _ = driver.communicate(timeout=LIMIT_S)
-    assert driver.returncode == 130, output
-    assert mlflow_run(tmp_path / "run").info.status == "KILLED"
 
 
 # What is wrong is said before Ray starts ----------------------------------------------------------
