@@ -245,7 +245,8 @@ class Stack:
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         self.environment["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{port}"
-        self._spawn("mlflow", command, port, "/health")
+        # MLflow's jobs serve language models; seven processes would wait for one.
+        self._spawn("mlflow", command, port, "/health", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
 
     def _start_prometheus(self) -> None:
         prometheus = shutil.which("prometheus")
@@ -302,7 +303,7 @@ class Stack:
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
         return agent, command
 
-    def _spawn(self, name: str, command: list[str], port: int, health: str) -> None:
+    def _spawn(self, name: str, command: list[str], port: int, health: str, **environment: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{name}.log"
         # A job's `python` is the one that has the service's packages.
@@ -313,7 +314,7 @@ class Stack:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=os.environ | self.environment | {"PATH": path},
+                env=os.environ | self.environment | environment | {"PATH": path},
                 start_new_session=True,
             )
         created = psutil.Process(started.pid).create_time()

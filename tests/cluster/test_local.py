@@ -31,6 +31,12 @@ def test_status_and_env_tell_of_a_running_stack(stack):
     assert stat.S_IMODE(os.stat(stack.folder / "stack.json").st_mode) == 0o600
 
 
+def test_mlflows_server_starts_none_of_the_processes_that_wait_for_its_jobs(stack):
+    server = psutil.Process(stack.processes["mlflow"].pid)
+    commands = [" ".join(process.cmdline()) for process in server.children(recursive=True)]
+    assert not [command for command in commands if "huey" in command or "jobs" in command]
+
+
 def test_up_twice_keeps_what_runs_and_down_ends_all_of_it(tmp_path):
     first = Stack.load(tmp_path)
     first.up(["s3"])
