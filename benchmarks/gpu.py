@@ -10,6 +10,9 @@ error's first line; the others go on, and the exit code is 1.
   same.*    1 if two trainings from one seed have the same losses to the bit
   look.*    signals of collapse
   draws.*   host time of drawing latents; copy: from the host to the GPU; nccl: an all-reduce
+  replay.*  one cycle on fixed inputs as a CUDA graph that is replayed: how far its weights and those of
+            the same cycles without a graph lie apart; in the speed part, how many times as fast it is
+            (ratio). replay.biggan128_compiled: its networks are compiled first, in about two minutes
   the rest  images/s, milliseconds and host milliseconds a cycle, peak memory, kernels a cycle, the share
             of the time in which a kernel runs (busy), and of the GPU's peak (mfu). biggan128.plain is
             the loop that one writes first: autocast to bf16, but contiguous tensors, separate forwards,
@@ -47,7 +50,7 @@ from service.collapse import signals
 from service.config import Config
 from service.config.yaml import load_preset
 from service.data.dataset import Batch
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import Curriculum, Cycle
 from service.engine.distributed import Workers
 from service.engine.state import TrainState, new_state
 from service.engine.step import FINITE, MEASURES, Step
@@ -246,6 +249,109 @@ def look_checks(device: torch.device) -> Iterator[Check]:
             }
 
         yield f"look.{family}", check
+
+
+# Cycles as CUDA graphs ----------------------------------------------------------------------------
+
+REPLAYS = 8
+
+
+class FixedStep(Step):
+    """A step that takes one cycle again and again, on the inputs of the first time.
+
+    A CUDA graph finds its inputs where they lay when it was captured. What follows from the clock (the
+    fade, the EMA's decay, which penalties are due) stays as it was, too.
+    """
+
+    def __init__(self, config: Config, state: TrainState, workers: Workers):
+        super().__init__(config, state, workers)
+        for optimizer in (state.optimizer_g, state.optimizer_d):
+            for group in optimizer.param_groups:
+                group["capturable"] = True
+        self._inputs: list[Any] = []
+        self._ready: Iterator[Any] | None = None
+        self._draw_noise = state.generator.draw_noise
+        state.generator.draw_noise = self._noise  # type: ignore[method-assign]
+
+    def again(self, cycle: Cycle, data: list[Batch]) -> None:
+        """Take the cycle; all calls must be for the same one."""
+        self.cycle(cycle, iter(data))
+        self._ready = iter(self._inputs)
+
+    def _to_device(self, array: Any) -> torch.Tensor:
+        return self._fixed(lambda: super(FixedStep, self)._to_device(array))
+
+    def _noise(self, seeds: Any, stage: Stage) -> list[torch.Tensor]:
+        return self._fixed(lambda: self._draw_noise(seeds, stage))
+
+    def _fixed(self, make: Callable[[], Any]) -> Any:
+        if self._ready is not None:
+            return next(self._ready)
+        self._inputs.append(make())
+        return self._inputs[-1]
+
+
+@dataclass
+class Repeated:
+    """One cycle of a training, taken again and again without a graph."""
+
+    state: TrainState
+    take: Callable[[], None]
+
+
+def repeated(config: Config, device: torch.device, fading: bool = False) -> Repeated:
+    """The first cycle of a training, or the first in a fade."""
+    state = new_state(config, device)
+    step = FixedStep(config, state, Workers(0, 1, device))
+    cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**12)
+    cycle = next(c for c in cycles if c.stage.fading == fading)
+    starts = set(cycle.micro_batches())
+    data = [
+        b
+        for b in itertools.takewhile(lambda b: b.clock < cycle.end, batches(config))
+        if b.clock in starts
+    ]
+    return Repeated(state, lambda: step.again(cycle, data))
+
+
+def captured(training: Repeated) -> Callable[[], None]:
+    """The cycle as a CUDA graph, after WARM_UP cycles without one; a call replays it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            training.take()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        training.take()
+    return graph.replay
+
+
+def replay_checks(device: torch.device) -> Iterator[Check]:
+    """Weights after the same cycles, with and without a graph."""
+    for family, precision in itertools.product(SMALL, ("fp32", "bf16")):
+        config = small(family, precision=precision)
+
+        def check(config: Config = config) -> Lines:
+            plain, other = repeated(config, device, True), repeated(config, device, True)
+            for _ in range(WARM_UP + REPLAYS):
+                plain.take()
+            replay = captured(other)
+            for _ in range(REPLAYS):
+                replay()
+            return {"apart": weights_apart(plain.state, other.state)}
+
+        yield f"replay.{family}.{precision}", check
+
+
+def weights_apart(one: TrainState, other: TrainState) -> float:
+    """The largest relative difference of a network's weights: generator's, discriminator's, or EMA's."""
+    apart = []
+    for name in ("generator", "discriminator", "ema"):
+        a, b = (torch.cat([p.flatten() for p in getattr(s, name).parameters()]) for s in (one, other))
+        apart.append(((a - b).norm() / a.norm()).item())
+    return max(apart)
 
 
 # The host's part ----------------------------------------------------------------------------------
@@ -473,6 +579,46 @@ def speed_checks(device: torch.device) -> Iterator[Check]:
     for rung, size in ((4, 512), (8, 256), (16, 128), (32, 64)):
         yield f"progan.{rung}px", measured(partial(one_rung, "progan1024", rung, size, precision="bf16"))
     yield "biggan_deep128.bf16", measured(lambda: one_rung("biggan-deep128", 128, 64, precision="bf16"))
+    yield "replay.biggan128", partial(replayed, lambda: biggan(batch["biggan"]), device)
+    yield "replay.biggan128_small", partial(replayed, lambda: biggan(32), device)
+    yield "replay.biggan128_compiled", partial(replayed, lambda: biggan(256), device, compiled=True)
+    for name, preset, rung, size in REPLAYED:
+        config = partial(one_rung, preset, rung, size, precision="bf16")
+        yield f"replay.{name}", partial(replayed, config, device)
+
+
+REPLAYED = (
+    ("biggan_deep128", "biggan-deep128", 128, 64),
+    ("stylegan256", "stylegan1024", 256, 32),
+    ("progan.4px", "progan1024", 4, 512),
+    ("progan.8px", "progan1024", 8, 256),
+    ("progan.16px", "progan1024", 16, 128),
+    ("progan.32px", "progan1024", 32, 64),
+)
+
+
+def replayed(config: Callable[[], Config], device: torch.device, compiled: bool = False) -> Lines:
+    """Times of a cycle on fixed inputs: as it is; then as a graph, the networks compiled if so asked."""
+    torch.backends.cudnn.benchmark = False
+    with device:
+        training = repeated(config(), device)
+    for _ in range(WARM_UP):
+        training.take()
+    eager = timed(training.take)
+    if compiled:
+        for network in (training.state.generator, training.state.discriminator):
+            network.compile(dynamic=False)
+    replay = captured(training)
+    timing = timed(replay)
+    launched = kernels(replay)
+    size = config().phases[0].batch * config().training.d_steps
+    return {
+        "images_per_s": size / timing.seconds,
+        "cycle_ms": 1000 * timing.seconds,
+        "eager_ms": 1000 * eager.seconds,
+        "ratio": eager.seconds / timing.seconds,
+        "busy": launched.seconds / timing.seconds,
+    }
 
 
 def plain_cycle(config: Config, device: torch.device) -> Callable[[], object]:
@@ -531,6 +677,7 @@ GROUPS: dict[str, Callable[[torch.device], Iterator[Check]]] = {
     "apart": apart_checks,
     "same": same_checks,
     "look": look_checks,
+    "replay": replay_checks,
     "host": host_checks,
     "speed": speed_checks,
 }
