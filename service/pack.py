@@ -1,24 +1,26 @@
 """Pack images into shuffled WebDataset shards: `python -m service.pack SOURCE DESTINATION`."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
 from service.cli import Count, Options, Positional, Seed, Text, parse, run_command
 from service.data.index import CLAIM_KEY, INDEX_KEY, PACKING, Index
 from service.data.packing import Recipe, check_readable, pack, packed_already, verify
-from service.data.sources import open_source
+from service.data.sources import ImageSource, counted, open_source
 from service.storage import Storage, open_storage
 
 DESCRIPTION = """Pack images into shuffled WebDataset shards, with an index written last. After a
 kill, the same command continues and keeps the finished shards."""
 EPILOG = """sources:
   digits            scikit-learn's 1,797 handwritten digits, 8×8, embedded
-  FOLDER            images; sub-folders are the classes, in the order of their names
+  FOLDER            images; sub-folders are the classes, in the order of their names or numbers
   ARCHIVE.zip       the same in a zip archive
   IMAGES-idx3-ubyte an IDX file as in MNIST, also .gz; its labels lie beside it as …labels-idx1…
 
@@ -32,6 +34,7 @@ examples:
   python -m service.pack train-images-idx3-ubyte.gz data/fashion --resolution 32 --channels gray"""
 
 MAX_UNREADABLE_NAMED = 20
+MAX_CLASSES_NAMED = 100
 
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 
@@ -79,7 +82,9 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(PackOptions, arguments, "service.pack", DESCRIPTION, EPILOG)
     recipe = _recipe(options)
+    print(f"looking for images: {options.source}", file=sys.stderr, flush=True)
     source = open_source(options.source, options.labels)
+    _tell(source)
     recipe = replace(recipe, source_digest=source.digest())
     storage = open_storage(options.destination, options.retry_s)
     if options.overwrite:
@@ -113,6 +118,20 @@ def _recipe(options: PackOptions) -> Recipe:
         shard_samples=options.shard_samples,
         held_out=options.held_out,
     )
+
+
+def _tell(source: ImageSource) -> None:
+    """Say what the source's classes are and what is left out of it."""
+    counts = np.bincount(source.labels, minlength=len(source.classes)).tolist()
+    print(f"{len(source.names)} images in {len(source.classes)} classes (label, name, images):")
+    for label, name in enumerate(source.classes[:MAX_CLASSES_NAMED]):
+        print(f"  {label} {name or '(no folder)'} {counts[label]}")
+    if len(source.classes) > MAX_CLASSES_NAMED:
+        print(f"  … and {len(source.classes) - MAX_CLASSES_NAMED} more")
+    for note in source.notes:
+        print(f"note: {note}")
+    if counted(source.left_out):
+        print(f"left out: {counted(source.left_out)}")
 
 
 def _summarise(storage: Storage, index: Index) -> None:

@@ -13,15 +13,17 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.data.image import Mode, check_size, is_srgb, one_image, orientation, read_image, upright
 from service.errors import DataError
 
 Pixels = NDArray[np.uint8]
 Encoded = bytes | memoryview
 
-LARGEST_PIXELS = 1 << 26
 _JPEG = b"\xff\xd8"
-_COLOURS = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}
+_APP0, _APP1, _APP2, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEF, 0xFE
+_COLOURS: dict[int, tuple[str, Mode]] = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}
 _LARGEST_SCRATCH = 1 << 24
+_FINE = 8
 _NOWHERE: Pixels = np.empty(0, np.uint8)
 
 
@@ -39,15 +41,43 @@ _habits = _Habits()
 def decode(data: Encoded, out: Pixels) -> None:
     """Fill `out`, uint8 [resolution, resolution, 1 or 3] and contiguous, with an image.
 
-    DataError if the image is bad, or smaller than the resolution.
+    The picture is that of `read_image`. DataError if the image is bad, or smaller than the resolution.
     """
-    if data[:2] == _JPEG:
-        pixels = _decode_jpeg(data, out)
-        if pixels is None:
-            return
-    else:
-        pixels = _decode_other(data, out.shape[2])
-    out[:] = fit(pixels, len(out))
+    with one_image():
+        turn = _plain_turn(data) if data[:2] == _JPEG else None
+        if turn is None:
+            pixels: Pixels | None = _decode_other(data, out)
+        else:
+            pixels = _decode_jpeg(data, out)
+            if turn != 1:
+                pixels = _turned(out if pixels is None else pixels, turn)
+        if pixels is not None:
+            out[:] = fit(pixels, len(out))
+
+
+def _plain_turn(data: Encoded) -> int | None:
+    """How a JPEG lies, 1 … 8; None if its colours are not sRGB's, which the fast decoder would show.
+
+    Only a JPEG with EXIF, XMP or a colour profile is opened for that; those of `pack` have none.
+    """
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker in (_APP1, _APP2):
+            with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+                return orientation(image) if is_srgb(image.info.get("icc_profile")) else None
+        if not (_APP0 <= marker <= _APP15 or marker == _COMMENT):
+            break
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return 1
+
+
+def _turned(pixels: Pixels, turn: int) -> Pixels:
+    """Pixels [h, w, c] of a picture that lies so, upright."""
+    plane = np.asarray(
+        upright(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), turn)
+    )
+    return plane.reshape(*plane.shape[:2], pixels.shape[2])
 
 
 def _decode_jpeg(data: Encoded, out: Pixels) -> Pixels | None:
@@ -59,7 +89,7 @@ def _decode_jpeg(data: Encoded, out: Pixels) -> Pixels | None:
             data, colour, min_height=resolution, min_width=resolution, min_factor=1, buffer=buffer
         )
     except ValueError:  # the buffer is too small, or the image is bad
-        pixels, buffer = _decode_jpeg_of_any_size(data, colour, resolution), _NOWHERE
+        pixels, buffer = _decode_jpeg_of_any_size(data, out), _NOWHERE
     exact = pixels.shape == out.shape
     if exact and buffer is out:
         return None
@@ -69,31 +99,26 @@ def _decode_jpeg(data: Encoded, out: Pixels) -> Pixels | None:
     return pixels
 
 
-def _decode_jpeg_of_any_size(data: Encoded, colour: str, resolution: int) -> Pixels:
+def _decode_jpeg_of_any_size(data: Encoded, out: Pixels) -> Pixels:
     """The image in its own memory, after a check that its size is sane."""
+    resolution, colour = len(out), _COLOURS[out.shape[2]][0]
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height)
+        check_size(width, height)
         return simplejpeg.decode_jpeg(
             data, colour, min_height=resolution, min_width=resolution, min_factor=1
         )
     except ValueError:  # colours that libjpeg-turbo does not convert, such as CMYK
-        return _decode_other(data, 1 if colour == "GRAY" else 3)
+        return _decode_other(data, out)
 
 
-def _decode_other(data: Encoded, channels: int) -> Pixels:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_size(image.width, image.height)
-            pixels = np.asarray(image.convert(_COLOURS[channels][1]))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot be decoded as an image ({error})") from error
+def _decode_other(data: Encoded, out: Pixels) -> Pixels:
+    image = read_image(io.BytesIO(data), _COLOURS[out.shape[2]][1], at_least=len(out))
+    factor = min(image.size) // (_FINE * len(out))
+    if factor > 1:  # whole tiles in Pillow first: `fit` needs several times the memory
+        image = image.reduce(factor)
+    pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > LARGEST_PIXELS:
-        raise DataError(f"the image is {width}×{height}, above the limit of {LARGEST_PIXELS} pixels")
 
 
 def fit(pixels: Pixels, resolution: int) -> Pixels:

@@ -21,6 +21,7 @@ from PIL import Image, ImageColor
 from tqdm import tqdm
 
 from service.data.decode import decode
+from service.data.image import Mode
 from service.data.index import (
     CLAIM_KEY,
     INDEX_KEY,
@@ -45,13 +46,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MODES = {"gray": "L", "rgb": "RGB"}
+MODES: dict[str, Mode] = {"gray": "L", "rgb": "RGB"}
 CHANNELS: dict[str, Literal[1, 3]] = {"gray": 1, "rgb": 3}
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
 TAR_BLOCK = 512
 _AHEAD = 8
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises on a file that is no image, or a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +90,8 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
 
-def prepare(image: Image.Image, resolution: int, mode: str, background: str = "white") -> Image.Image:
-    """The centred square of an image, resized with Lanczos, in `mode`, over the background."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of type {image.mode} have no known range")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    image = image.convert(mode)
+def prepare(image: Image.Image, resolution: int) -> Image.Image:
+    """The centred square of an image, resized with Lanczos."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
@@ -180,8 +171,8 @@ def pack(
 def check_readable(source: ImageSource, address: str) -> None:
     """DataError if the source at `address` has no image that can be read."""
     for number in range(len(source.names)):
-        with contextlib.suppress(*UNREADABLE):
-            source.load(number)
+        with contextlib.suppress(DataError):
+            source.load(number, "RGB")
             return
     raise DataError(f"{address}: no image could be read; check its files")
 
@@ -261,19 +252,17 @@ def _finished(storage: Storage, recipe: Recipe) -> dict[str, Part]:
 
 def _images(
     recipe: Recipe, source: ImageSource, numbers: Iterable[int], threads: ThreadPoolExecutor, ahead: int
-) -> Iterator[bytes | Exception]:
-    """The encoded images in turn, `ahead` of them in preparation; an exception for an unreadable one."""
+) -> Iterator[bytes | DataError]:
+    """The encoded images in turn, `ahead` of them in preparation; an error for an unreadable one."""
 
-    def make(number: int) -> bytes | Exception:
+    def make(number: int) -> bytes | DataError:
         try:
-            image = source.load(number)
-            mode = MODES[recipe.channels]
-            image = prepare(image, recipe.resolution, mode, recipe.background)
-            return encode(image, recipe.encoding, recipe.quality)
-        except UNREADABLE as error:
+            image = source.load(number, MODES[recipe.channels], recipe.background)
+            return encode(prepare(image, recipe.resolution), recipe.encoding, recipe.quality)
+        except DataError as error:
             return error
 
-    made: deque[Future[bytes | Exception]] = deque()
+    made: deque[Future[bytes | DataError]] = deque()
     for number in numbers:
         made.append(threads.submit(make, number))
         if len(made) > ahead:
@@ -301,7 +290,7 @@ def _write_shard(
     source: ImageSource,
     storage: Storage,
     name: str,
-    images: Iterable[tuple[int, bytes | Exception]],
+    images: Iterable[tuple[int, bytes | DataError]],
 ) -> Part:
     """Upload a shard while it is made; it appears only if all of it succeeds."""
     part = Part(recipe.digest(), name)
@@ -312,7 +301,7 @@ def _write_shard(
         counted = _Counted(writer)
         with webdataset.TarWriter(counted, encoder=False, mtime=0) as tar:
             for number, image in images:
-                if isinstance(image, Exception):
+                if isinstance(image, DataError):
                     part.unreadable.append(f"{source.names[number]}: {image}")
                     tqdm.write(f"unreadable: {part.unreadable[-1]}", file=sys.stderr)
                     continue

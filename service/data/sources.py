@@ -4,22 +4,22 @@ import gzip
 import hashlib
 import io
 import json
-import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from service.data.image import BACKGROUND, SUFFIXES, File, Mode, one_image, read_image
+from service.data.listing import Classes, Listing, classes_of_folders, list_folder, wrapper
 from service.data.tar import printable
 from service.errors import DataError, UsageError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # StyleGAN's convention: {"labels": [["00000/img00000000.png", 6], …]} beside the images.
 LABELS = "dataset.json"
 LARGEST_LABEL = 10**6
@@ -30,19 +30,22 @@ class ImageSource:
     """Images by number: `names`, `labels` and `load` of each, and the names of the classes.
 
     Names are for people: bytes that are not UTF-8 are escaped. `marks`, such as sizes or checksums,
-    distinguish an image from a later one of the same name.
+    distinguish an image from a later one of the same name. `left_out` counts the files that are no
+    images, by reason or suffix; `notes` say what the user should know of the classes.
     """
 
     names: Sequence[str]
     labels: Sequence[int]
     classes: list[str]
-    open: Callable[[int], Image.Image]
+    open: Callable[[int], File]
     marks: Sequence[int] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
-    def load(self, number: int) -> Image.Image:
-        """The image, upright; OSError if it cannot be read. Callable from any thread."""
-        with self.open(number) as image:
-            return ImageOps.exif_transpose(image)
+    def load(self, number: int, mode: Mode, background: str = BACKGROUND) -> Image.Image:
+        """The picture, by `read_image`; DataError if it cannot be read. Callable from any thread."""
+        with one_image():
+            return read_image(self.open(number), mode, background)
 
     def digest(self) -> str:
         """A digest of names, labels and marks: another list of images is another source."""
@@ -79,56 +82,73 @@ def _digits() -> ImageSource:
 
 
 def _folder(path: Path) -> ImageSource:
-    images = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    files = sorted(p for p in images if not any(n.startswith(".") for n in p.relative_to(path).parts))
-    members = [file.relative_to(path).as_posix() for file in files]
-    listed = path / LABELS
-    labels, classes = _labels(str(path), members, listed.read_bytes() if listed.is_file() else None)
+    listing = list_folder(path)
+    top = wrapper(listing.members, LABELS, lambda name: (path / name).is_file())
+    file = path / top / LABELS
+    classes = _classes(str(path), listing, top, file.read_bytes() if file.is_file() else None)
+    files = [path / member for member in listing.members]
     sizes = [file.stat().st_size if file.exists() else 0 for file in files]
-    names, classes = ([printable(str(name)) for name in names] for names in (files, classes))
-    return ImageSource(names, labels, classes, lambda i: Image.open(files[i]), sizes)
+    return ImageSource(
+        [printable(str(file)) for file in files],
+        classes.labels,
+        [printable(name) for name in classes.names],
+        lambda i: files[i],
+        sizes,
+        listing.left_out,
+        tuple(printable(note) for note in classes.notes),
+    )
 
 
 def _zip(path: Path) -> ImageSource:
     archive = zipfile.ZipFile(path)
-    names = (name for name in archive.namelist() if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-    members = sorted(n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/")))
-    if not members:
-        raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    # A folder that was zipped whole has its own name on top.
-    tops = {member.partition("/")[0] for member in members}
-    below = f"{min(tops)}/" if len(tops) == 1 else ""
-    top = below if f"{below}{LABELS}" in archive.namelist() else ""
-    listed = archive.read(top + LABELS) if top + LABELS in archive.namelist() else None
-    labels, classes = _labels(str(path), [member.removeprefix(top) for member in members], listed)
+    listing = Listing()
+    for info in archive.infolist():
+        if not info.is_dir():
+            listing.add(info.filename)
+    listing.sort()
+    there = set(archive.namelist())
+    top = wrapper(listing.members, LABELS, there.__contains__)
+    listed = archive.read(top + LABELS) if top + LABELS in there else None
+    classes = _classes(str(path), listing, top, listed)
 
-    def load(number: int) -> Image.Image:
-        try:
-            return Image.open(io.BytesIO(archive.read(members[number])))
-        except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise OSError(str(error)) from error  # damaged, encrypted, or compressed in an unknown way
+    def opened(number: int) -> io.BytesIO:
+        return io.BytesIO(archive.read(listing.members[number]))
 
-    checksums = [archive.getinfo(member).CRC for member in members]
-    return ImageSource([f"{path}/{member}" for member in members], labels, classes, load, checksums)
+    return ImageSource(
+        [f"{path}/{member}" for member in listing.members],
+        classes.labels,
+        classes.names,
+        opened,
+        [archive.getinfo(member).CRC for member in listing.members],
+        listing.left_out,
+        classes.notes,
+    )
 
 
-def _labels(where: str, members: list[str], listed: bytes | None) -> tuple[list[int], list[str]]:
-    """Label of each image and the classes' names, from a list or else from the top folders."""
-    if not members:
-        raise DataError(f"{where}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    label_of = _read_labels(f"{where}/{LABELS}", listed) if listed is not None else None
+def _classes(where: str, listing: Listing, top: str, listed: bytes | None) -> Classes:
+    """Label of each image and the classes' names, from a list of labels or else from the folders."""
+    if not listing.members:
+        rest = f"; what is there: {counted(listing.left_out)}" if listing.left_out else ""
+        raise DataError(f"{where}: holds no images ({', '.join(sorted(SUFFIXES))}){rest}")
+    members = [member.removeprefix(top) for member in listing.members]
+    label_of = _read_labels(f"{where}/{top}{LABELS}", listed) if listed is not None else None
+    if listed is not None:
+        listing.left_out[".json"] -= 1
     if label_of is None:
-        tops = [member.partition("/")[0] if "/" in member else "" for member in members]
-        classes = sorted(set(tops))
-        return [classes.index(top) for top in tops], classes
+        return classes_of_folders(where, members)
     missing = [member for member in members if member not in label_of]
     if missing:
         raise DataError(
-            f"{where}/{LABELS}: has no label for {missing[0]} ({len(missing)} such images); add them, or"
-            ' set "labels" to null to pack without labels'
+            f"{where}/{top}{LABELS}: has no label for {missing[0]} ({len(missing)} such images);"
+            ' add them, or set "labels" to null to pack without labels'
         )
     labels = [label_of[member] for member in members]
-    return labels, [str(i) for i in range(max(labels) + 1)]
+    return Classes(labels, [str(i) for i in range(max(labels) + 1)])
+
+
+def counted(left_out: Mapping[str, int]) -> str:
+    """What was left out, in words: "3 hidden, 2 .txt"."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()) if count)
 
 
 def _read_labels(where: str, listed: bytes) -> dict[str, int] | None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
+from service.data.image import SUFFIXES
 from service.errors import DataError
 from service.storage import Storage
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
 LABEL = "cls"
 NO_LABEL = -1
 _LARGEST_LABEL = 2**31 - 1
@@ -85,7 +85,7 @@ def _image(sample: dict[str, Any]) -> tuple[int, int] | None:
     members = [(name.rpartition("."), place) for name, place in sample.items() if name[0] != "_"]
     for plain in (True, False):
         for (before, _, suffix), place in members:
-            if suffix in IMAGES and (not before or not plain):
+            if f".{suffix}" in SUFFIXES and (not before or not plain):
                 return place
     return None
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.data.decode import LARGEST_PIXELS, decode, fit
+from service.data.decode import decode, fit
+from service.data.image import LARGEST_PIXELS
 from service.errors import DataError
 
 

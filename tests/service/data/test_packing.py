@@ -12,7 +12,6 @@ from PIL import Image
 from service import pack
 from service.data import packing
 from service.data.index import find_index, read_index
-from service.data.sources import open_source
 from service.data.stream import read_samples
 from service.errors import DataError, LockError, UsageError
 from service.storage import open_storage
@@ -116,22 +115,6 @@ def test_a_missing_shard_or_a_damaged_index_is_mended_by_packing_again(digits, t
         assert contents(tmp_path) == contents(digits)
 
 
-def test_pixels_are_read_as_people_see_them(tmp_path):
-    """16-bit grays keep their range, and a photo's orientation is followed."""
-    ramp = (np.arange(16) * 4096).astype(np.uint16)
-    deep = Image.fromarray(np.tile(ramp, (16, 1)))
-    assert np.asarray(packing.prepare(deep, 16, "L"))[0].tolist() == [round(v / 257) for v in ramp]
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[:8] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    (tmp_path / "photos").mkdir()
-    Image.fromarray(pixels).save(tmp_path / "photos" / "a.jpg", exif=exif, quality=100)
-    upright = open_source(str(tmp_path / "photos"), None).load(0)
-    assert upright.getpixel((8, 2))[0] < 10
-    assert upright.getpixel((8, 13))[0] > 245
-
-
 def test_an_s3_destination_gets_the_same_bytes(digits, s3):
     pack.main(["digits", f"{s3}/packed", "--channels", "gray", "--shard-samples", "500"])
     storage = open_storage(f"{s3}/packed")
@@ -147,16 +130,6 @@ def test_the_index_says_how_it_was_made(digits):
     assert (about.source, about.resolution, about.channels) == ("digits", 32, 1)
     assert about.recipe is not None
     assert about.recipe["shard_samples"] == 500
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-@pytest.mark.parametrize(("background", "expected"), [("white", 255), ("#000000", 0), ("gray", 128)])
-def test_what_is_transparent_shows_the_background(mode, background, expected):
-    image = Image.new("RGBA", (16, 16), (255, 255, 255, 0)).convert(mode)
-    if mode == "P":
-        image.info["transparency"] = image.getpixel((0, 0))
-    prepared = packing.prepare(image, 16, "RGB", background)
-    assert prepared.getpixel((8, 8)) == (expected,) * 3
 
 
 @pytest.mark.slow
