@@ -225,10 +225,13 @@ def suggest(
 
 
 def _log() -> None:
-    """Log at LOG_LEVEL; UsageError if there is no such level."""
-    level, known = os.environ.get("LOG_LEVEL", "WARNING"), logging.getLevelNamesMapping()
+    """Log at LOG_LEVEL, in any case; UsageError if there is no such level."""
+    level = os.environ.get("LOG_LEVEL", "").strip().upper() or "WARNING"
+    known = logging.getLevelNamesMapping()
     if level not in known:
-        raise UsageError(f"LOG_LEVEL={level}: no such level; choose one of {', '.join(known)}")
+        raise UsageError(
+            f"LOG_LEVEL={os.environ['LOG_LEVEL']}: no such level; choose one of {', '.join(known)}"
+        )
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
 

@@ -29,7 +29,7 @@ def run(*command: str) -> str:
     result = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)},  # empty: a Ray of its own
         capture_output=True,
         text=True,
         check=False,

@@ -22,11 +22,11 @@ QUIET: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
 
 @contextlib.contextmanager
 def join_ray(config: Config) -> Iterator[None]:
-    """Join the Ray at RAY_ADDRESS, or start one on this machine that lives as long as the run.
+    """Join the Ray at RAY_ADDRESS; if it is unset or empty, start one that lives as long as the run.
 
     ServiceError if none answers there, UsageError if this machine lacks the GPU that the run needs.
     """
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS", "").strip() or "local"
     if address == "local":
         _start_local(config)
     else:

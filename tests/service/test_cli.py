@@ -320,6 +320,12 @@ def test_exit_codes_tell_bad_usage_from_a_failed_run_and_an_interrupt(error, cod
     assert capsys.readouterr().err == words
 
 
+@pytest.mark.parametrize("level", ["info", "Debug", " WARNING ", ""])
+def test_a_level_of_logging_is_taken_as_it_is_meant(level, monkeypatch):
+    monkeypatch.setenv("LOG_LEVEL", level)
+    cli.run_command(lambda arguments: None)
+
+
 def test_a_level_of_logging_that_does_not_exist_is_bad_usage(monkeypatch, capsys):
     monkeypatch.setenv("LOG_LEVEL", "loud")
     with pytest.raises(SystemExit) as ended:
