@@ -4,12 +4,14 @@ import functools
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
@@ -29,6 +31,8 @@ REMEDY = f"delete {INDEX_KEY} to have it rebuilt, or pack again"
 READERS = 16
 HELD_OUT = 0.05
 _HELD_OUT_STEPS = 1 << 32
+BOUNDED_CODECS = {"SNAPPY", "UNCOMPRESSED"}
+MOST_TIMES_AS_LARGE = 256
 COLUMNS: dict[str, Any] = {
     "shard": np.int32,
     "offset": np.int64,
@@ -161,7 +165,7 @@ def read_index(storage: Storage) -> Index:
         ) from error
     address = storage.url(INDEX_KEY)
     try:
-        table = pq.read_table(_arrow_reader(data), use_threads=False)
+        table = _read_table(data)
         head = IndexHead.from_bytes((table.schema.metadata or {}).get(b"index", b""), address)
         columns = {
             name: table[name].to_numpy().astype(kind, casting="safe", copy=False)
@@ -175,6 +179,40 @@ def read_index(storage: Storage) -> Index:
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{address}: damaged ({error}); {REMEDY}") from error
     return index
+
+
+def _read_table(data: bytes) -> pa.Table:
+    """The table in a parquet file; ValueError if it would take far more memory than the file.
+
+    A few kilobytes of a stranger's can stand for gigabytes: in a codec that shrinks without bound, in
+    rows that say the same, or in long keys from a dictionary. In an index a sample takes a byte or more,
+    since no two have one offset in a shard.
+    """
+    head = pq.read_metadata(_arrow_reader(data))
+    groups = [head.row_group(i) for i in range(head.num_row_groups)]
+    codecs = {group.column(i).compression for group in groups for i in range(group.num_columns)}
+    if not codecs <= BOUNDED_CODECS:
+        raise ValueError(f"compressed by {', '.join(sorted(codecs - BOUNDED_CODECS))}")
+    rows = sum(group.num_rows for group in groups)
+    if rows > len(data):
+        raise ValueError(f"{rows} samples in {len(data)} bytes")
+    file = pq.ParquetFile(_arrow_reader(data), read_dictionary=["key"])
+    size = sum(group.num_rows * _longest(file, i) for i, group in enumerate(groups))
+    if size > MOST_TIMES_AS_LARGE * len(data):
+        raise ValueError(
+            f"its keys may take {size} bytes, {size // len(data)} times as many as the file"
+        )
+    return pq.read_table(_arrow_reader(data), use_threads=False)
+
+
+def _longest(file: pq.ParquetFile, group: int) -> int:
+    """Bytes of the longest key in a row group's dictionary, which the first row brings along."""
+    for batch in file.iter_batches(1, [group], columns=["key"], use_threads=False):
+        keys = batch.column("key")
+        if not isinstance(keys, pa.DictionaryArray):
+            raise TypeError(f"keys of type {keys.type}")
+        return pc.max(pc.binary_length(keys.dictionary)).as_py() or 0
+    return 0
 
 
 def _arrow_reader(data: bytes) -> pa.BufferReader:
@@ -197,26 +235,35 @@ def _check_columns(index: Index) -> None:
         raise ValueError("a sample lies outside its shard")
 
 
-def find_index(shards: Storage, place: Storage, held_out: float | None = None) -> Index:
+def find_index(
+    shards: Storage,
+    place: Storage,
+    held_out: float | None = None,
+    check: Callable[[Index], None] = lambda index: None,
+) -> Index:
     """The index at `place`; if there is none yet, it is made from the shards' tar headers.
 
     `held_out` is the share of samples to hold out, chosen by their keys; for a new index, None means
-    HELD_OUT. DataError if an existing index holds out another share.
+    HELD_OUT. `check` raises if the index is not fit for use; then a new one is not written, so that
+    mended data is read anew. DataError if an existing index holds out another share.
     """
     try:
         index = read_index(place)
     except NoIndexError:
-        index = _index_anew(shards, place, HELD_OUT if held_out is None else held_out)
+        return _index_anew(shards, place, HELD_OUT if held_out is None else held_out, check)
     made_with = index.about.held_out
     if held_out is not None and made_with is not None and held_out != made_with:
         raise DataError(
             f"data.held_out: {held_out}, but {place.url(INDEX_KEY)} was made with {made_with};"
             f" leave the setting out, or {REMEDY}"
         )
+    check(index)
     return index
 
 
-def _index_anew(shards: Storage, place: Storage, held_out: float) -> Index:
+def _index_anew(
+    shards: Storage, place: Storage, held_out: float, check: Callable[[Index], None]
+) -> Index:
     entries = shards.entries()
     if CLAIM_KEY in entries:
         raise DataError(f"{shards.address}: packing is unfinished; run the same pack command again")
@@ -226,6 +273,7 @@ def _index_anew(shards: Storage, place: Storage, held_out: float) -> Index:
             f" python -m service.pack SOURCE {shards.address}"
         )
     index = make_index(shards, entries, held_out)
+    check(index)
     try:
         write_index(place, index)
     except StorageError as error:
@@ -294,7 +342,7 @@ def check_shards(storage: Storage, index: Index) -> None:
 
 
 def check_labels(index: Index, classes: int | None) -> None:
-    """DataError naming the first sample whose label is outside a model's classes.
+    """DataError unless a model's classes are those of the labels; a label outside names its sample.
 
     Samples without a label pass and count as bad ones later, unless no sample has a label.
     """
@@ -305,14 +353,23 @@ def check_labels(index: Index, classes: int | None) -> None:
             f"{next(iter(index.shards))}: no sample has a label (a .cls member that holds a number);"
             " set model.classes to null to train without labels"
         )
-    outside = np.flatnonzero(index.label >= classes)
+    outside, known = np.flatnonzero(index.label >= classes), known_classes(index)
     if len(outside):
         row = int(outside[0])
         raise DataError(
             f"{index.describe(row)}: label {index.label[row]} is outside 0 … {classes - 1}"
-            f" ({len(outside)} such samples); set model.classes to"
-            f" {int(index.label.max()) + 1} or correct the labels"
+            f" ({len(outside)} such samples); set model.classes to {known}, or correct the labels"
         )
+    if classes > known:
+        raise DataError(
+            f"model.classes: {classes}, but the data's labels are 0 … {known - 1}; set it to {known},"
+            " or correct the labels"
+        )
+
+
+def known_classes(index: Index) -> int:
+    """How many classes the data has, by the names that packing wrote down and by the labels."""
+    return max(len(index.about.classes), int(index.label.max(initial=NO_LABEL)) + 1)
 
 
 def check_channels(index: Index, channels: int) -> None:

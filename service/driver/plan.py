@@ -12,6 +12,8 @@ from service.data.tar import NO_LABEL
 from service.engine.curriculum import Curriculum
 from service.training.feed import dataset_of, flips, image_bytes
 
+MAX_CLASSES_NAMED = 100
+
 
 def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
     """Lines on the data, the order, the workers, the phases and the memory."""
@@ -27,6 +29,11 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
     labels = np.unique(index.label[index.label != NO_LABEL])
     without = int((index.label == NO_LABEL).sum())
     yield f"         {len(labels):,} different labels, {without:,} samples without a label"
+    if index.about.without_image:
+        yield f"         {index.about.without_image:,} more samples have no image, and are left out"
+    if index.about.unreadable:
+        yield f"         {len(index.about.unreadable):,} unreadable images were left out by packing"
+    yield from _classes(index)
     yield (
         f"order    {order.lanes} lanes of {order.lane_samples:,} samples in windows of {order.window}:"
         f" an epoch is {epoch:,} images, the run {end / epoch:,.1f} epochs"
@@ -52,6 +59,16 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
                 f" {span.accumulation:>9} × {span.micro_batch:<5} {cycles:>9,}"
             )
     yield f"{end:>27,}  the end of the run"
+
+
+def _classes(index: Index) -> Iterator[str]:
+    """The classes by number, name and count of images; a long list is cut."""
+    counts = np.bincount(index.label[index.label != NO_LABEL], minlength=len(index.about.classes))
+    for label, count in enumerate(counts[:MAX_CLASSES_NAMED].tolist()):
+        name = index.about.classes[label] if label < len(index.about.classes) else ""
+        yield f"class    {label} {name}".rstrip() + f": {count:,} images"
+    if len(counts) > MAX_CLASSES_NAMED:
+        yield f"         … and {len(counts) - MAX_CLASSES_NAMED:,} more classes"
 
 
 def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) -> Iterator[str]:

@@ -51,8 +51,20 @@ def check_data(config: Config) -> Index:
     retry_s = min(config.storage.retry_s, EARLY_RETRY_S)
     shards = open_storage(config.data.url, retry_s)
     place = open_storage(config.data.index_address, retry_s)
-    index = find_index(shards, place, config.data.held_out)
-    check_shards(shards, index)
+
+    def check(index: Index) -> None:
+        check_shards(shards, index)
+        _check_images(config, index)
+
+    index = find_index(shards, place, config.data.held_out, check)
+    check_memory(config, dataset_of(config, index), max(config.worker_counts))
+    if config.evaluation.every_images:
+        check_evaluation(config.evaluation, index)
+    return index
+
+
+def _check_images(config: Config, index: Index) -> None:
+    """DataError if the images' labels, channels or size do not fit the model."""
     check_labels(index, config.model.classes)
     check_channels(index, config.model.channels)
     packed = index.about.resolution
@@ -61,7 +73,3 @@ def check_data(config: Config) -> Index:
             f"{config.data.url}: packed at {packed} px, but model.resolution is"
             f" {config.model.resolution}; pack at a higher resolution, or lower model.resolution"
         )
-    check_memory(config, dataset_of(config, index), max(config.worker_counts))
-    if config.evaluation.every_images:
-        check_evaluation(config.evaluation, index)
-    return index

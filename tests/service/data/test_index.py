@@ -360,7 +360,7 @@ def test_an_index_without_a_head_is_damaged(digits, tmp_path):
 @pytest.mark.parametrize(
     ("name", "values"),
     [("size", None), ("key", None), ("label", [0.5] * 1797), ("offset", ["1"] * 1797),
-     ("shard", [1 << 40] * 1797), ("held_out", [None] * 1797)],
+     ("shard", [1 << 40] * 1797), ("held_out", [None] * 1797), ("key", [*range(1797)])],
 )  # fmt: skip
 def test_a_column_that_is_missing_or_of_another_kind_is_damage(digits, tmp_path, name, values):
     storage = rewrite(tmp_path, digits, lambda head: None, **{name: values})
@@ -407,3 +407,55 @@ def test_packed_shards_are_indexed_anew_as_pack_indexed_them(digits):
     storage = open_storage(str(digits))
     packed, anew = read_index(storage), make_index(storage, storage.entries(), 0.05)
     assert anew.fingerprint() == packed.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("rows", "key", "codec", "words"),
+    [
+        (5_000_000, "k", "snappy", "damaged .5000000 samples in"),
+        (4_000, "k" * 100_000, "snappy", "its keys may take 400000000 bytes"),
+        (4_000, "k" * 100_000, "zstd", "compressed by ZSTD"),
+    ],
+    ids=str.split("rows keys codec"),
+)
+def test_an_index_that_would_take_far_more_memory_than_its_file_is_damaged(
+    digits, tmp_path, rows, key, codec, words
+):
+    original = pq.read_table(digits / INDEX_KEY)
+    numbers = pa.array(np.random.default_rng(0).permutation(rows) if rows < 10**5 else np.zeros(rows))
+    columns = {name: pa.array(np.zeros(rows, np.int32)) for name in ("shard", "size", "label")}
+    columns |= {"offset": numbers.cast(pa.int64()), "held_out": pa.array(np.zeros(rows, bool))}
+    columns["key"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), [key])
+    table = pa.table(columns).replace_schema_metadata(original.schema.metadata)
+    pq.write_table(table, tmp_path / INDEX_KEY, compression=codec)
+    assert (tmp_path / INDEX_KEY).stat().st_size < 500_000
+    with pytest.raises(DataError, match=words):
+        read_index(open_storage(str(tmp_path)))
+
+
+def test_an_index_that_is_refused_when_it_is_made_does_not_stay(tmp_path):
+    """So a label that is corrected is read, though no shard has another size than before."""
+    folder = tmp_path / "shards"
+    write_shards(folder)
+    storage = open_storage(str(folder))
+
+    def check(index):
+        check_labels(index, 4)
+
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"dir/00004: label 4 is outside 0 … 3"):
+            find_index(storage, storage, 0.0, check)
+        assert not (folder / INDEX_KEY).exists()
+    for shard in folder.glob("*.tar"):
+        shard.write_bytes(shard.read_bytes().replace(b"4" + bytes(511), b"3" + bytes(511)))
+    assert find_index(storage, storage, 0.0, check).label.max() == 3
+    assert (folder / INDEX_KEY).exists()
+
+
+def test_more_classes_than_the_data_has_are_refused(digits):
+    index = read_index(open_storage(str(digits)))
+    check_labels(index, 10)
+    with pytest.raises(
+        DataError, match=r"model.classes: 11, but the data's labels are 0 … 9; set it to 10"
+    ):
+        check_labels(index, 11)
