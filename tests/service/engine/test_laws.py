@@ -22,12 +22,12 @@ from service.storage.lock import RunLock
 from service.training.context import Context
 from tests.conftest import assert_equal, tiny_config, tiny_values
 
-CYCLES = 12
+CYCLES = 8
 NO_GRADIENT = 1e-3
 SHORT_PHASES = [
     {"resolution": 8, "hold_images": 32, "batch": 16, "accumulation": 2},
-    {"resolution": 16, "fade_images": 48, "hold_images": 16, "batch": 16, "accumulation": 2},
-    {"resolution": 32, "fade_images": 48, "hold_images": 48, "batch": 16, "accumulation": 2},
+    {"resolution": 16, "fade_images": 32, "hold_images": 16, "batch": 16, "accumulation": 2},
+    {"resolution": 32, "fade_images": 32, "hold_images": 16, "batch": 16, "accumulation": 2},
 ]
 
 
