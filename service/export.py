@@ -36,7 +36,7 @@ EPILOG = """examples:
 in Python, with torch and safetensors alone:
   from service.pretrained import load
   generator, stage = load("exported/digits/generator.safetensors")
-  images = generator(torch.randn(8, 80), torch.randint(10, (8,)), stage)"""
+  images = generator(torch.randn(8, 12), torch.randint(10, (8,)), stage)"""
 
 KEYS = (WEIGHTS_KEY, ONNX_KEY, CARD_KEY)
 RETRY_S = 30.0
