@@ -270,8 +270,6 @@ class FixedStep(Step):
                 group["capturable"] = True
         self._inputs: list[Any] = []
         self._ready: Iterator[Any] | None = None
-        self._draw_noise = state.generator.draw_noise
-        state.generator.draw_noise = self._noise  # type: ignore[method-assign]
 
     def again(self, cycle: Cycle, data: list[Batch]) -> None:
         """Take the cycle; all calls must be for the same one."""
@@ -281,8 +279,8 @@ class FixedStep(Step):
     def _to_device(self, array: Any) -> torch.Tensor:
         return self._fixed(lambda: super(FixedStep, self)._to_device(array))
 
-    def _noise(self, seeds: Any, stage: Stage) -> list[torch.Tensor]:
-        return self._fixed(lambda: self._draw_noise(seeds, stage))
+    def _draw_noise(self, draws: Draws, numbers: Any, cycle: Cycle) -> list[torch.Tensor]:
+        return self._fixed(lambda: super(FixedStep, self)._draw_noise(draws, numbers, cycle))
 
     def _fixed(self, make: Callable[[], Any]) -> Any:
         if self._ready is not None:
@@ -305,12 +303,8 @@ def repeated(config: Config, device: torch.device, fading: bool = False) -> Repe
     step = FixedStep(config, state, Workers(0, 1, device))
     cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**12)
     cycle = next(c for c in cycles if c.stage.fading == fading)
-    starts = set(cycle.micro_batches())
-    data = [
-        b
-        for b in itertools.takewhile(lambda b: b.clock < cycle.end, batches(config))
-        if b.clock in starts
-    ]
+    until = itertools.takewhile(lambda batch: batch.clock < cycle.end, batches(config))
+    data = [batch for batch in until if batch.clock >= cycle.start]
     return Repeated(state, lambda: step.again(cycle, data))
 
 
@@ -537,6 +531,12 @@ def free() -> None:
 def speed_checks(device: torch.device) -> Iterator[Check]:
     """BigGAN-128 as shipped, in both layouts and beside the plain loop; StyleGAN at 256 px."""
     batch: dict[str, int] = {}
+    style = partial(one_rung, "stylegan1024", 256, 32, precision="bf16")
+    deep = partial(one_rung, "biggan-deep128", 128, 64, precision="bf16")
+    rungs = {
+        f"progan.{rung}px": partial(one_rung, "progan1024", rung, size, precision="bf16")
+        for rung, size in ((4, 512), (8, 256), (16, 128), (32, 64))
+    }
 
     def biggan(size: int, precision: str = "bf16", **more: Any) -> Config:
         return one_rung("biggan128", 128, size, precision=precision, **more)
@@ -570,38 +570,25 @@ def speed_checks(device: torch.device) -> Iterator[Check]:
     yield "biggan128.bf16_unfused", measured(lambda: biggan(batch["biggan"], fused_resampling=False))
     yield "biggan128.fp32", measured(lambda: biggan(batch["biggan"] // 2, "fp32"))
     yield "biggan128.bf16_small", measured(lambda: biggan(32))
-    yield "stylegan256.bf16", measured(lambda: one_rung("stylegan1024", 256, 32, precision="bf16"))
-    yield (
-        "stylegan256.bf16_tuned",
-        measured(lambda: one_rung("stylegan1024", 256, 32, precision="bf16"), tuned=True),
-    )
+    yield "stylegan256.bf16", measured(style)
+    yield "stylegan256.bf16_tuned", measured(style, tuned=True)
     yield "stylegan256.fp32", measured(lambda: one_rung("stylegan1024", 256, 32))
-    for rung, size in ((4, 512), (8, 256), (16, 128), (32, 64)):
-        yield f"progan.{rung}px", measured(partial(one_rung, "progan1024", rung, size, precision="bf16"))
-    yield "biggan_deep128.bf16", measured(lambda: one_rung("biggan-deep128", 128, 64, precision="bf16"))
+    for name, config in rungs.items():
+        yield name, measured(config)
+    yield "biggan_deep128.bf16", measured(deep)
     yield "replay.biggan128", partial(replayed, lambda: biggan(batch["biggan"]), device)
     yield "replay.biggan128_small", partial(replayed, lambda: biggan(32), device)
     yield "replay.biggan128_compiled", partial(replayed, lambda: biggan(256), device, compiled=True)
-    for name, preset, rung, size in REPLAYED:
-        config = partial(one_rung, preset, rung, size, precision="bf16")
+    for name, config in {"biggan_deep128": deep, "stylegan256": style, **rungs}.items():
         yield f"replay.{name}", partial(replayed, config, device)
-
-
-REPLAYED = (
-    ("biggan_deep128", "biggan-deep128", 128, 64),
-    ("stylegan256", "stylegan1024", 256, 32),
-    ("progan.4px", "progan1024", 4, 512),
-    ("progan.8px", "progan1024", 8, 256),
-    ("progan.16px", "progan1024", 16, 128),
-    ("progan.32px", "progan1024", 32, 64),
-)
 
 
 def replayed(config: Callable[[], Config], device: torch.device, compiled: bool = False) -> Lines:
     """Times of a cycle on fixed inputs: as it is; then as a graph, the networks compiled if so asked."""
     torch.backends.cudnn.benchmark = False
+    settings = config()
     with device:
-        training = repeated(config(), device)
+        training = repeated(settings, device)
     for _ in range(WARM_UP):
         training.take()
     eager = timed(training.take)
@@ -611,7 +598,7 @@ def replayed(config: Callable[[], Config], device: torch.device, compiled: bool 
     replay = captured(training)
     timing = timed(replay)
     launched = kernels(replay)
-    size = config().phases[0].batch * config().training.d_steps
+    size = settings.phases[0].batch * settings.training.d_steps
     return {
         "images_per_s": size / timing.seconds,
         "cycle_ms": 1000 * timing.seconds,

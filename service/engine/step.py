@@ -256,7 +256,7 @@ class Step:
             return network(latents, labels, cycle.stage), labels
         generator = self.state.generator
         mixing = self._mix(draws, numbers, generator.layer_count(cycle.stage))
-        noise = generator.draw_noise(draws.seeds(numbers, "noise"), cycle.stage)
+        noise = self._draw_noise(draws, numbers, cycle)
         return network(latents, labels, cycle.stage, mixing, noise), labels
 
     def _mix(self, draws: Draws, numbers: NDArray[np.int64], layers: int) -> Mixing | None:
@@ -269,6 +269,9 @@ class Step:
         )
         latents = draws.latents(numbers, self.latents, "mixed latents")
         return Mixing(self._to_device(latents).to(self.dtype), self._to_device(first))
+
+    def _draw_noise(self, draws: Draws, numbers: NDArray[np.int64], cycle: Cycle) -> list[Tensor]:
+        return self.state.generator.draw_noise(draws.seeds(numbers, "noise"), cycle.stage)
 
     def _draw(self, draws: Draws, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         latents = draws.latents(numbers, self.latents)
