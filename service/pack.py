@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from service.cli import Count, Options, Positional, Seed, Text, parse, run_command
-from service.data.index import CLAIM_KEY, INDEX_KEY, PACKING, Index
+from service.data.index import CLAIM_KEY, INDEX_KEY, MAX_CLASSES_NAMED, PACKING, Index, class_counts
 from service.data.packing import Recipe, check_readable, pack, packed_already, verify
 from service.data.sources import ImageSource, counted, open_source
 from service.storage import Storage, open_storage
@@ -34,7 +33,6 @@ examples:
   python -m service.pack train-images-idx3-ubyte.gz data/fashion --resolution 32 --channels gray"""
 
 MAX_UNREADABLE_NAMED = 20
-MAX_CLASSES_NAMED = 100
 
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 
@@ -122,12 +120,12 @@ def _recipe(options: PackOptions) -> Recipe:
 
 def _tell(source: ImageSource) -> None:
     """Say what the source's classes are and what is left out of it."""
-    counts = np.bincount(source.labels, minlength=len(source.classes)).tolist()
-    print(f"{len(source.names)} images in {len(source.classes)} classes (label, name, images):")
-    for label, name in enumerate(source.classes[:MAX_CLASSES_NAMED]):
-        print(f"  {label} {name or '(no folder)'} {counts[label]}")
-    if len(source.classes) > MAX_CLASSES_NAMED:
-        print(f"  … and {len(source.classes) - MAX_CLASSES_NAMED} more")
+    counts = class_counts(source.labels, source.classes)
+    print(f"{len(source.names)} images in {len(counts)} classes (label, name, images):")
+    for label, (name, count) in enumerate(counts[:MAX_CLASSES_NAMED]):
+        print(f"  {label} {name or '(no folder)'} {count}")
+    if len(counts) > MAX_CLASSES_NAMED:
+        print(f"  … and {len(counts) - MAX_CLASSES_NAMED} more")
     for note in source.notes:
         print(f"note: {note}")
     if counted(source.left_out):

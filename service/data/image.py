@@ -97,9 +97,15 @@ def upright(image: Image.Image, turn: int) -> Image.Image:
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
+@functools.lru_cache(maxsize=64)
 def is_srgb(profile: bytes | None) -> bool:
-    """Whether colours with this ICC profile can be taken as they are."""
-    return not profile or _is_srgb(profile)
+    """Whether colours with this ICC profile can be taken as they are: it is none, sRGB's, or damaged."""
+    if not profile:
+        return True
+    try:
+        return "srgb" in ImageCms.getProfileDescription(_profile(profile)).lower()
+    except (ImageCms.PyCMSError, OSError):
+        return True
 
 
 def _open(file: File) -> Image.Image:
@@ -123,27 +129,14 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The image with its colours by the profile; as it is if the profile is damaged, as viewers do."""
-    if is_srgb(profile) or profile is None:
+    if profile is None or is_srgb(profile):
         return image
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     transform = _transform(profile, image.mode)
     if transform is None:
         return image
-    if image.mode != "RGBA":
-        return ImageCms.applyTransform(image, transform) or image
-    alpha = image.getchannel("A")
-    colours = ImageCms.applyTransform(image, transform) or image
-    colours.putalpha(alpha)
-    return colours
-
-
-@functools.lru_cache(maxsize=64)
-def _is_srgb(profile: bytes) -> bool:
-    try:
-        return "srgb" in ImageCms.getProfileDescription(_profile(profile)).lower()
-    except (ImageCms.PyCMSError, OSError):
-        return True
+    return ImageCms.applyTransform(image, transform) or image  # alpha stays as it is
 
 
 @functools.lru_cache(maxsize=64)

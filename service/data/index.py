@@ -4,7 +4,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from tqdm import tqdm
 
@@ -29,6 +29,7 @@ CLAIM_KEY = f"{PACKING}begun"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 REMEDY = f"delete {INDEX_KEY} to have it rebuilt, or pack again"
 READERS = 16
+MAX_CLASSES_NAMED = 100
 HELD_OUT = 0.05
 _HELD_OUT_STEPS = 1 << 32
 BOUNDED_CODECS = {"SNAPPY", "UNCOMPRESSED"}
@@ -188,21 +189,21 @@ def _read_table(data: bytes) -> pa.Table:
     rows that say the same, or in long keys from a dictionary. In an index a sample takes a byte or more,
     since no two have one offset in a shard.
     """
-    head = pq.read_metadata(_arrow_reader(data))
-    groups = [head.row_group(i) for i in range(head.num_row_groups)]
+    content = _in_arrow(data)
+    file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=["key"])
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     codecs = {group.column(i).compression for group in groups for i in range(group.num_columns)}
     if not codecs <= BOUNDED_CODECS:
         raise ValueError(f"compressed by {', '.join(sorted(codecs - BOUNDED_CODECS))}")
     rows = sum(group.num_rows for group in groups)
     if rows > len(data):
         raise ValueError(f"{rows} samples in {len(data)} bytes")
-    file = pq.ParquetFile(_arrow_reader(data), read_dictionary=["key"])
     size = sum(group.num_rows * _longest(file, i) for i, group in enumerate(groups))
     if size > MOST_TIMES_AS_LARGE * len(data):
         raise ValueError(
             f"its keys may take {size} bytes, {size // len(data)} times as many as the file"
         )
-    return pq.read_table(_arrow_reader(data), use_threads=False)
+    return pq.read_table(pa.BufferReader(content), use_threads=False)
 
 
 def _longest(file: pq.ParquetFile, group: int) -> int:
@@ -215,15 +216,15 @@ def _longest(file: pq.ParquetFile, group: int) -> int:
     return 0
 
 
-def _arrow_reader(data: bytes) -> pa.BufferReader:
-    """The bytes as a file in Arrow's own memory.
+def _in_arrow(data: bytes) -> pa.Buffer:
+    """The bytes in Arrow's own memory.
 
     A thread of Arrow's releases the file late. If it is a Python file and Python exits meanwhile, the
     process aborts.
     """
     stream = pa.BufferOutputStream()
     stream.write(data)
-    return pa.BufferReader(stream.getvalue())
+    return stream.getvalue()
 
 
 def _check_columns(index: Index) -> None:
@@ -353,7 +354,8 @@ def check_labels(index: Index, classes: int | None) -> None:
             f"{next(iter(index.shards))}: no sample has a label (a .cls member that holds a number);"
             " set model.classes to null to train without labels"
         )
-    outside, known = np.flatnonzero(index.label >= classes), known_classes(index)
+    outside = np.flatnonzero(index.label >= classes)
+    known = len(class_counts(index.label, index.about.classes))
     if len(outside):
         row = int(outside[0])
         raise DataError(
@@ -367,9 +369,11 @@ def check_labels(index: Index, classes: int | None) -> None:
         )
 
 
-def known_classes(index: Index) -> int:
-    """How many classes the data has, by the names that packing wrote down and by the labels."""
-    return max(len(index.about.classes), int(index.label.max(initial=NO_LABEL)) + 1)
+def class_counts(labels: ArrayLike, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Name, "" if it has none, and number of samples of each class, in the order of the labels."""
+    known = np.asarray(labels, np.int64)
+    counts = np.bincount(known[known != NO_LABEL], minlength=len(names)).tolist()
+    return list(zip([*names, *[""] * (len(counts) - len(names))], counts, strict=True))
 
 
 def check_channels(index: Index, channels: int) -> None:

@@ -6,13 +6,11 @@ import numpy as np
 
 from service.config import Config
 from service.data.dataset import Dataset
-from service.data.index import Index
+from service.data.index import MAX_CLASSES_NAMED, Index, class_counts
 from service.data.loader import read_ahead
 from service.data.tar import NO_LABEL
 from service.engine.curriculum import Curriculum
 from service.training.feed import dataset_of, flips, image_bytes
-
-MAX_CLASSES_NAMED = 100
 
 
 def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
@@ -63,9 +61,8 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
 
 def _classes(index: Index) -> Iterator[str]:
     """The classes by number, name and count of images; a long list is cut."""
-    counts = np.bincount(index.label[index.label != NO_LABEL], minlength=len(index.about.classes))
-    for label, count in enumerate(counts[:MAX_CLASSES_NAMED].tolist()):
-        name = index.about.classes[label] if label < len(index.about.classes) else ""
+    counts = class_counts(index.label, index.about.classes)
+    for label, (name, count) in enumerate(counts[:MAX_CLASSES_NAMED]):
         yield f"class    {label} {name}".rstrip() + f": {count:,} images"
     if len(counts) > MAX_CLASSES_NAMED:
         yield f"         … and {len(counts) - MAX_CLASSES_NAMED:,} more classes"
