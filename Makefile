@@ -45,6 +45,7 @@ demo: $(READY) ## Train on real digits for a few minutes, and print where the pi
 	@echo "the curves and pictures in MLflow: make ui"
 
 ui: $(READY) ## Serve MLflow with the demo's run at http://127.0.0.1:5000
+	@if [ ! -e runs/digits/mlflow.db ]; then echo "no run yet: make demo first" >&2; exit 1; fi
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///runs/digits/mlflow.db
 
 quick: $(READY) $(HELM) ## Check what a change most likely broke, in two minutes

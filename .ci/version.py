@@ -14,9 +14,19 @@ PLACES = {
 }
 
 
+# What Python and the chart, which asks for SemVer, both take.
+VERSION = r"\d+\.\d+\.\d+(-(a|b|rc)\.\d+)?"
+
+
 def project_version() -> str:
     """The version in pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    if not re.fullmatch(VERSION, version):
+        raise SystemExit(
+            f"pyproject.toml: version {version!r}: write it as 1.2.3 or 1.2.3-rc.1, which Python and the"
+            " chart both take"
+        )
+    return version
 
 
 def with_version(text: str, pattern: str, version: str) -> str:

@@ -1,14 +1,19 @@
-"""Draw a grid from an exported generator, one class a column: torch, safetensors and pillow are enough.
+"""Draw a grid from an exported generator, one class a column.
+
+It needs torch, safetensors, numpy and pillow, and nothing else of the service than what it imports.
+
 
 python -m service.export runs/digits exported/digits
 python examples/draw_from_export.py exported/digits/generator.safetensors digits.png
 """
 
-import sys
+import argparse
+from pathlib import Path
 
 import torch
 from PIL import Image
 
+from service.errors import DataError
 from service.pretrained import load_exported
 
 ROWS, COLUMNS = 8, 10
@@ -31,4 +36,13 @@ def main(weights: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("weights", help="the generator.safetensors of an export")
+    parser.add_argument("out", help="the picture to write, such as digits.png")
+    options = parser.parse_args()
+    if Path(options.out).suffix.lower() not in Image.registered_extensions():
+        parser.error(f"{options.out}: no picture's name; end it with .png")
+    try:
+        main(options.weights, options.out)
+    except (DataError, OSError) as error:
+        parser.error(str(error))

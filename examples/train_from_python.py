@@ -4,13 +4,14 @@ python -m service.pack digits data/digits --channels gray
 python examples/train_from_python.py data/digits runs/from-python
 """
 
-import sys
+import argparse
 from typing import Any
 
 from service.config import Config
 from service.config.yaml import load_preset
 from service.driver.launch import launch
 from service.driver.settle import settle
+from service.errors import ServiceError
 from service.run.best import load
 
 
@@ -29,4 +30,11 @@ def main(url: str, folder: str, **settings: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("url", help="folder or s3:// address of packed digits")
+    parser.add_argument("folder", help="where the run is kept; the same command goes on with it")
+    options = parser.parse_args()
+    try:
+        main(options.url, options.folder)
+    except ServiceError as error:
+        parser.error(str(error))

@@ -123,11 +123,11 @@ class Generator(ResidualGenerator):
         norm = partial(BatchNorm, conditioning=embedding.size + chunk)
         super().__init__(config, chunk, partial(GeneratorBlock, norm=norm))
         self.embedding = embedding
-        self.chunk = chunk
+        self.chunks = [chunk] * config.chunks
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
-        first, *rest = latents.split(self.chunk, dim=1)
+        first, *rest = latents.split(self.chunks, dim=1)
         conditions = ((self.embedding(labels, chunk),) for chunk in rest)
         return self.ascend(self.open(first), stage, conditions)
 

@@ -10,10 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from service.cli import Count, Options, Positional, Seed, Text, parse, run_command
-from service.data.index import CLAIM_KEY, INDEX_KEY, MAX_CLASSES_NAMED, PACKING, Index, class_counts
+from service.data.index import INDEX_KEY, MAX_CLASSES_NAMED, Index, class_counts
+from service.data.indexing import CLAIM_KEY, PACKING
 from service.data.packing import Recipe, check_readable, pack, packed_already, verify
 from service.data.sources import ImageSource, counted, open_source
-from service.storage import Storage, open_storage
+from service.errors import UsageError
+from service.storage import Storage, is_s3, open_storage
 
 DESCRIPTION = """Pack images into shuffled WebDataset shards, with an index written last. After a
 kill, the same command continues and keeps the finished shards."""
@@ -80,11 +82,12 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(PackOptions, arguments, "service.pack", DESCRIPTION, EPILOG)
     recipe = _recipe(options)
+    storage = open_storage(options.destination, options.retry_s)
+    _check_destination(options, storage)
     print(f"looking for images: {options.source}", file=sys.stderr, flush=True)
     source = open_source(options.source, options.labels)
     _tell(source)
     recipe = replace(recipe, source_digest=source.digest())
-    storage = open_storage(options.destination, options.retry_s)
     if options.overwrite:
         check_readable(source, recipe.source)  # before anything that is there is lost
         storage.delete([INDEX_KEY, *storage.sizes(f"{PACKING}shard-")])
@@ -98,6 +101,19 @@ def main(arguments: Sequence[str]) -> None:
     if options.verify:
         count = verify(storage, recipe, index, options.workers)
         print(f"verified: {count} images in {len(index.shards)} shards read back and decoded")
+
+
+def _check_destination(options: PackOptions, storage: Storage) -> None:
+    """UsageError if the destination is a file, or lies in the source, whose images it would join."""
+    if is_s3(storage.address):
+        return
+    place, source = Path(storage.address), Path(options.source).expanduser()
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"{options.destination}: a file; name a folder or s3://bucket/prefix")
+    if source.is_dir() and place.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"{options.destination}: lies in the source {options.source}; choose a folder outside of it"
+        )
 
 
 def _recipe(options: PackOptions) -> Recipe:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from cluster import local
 from cluster.local import Stack
@@ -23,6 +24,9 @@ ROOT = Path(__file__).parent.parent
 # for each other on a busy one take many times as long. Rounding does not depend on it, either.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# A deadline would time an example against a number of seconds, which a busy machine exceeds.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 # Ray Train looks for the end of its workers this often; shorter tests.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 

@@ -52,6 +52,25 @@ def test_a_picture_is_drawn_from_an_export(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required: weights, out"),
+        (["weights", "drawn.png", "more"], "unrecognized arguments: more"),
+        (["weights", "drawn"], "drawn: no picture's name"),
+        (["weights", "drawn.png"], "weights: not a safetensors file"),
+    ],
+)
+def test_wrong_arguments_end_in_a_line_of_usage(arguments, words):
+    command = [sys.executable, "examples/draw_from_export.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
 def test_a_training_from_python_ends_with_its_checkpoint(digits: Path, tmp_path: Path):
     output = run("-c", TINY, str(digits), str(tmp_path / "run"))
     assert "biggan at 16 px, clock 128" in output

@@ -27,6 +27,14 @@ def test_a_new_version_reaches_every_file_that_spells_it_out(path):
     assert renewed.replace("12.0.0-rc.1", PROJECT["version"]) == text
 
 
+@pytest.mark.parametrize("version", ["", "1.2", "0.2.0rc1", "v1.2.3", "1.2.3-rc1"])
+def test_a_version_that_python_or_the_chart_refuses_is_not_spread(version, monkeypatch, tmp_path):
+    (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "{version}"\n')
+    monkeypatch.setitem(VERSION["project_version"].__globals__, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=r"write it as 1\.2\.3"):
+        VERSION["project_version"]()
+
+
 def test_the_licence_is_named_and_there():
     assert PROJECT["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text()

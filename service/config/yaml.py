@@ -48,6 +48,8 @@ def load_yaml(file: Path, flag: str) -> Any:
         if len(text) > LARGEST_BYTES:
             raise ValueError(f"more than {LARGEST_BYTES} bytes")
         return yaml.load(text.decode(), Loader=_Loader)
+    except FileNotFoundError as error:
+        raise UsageError(f"{flag} {file}: no such file; correct the path") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{flag} {file}: cannot be read as YAML: {error}; correct the file") from error
 

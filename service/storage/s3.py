@@ -25,7 +25,7 @@ from botocore.exceptions import (
 )
 from typing_extensions import override
 
-from service.errors import StorageError
+from service.errors import StorageError, UsageError
 from service.storage.base import (
     S3_SCHEME,
     TIMEOUT_S,
@@ -68,7 +68,7 @@ class S3Storage(Storage):
         super().__init__(retry_s)
         bucket, _, prefix = address.removeprefix(S3_SCHEME).partition("/")
         if not bucket:
-            raise StorageError(f"{address}: names no bucket; write s3://bucket/prefix")
+            raise UsageError(f"{address}: names no bucket; write s3://bucket/prefix")
         self.bucket = bucket
         self.prefix = prefix.strip("/")
         self.address = f"{S3_SCHEME}{bucket}" + (f"/{self.prefix}" if self.prefix else "")

@@ -92,6 +92,16 @@ def options(case: Case, generator, stage: Stage) -> dict[str, Any]:
     return {"noise": generator.draw_noise(range(8), stage)} if has_styles else {}
 
 
+def test_latents_of_another_length_are_refused(case, networks, inputs):
+    latents, labels = inputs
+    count = latents.shape[1]
+    wide = torch.cat([latents, latents], dim=1)
+    for stage in stages(networks):
+        for wrong in (latents[:, :-1], wide[:, : count + 1], wide):
+            with pytest.raises(RuntimeError):
+                networks[0](wrong, labels, stage, **options(case, networks[0], stage))
+
+
 def test_gradients_reach_every_active_parameter_and_no_inactive_one(case, networks, inputs):
     generator, discriminator = networks
     for stage in stages(networks):

@@ -23,7 +23,7 @@ def test_the_same_recipe_again_does_nothing_and_another_is_refused(tmp_path, cap
         pack.main([*arguments, "--seed", "1"])
     assert contents(tmp_path) == before
     pack.main([*arguments, "--seed", "1", "--shard-samples", "1797", "--overwrite"])
-    assert list(contents(tmp_path)) == ["index.parquet", "shard-000000.tar"]
+    assert list(contents(tmp_path)) == ["index.marks.json", "index.parquet", "shard-000000.tar"]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,10 @@ def test_the_same_recipe_again_does_nothing_and_another_is_refused(tmp_path, cap
         (["digits", "out", "--seed", "-1"], "--seed -1: give a whole number from 0 to"),
         (["digits", "out", "--channels", "cmyk"], "--channels cmyk: choose gray or rgb"),
         (["digits", "out", "--retry-s", "nan"], "--retry-s nan: give a number from 0 to"),
+        (["digits", "s3:/bucket/x"], "s3:/bucket/x: unknown kind of address"),
+        (["digits", "gs://bucket/x"], "gs://bucket/x: unknown kind of address"),
+        (["digits", "s3://"], "s3://: names no bucket"),
+        (["nowhere", "s3:/bucket/x"], "s3:/bucket/x"),
         (["--resolutoin", "16", "digits", "out"], r"--resolutoin: .*did you mean --resolution\?"),
     ],
 )
@@ -53,3 +57,23 @@ def test_bad_arguments_say_what_to_do(tmp_path, monkeypatch, arguments, word):
     with pytest.raises(UsageError, match=word):
         pack.main(arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_destination_that_is_a_file_or_lies_in_the_source_is_refused(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "file").write_bytes(b"kept")
+    source = str(tmp_path / "images")
+    for place in (source, f"{source}/a", f"{source}/packed"):
+        with pytest.raises(UsageError, match="lies in the source"):
+            pack.main([source, place])
+    with pytest.raises(UsageError, match="file: a file; name a folder"):
+        pack.main(["digits", str(tmp_path / "file")])
+    assert (tmp_path / "file").read_bytes() == b"kept"
+    assert list((tmp_path / "images").iterdir()) == [tmp_path / "images" / "a"]
+
+
+@pytest.mark.slow
+def test_a_tilde_that_no_shell_expanded_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pack.main(["digits", "~/packed", "--resolution", "8"])
+    assert (tmp_path / "packed" / "index.parquet").exists()

@@ -105,3 +105,8 @@ PLAIN = st.recursive(
 def test_what_is_written_is_read_back_the_same(tmp_path_factory, content):
     text = dump_yaml({"key": content})
     assert read(tmp_path_factory.getbasetemp(), text) == {"key": content}
+
+
+def test_a_file_that_is_not_there_is_called_so(tmp_path):
+    with pytest.raises(UsageError, match=r"--config .*gone.yaml: no such file; correct the path"):
+        load_yaml(tmp_path / "gone.yaml", "--config")

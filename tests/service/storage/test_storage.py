@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from cluster.local import free_ports
-from service.errors import StorageError
+from service.errors import StorageError, UsageError
 from service.storage import ChangedError, ConflictError, MissingError, Storage, open_storage
 from tests.conftest import PLACES
 
@@ -103,7 +103,7 @@ def test_a_dead_endpoint_is_retried_then_named(s3, monkeypatch):
 
 
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(StorageError, match="gs://bucket"):
+    with pytest.raises(UsageError, match="gs://bucket"):
         open_storage("gs://bucket/x")
 
 
