@@ -51,7 +51,7 @@ from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
 from service.metrics.frechet import Moments, frechet_distance, moments
 from service.random.draws import Draws
-from service.recording.pictures import grid_png
+from service.recording.pictures import GridLook, grid_png
 from service.run import checkpoint
 from service.run.best import load
 from service.storage import open_storage
@@ -311,7 +311,7 @@ def _score(case: Case, config: dict[str, Any], run: Path) -> Course:
         classes.append(int((counts >= FOUND_SHARE * SAMPLES).sum()))
         if images.std() == 0:  # one colour: what NaN weights draw, or as bad
             distances[-1] = float("inf")
-    (run / "last.png").write_bytes(grid_png(images[: 10 * CLASSES], CLASSES, 32))
+    (run / "last.png").write_bytes(grid_png(images[: 10 * CLASSES], GridLook(CLASSES, 32)))
     seen_at, verdict, rewinds = _verdict(run)
     return Course(case.name, clocks, distances, classes, seen_at, verdict, rewinds)
 

@@ -30,7 +30,8 @@ from service.cli import Options, parse, run_command
 from service.data.dataset import Dataset, Request
 from service.data.decode import fit
 from service.data.feeder import Feeders
-from service.data.index import Index, find_index, read_index, write_index
+from service.data.index import Index, read_index, write_index
+from service.data.indexing import find_index
 from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
 from service.data.order import Order
 from service.data.packing import encode

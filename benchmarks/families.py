@@ -31,7 +31,7 @@ from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
 from service.metrics.scores import name
 from service.random.draws import Draws
-from service.recording.pictures import Pixels, grid_png
+from service.recording.pictures import GridLook, Pixels, grid_png
 from service.run.best import Trained, load
 from service.storage import open_storage
 
@@ -121,7 +121,7 @@ def _train_and_score(family: FamilyName, options: FamiliesOptions) -> Result:
     samples = _sample(trained, len(others))
     shown = samples[: GRID_ROWS * GRID_COLUMNS]
     (options.docs / "families").mkdir(parents=True, exist_ok=True)
-    grid = grid_png(shown, GRID_COLUMNS, resolution)
+    grid = grid_png(shown, GridLook(GRID_COLUMNS, resolution))
     (options.docs / "families" / f"{family}.png").write_bytes(grid)
     result = Result(
         family,

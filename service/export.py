@@ -122,7 +122,11 @@ def main(arguments: Sequence[str]) -> None:
         trained.config.run.seed,
         standing_batches=options.standing_batches,
     )
-    files = {WEIGHTS_KEY: pretrained.to_bytes(sampler.generator, trained.family, trained.shape, stage)}
+    files = {
+        WEIGHTS_KEY: pretrained.to_bytes(
+            sampler.generator, trained.family, trained.shape, stage, trained.classes
+        )
+    }
     if not options.no_onnx:
         files[ONNX_KEY] = _graph(Drawing(sampler.generator, stage, styling), trained)
     text = card(trained, options.weights, stage, options.standing_batches, not options.no_onnx, styling)

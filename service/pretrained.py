@@ -11,6 +11,7 @@ It needs only torch and safetensors. The file's header holds the settings of the
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ class Header:
     settings: dict[str, Any]
     resolution: int
     alpha: float
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -51,6 +53,10 @@ class Header:
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"{name}: {value!r} has the wrong type")
+        if not isinstance(self.classes, list | tuple) or not all(
+            isinstance(name, str) for name in self.classes
+        ):
+            raise ValueError("classes: not a list of names")
         for name, value in self.settings.items():
             if not isinstance(value, int | str | None) or len(str(value)) > 40:
                 raise ValueError(f"settings.{name}: {value!r} is not a network setting")
@@ -58,12 +64,16 @@ class Header:
 
 @dataclass(frozen=True)
 class Exported:
-    """A generator on the CPU, ready to draw, with its stage at the export, its family and its shape."""
+    """A generator on the CPU, ready to draw, with its stage at the export, its family and its shape.
+
+    `classes` are the names of the labels, if they have any.
+    """
 
     generator: GrowingGenerator
     stage: Stage
     family: str
     shape: Shape
+    classes: tuple[str, ...] = ()
 
 
 def load(path: str | os.PathLike[str]) -> tuple[GrowingGenerator, Stage]:
@@ -96,13 +106,29 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
             f"{path}: its weights do not fit its settings ({error}); use the version of the service"
             " that exported it, or export it again"
         ) from error
-    return Exported(generator, stage, header.family, shape)
+    return Exported(generator, stage, header.family, shape, tuple(header.classes))
 
 
-def to_bytes(generator: GrowingGenerator, family: str, shape: Shape, stage: Stage) -> bytes:
-    """The file that `load` reads: all weights and buffers, contiguous, and the settings."""
+def label_of(text: str, names: Sequence[str], count: int) -> int:
+    """The label of a class that is given by its name or its number; ValueError if there is none.
+
+    A number is a label, even where a class's name is another number.
+    """
+    if text.isascii() and text.isdigit() and int(text[:12]) < count:
+        return int(text)
+    if text in names[:count]:
+        return names.index(text)
+    known = f"one of {', '.join(names[:20])}{' …' if len(names) > 20 else ''}, or " if names else ""
+    raise ValueError(f"no such class; give {known}a whole number from 0 to {count - 1}")
+
+
+def to_bytes(
+    generator: GrowingGenerator, family: str, shape: Shape, stage: Stage, classes: Sequence[str] = ()
+) -> bytes:
+    """The file that `load` reads: all weights and buffers, contiguous, the settings and the names."""
     tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
-    header = Header(VERSION, family, dataclasses.asdict(shape), stage.resolution, stage.alpha)
+    settings = dataclasses.asdict(shape)
+    header = Header(VERSION, family, settings, stage.resolution, stage.alpha, classes)
     metadata = {"format": "pt", HEADER: json.dumps(dataclasses.asdict(header))}
     return safetensors.torch.save(tensors, metadata)
 

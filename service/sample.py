@@ -41,6 +41,7 @@ CHECKPOINT is a run.dir (its best checkpoint) or a folder in its checkpoints/; l
 examples:
   python -m service.sample runs/digits grid --out digits.png --rows 8
   python -m service.sample runs/digits truncation --out truncation.png --classes 3,5
+  python -m service.sample runs/flowers grid --out daisies.png --classes daisy,rose
   python -m service.sample runs/digits interpolation --out walk.webp --steps 24
   python -m service.sample runs/digits timelapse --out training.webp
   python -m service.sample s3://gan/runs/faces mixing --out mixing.png --psi 0.7 --cutoff 8"""
@@ -62,14 +63,14 @@ def _numbers(text: object) -> object:
     return values if len(values) > 1 else values[0]
 
 
-def _labels(text: object) -> object:
-    """`0,3,5` as labels."""
+def _parts(text: object) -> object:
+    """`0,daisy,5` as a tuple."""
     if not isinstance(text, str):
         return text
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError("write labels as 0,3,5") from error
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise ValueError("write classes as 0,3,5 or daisy,rose")
+    return parts
 
 
 class SampleOptions(Options):
@@ -87,8 +88,8 @@ class SampleOptions(Options):
     """rows of a sheet, or images on an animated walk"""
     columns: Side = 10
     """columns of a sheet, if classes do not set them"""
-    classes: Annotated[tuple[int, ...] | None, BeforeValidator(_labels), Shown("LABELS")] = None
-    """labels such as 0,3,5 (default: all, up to --columns of them)"""
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_parts), Shown("CLASSES")] = None
+    """labels or names, such as 0,3,5 or daisy,rose (default: all, up to --columns of them)"""
     weights: WeightsName = "ema"
     """ema for the running average, generator for the last weights"""
     resolution: Annotated[Count | None, Shown("PX")] = None
@@ -231,13 +232,18 @@ def _chosen(trained: "Trained", options: SampleOptions) -> list[int]:
     count = trained.shape.classes
     if options.classes is None:
         return list(range(min(count or 1, options.columns)))
-    labels = ",".join(map(str, options.classes))
     if count is None:
-        raise UsageError(f"--classes {labels}: this model has no classes; leave it out")
-    outside = [label for label in options.classes if not 0 <= label < count]
-    if outside:
-        raise UsageError(f"--classes {labels}: {outside} are outside 0 … {count - 1}")
-    return list(options.classes)
+        given = ",".join(options.classes)
+        raise UsageError(f"--classes {given}: this model has no classes; leave it out")
+    from service.pretrained import label_of
+
+    labels = []
+    for text in options.classes:
+        try:
+            labels.append(label_of(text, trained.classes, count))
+        except ValueError as error:
+            raise UsageError(f"--classes {text}: {error}") from error
+    return labels
 
 
 if __name__ == "__main__":

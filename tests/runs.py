@@ -27,6 +27,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stylegan": PLAIN | {"mapping_layers": 2},
     "mnist-pggan": {"resolution": 28, "channels": 1, "base": 7, "width": 16, "latents": 8},
 }
+NAMES = ("daisy", "oak*", "rose")
 PHASE = {"hold_images": 64, "batch": 16}
 
 
@@ -53,7 +54,8 @@ def make_run(folder: Path | str, family: str, clock: int = 176) -> str:
             if isinstance(network, stylegan.Generator):
                 network.w_average.normal_()
     storage = open_storage(str(folder))
-    run = RunDocument(key="a run", fingerprint=FINGERPRINT, config=config.model_dump())
+    names = NAMES if config.model.classes else ()
+    run = RunDocument(key="a run", fingerprint=FINGERPRINT, config=config.model_dump(), classes=names)
     storage.put(RUN_KEY, run.to_bytes())
     lock = RunLock(storage)
     writer = Checkpointer(storage, lock.acquire(), Keep(3), config.model_dump())

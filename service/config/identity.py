@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from service.config.schema import Config
 
-# These change where a run goes and how it is kept, but no number of its training.
+# These change where a run goes and how it is kept, but no number of its training: what the data is, its
+# fingerprint says.
 MAY_DIFFER = (
     "run.dir",
     "run.images",
@@ -18,7 +19,9 @@ MAY_DIFFER = (
     "checkpoint.",
     "collapse.",
     "evaluation.",
+    "data.url",
     "data.index_url",
+    "data.grown",
     "data.readers",
     "data.decoders",
     "data.prefetch_bytes",

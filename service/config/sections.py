@@ -153,6 +153,12 @@ class DataSettings(Section):
     """Folder or s3:// address of the index, if data.url is read-only; the default is data.url."""
     held_out: float | None = Field(default=None, ge=0, lt=1)
     """Share that is never trained on. null takes the index's share, or 0.05 if there is no index yet."""
+    image: str | None = Field(default=None, pattern=r"\S")
+    """Member to take of samples with several images, such as left.png; null takes the first image."""
+    label: str | None = Field(default=None, pattern=r"\S")
+    """Field of the samples' .json members that holds their labels; null reads the .cls members."""
+    grown: bool = False
+    """Let shards join that came after the index was made, and a run go on with them from where it is."""
     flip: bool = False
     """Mirror each image with a chance of one half, drawn anew each time that it is shown."""
     lanes: Count = 64
@@ -169,8 +175,20 @@ class DataSettings(Section):
     """Folder on each node where its workers keep what they read; null keeps nothing."""
     cache_bytes: int = Field(default=1 << 36, ge=1 << 20)
     """Most that cache_dir may hold; the least recently used blocks go first."""
-    max_bad_samples: int = Field(default=100, ge=0)
-    """Bad samples before the run stops. Until then each is replaced and counted."""
+    max_bad_samples: int | float = Field(default=0.01, ge=0)
+    """Bad samples before the run stops: a share below 1, or a count. Each is replaced and counted."""
+
+    @field_validator("max_bad_samples")
+    @classmethod
+    def _is_share_or_count(cls, value: float) -> int | float:
+        if value >= 1 and value != int(value):
+            raise ValueError("neither a share below 1 nor a whole number; write 0.01 or 100")
+        return int(value) if value >= 1 else value
+
+    def allowed_bad(self, samples: int) -> int:
+        """How many of so many samples may be bad."""
+        limit = self.max_bad_samples
+        return int(limit * samples) if limit < 1 else int(limit)
 
     @property
     def index_address(self) -> str:

@@ -80,6 +80,18 @@ def read_image(
         return upright(flat.convert(mode), turn)
 
 
+def header(file: File) -> tuple[str, int, int]:
+    """Mode, width and height of the picture in a file, upright; nothing is decoded.
+
+    DataError if it cannot be opened, or is larger than LARGEST_PIXELS.
+    """
+    with one_image(), _open(file) as image:
+        check_size(*image.size)
+        lies = orientation(image) >= 5
+        width, height = reversed(image.size) if lies else image.size
+        return image.mode, width, height
+
+
 def check_size(width: int, height: int) -> None:
     """DataError if an image would take too much memory and time."""
     if width * height > LARGEST_PIXELS:

@@ -1,12 +1,13 @@
 """Where every sample lies: shards, byte ranges, labels and held-out marks, column by column."""
 
+import dataclasses
 import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,23 +16,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
-from tqdm import tqdm
 
-from service.data.tar import NO_LABEL, samples_of
+from service.data.tar import LARGEST_LABEL, NO_LABEL, PLAIN_CHOICE, Choice
 from service.documents import Count, Digest, Document, Plain
 from service.errors import DataError
-from service.storage import Entry, MissingError, Storage, StorageError
+from service.storage import MissingError, Storage
+from service.text import printable
 
 INDEX_KEY = "index.parquet"
-# Where `pack` keeps what it has done, until it writes the index.
-PACKING = "packing/"
-CLAIM_KEY = f"{PACKING}begun"
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-REMEDY = f"delete {INDEX_KEY} to have it rebuilt, or pack again"
-READERS = 16
-MAX_CLASSES_NAMED = 100
-HELD_OUT = 0.05
+REMEDY = (
+    f"pack again, or delete {INDEX_KEY} to have it made from the shards, which loses what only pack knew"
+    " (the classes' names, the held-out share)"
+)
 _HELD_OUT_STEPS = 1 << 32
+MAX_CLASSES_NAMED = 100
 BOUNDED_CODECS = {"SNAPPY", "UNCOMPRESSED"}
 MOST_TIMES_AS_LARGE = 256
 COLUMNS: dict[str, Any] = {
@@ -49,7 +47,8 @@ class About:
 
     All images have this `resolution` (pixels a side) and these `channels`; `classes` are names by
     label; `held_out` is the share; `unreadable` are images that packing left out; `without_image`
-    counts samples without an image; `recipe` is the packing recipe.
+    counts samples without an image, `passed_over` what else was not taken, by reason; `choice` says
+    what was taken of each sample; `recipe` is the packing recipe.
     """
 
     source: str = "tar headers"
@@ -59,7 +58,17 @@ class About:
     classes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     without_image: Count = 0
+    passed_over: dict[str, Count] = field(default_factory=dict)
+    choice: Choice = PLAIN_CHOICE
     recipe: Plain | None = None
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What a data set was before it grew: its fingerprint, and how many shards it had."""
+
+    fingerprint: Digest
+    shards: Count
 
 
 class IndexHead(Document):
@@ -72,6 +81,8 @@ class IndexHead(Document):
     shards: dict[str, Count]
     etags: dict[str, str]
     about: About
+    digests: dict[str, Digest] = Field(default_factory=dict)
+    grown: tuple[Grown, ...] = ()
 
 
 class NoIndexError(DataError):
@@ -84,7 +95,8 @@ class Index:
 
     `shards` maps names to sizes in bytes. The columns have one entry a sample: `shard` (number in
     `shards`), `offset` and `size` (bytes of the image in the shard), `label` (NO_LABEL for none),
-    `held_out`, `keys`. `etags` distinguishes S3's objects from later ones of the same name.
+    `held_out`, `keys`. `etags` distinguishes S3's objects from later ones of the same name; `digests`
+    are the SHA-256 of shards that `pack` wrote. `grown` is what the data was before, oldest first.
     """
 
     shards: dict[str, int]
@@ -96,6 +108,8 @@ class Index:
     keys: pa.StringArray
     etags: dict[str, str] = field(default_factory=dict)
     about: About = field(default_factory=About)
+    digests: dict[str, str] = field(default_factory=dict)
+    grown: tuple[Grown, ...] = ()
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -126,7 +140,7 @@ class Index:
 
     def describe(self, row: int) -> str:
         """Shard and key of a sample, for messages."""
-        return f"{self.names[self.shard[row]]}: sample {self.keys[int(row)]}"
+        return printable(f"{self.names[self.shard[row]]}: sample {self.keys[int(row)]}")
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -148,7 +162,12 @@ def write_index(storage: Storage, index: Index) -> None:
         }
     )
     head = IndexHead(
-        fingerprint=index.fingerprint(), shards=index.shards, etags=index.etags, about=index.about
+        fingerprint=index.fingerprint(),
+        shards=index.shards,
+        etags=index.etags,
+        about=index.about,
+        digests=index.digests,
+        grown=index.grown,
     )
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"index": head.to_bytes()}), buffer)
@@ -173,7 +192,15 @@ def read_index(storage: Storage) -> Index:
             for name, kind in COLUMNS.items()
         }
         keys = table["key"].cast(pa.string()).combine_chunks()
-        index = Index(head.shards, keys=keys, etags=head.etags, about=head.about, **columns)
+        index = Index(
+            head.shards,
+            keys=keys,
+            etags=head.etags,
+            about=dataclasses.replace(head.about, classes=tuple(map(printable, head.about.classes))),
+            digests=head.digests,
+            grown=head.grown,
+            **columns,
+        )
         _check_columns(index)
         if index.fingerprint() != head.fingerprint:
             raise ValueError("its content does not match its fingerprint")
@@ -228,145 +255,18 @@ def _in_arrow(data: bytes) -> pa.Buffer:
 
 
 def _check_columns(index: Index) -> None:
-    """ValueError if a sample lies outside its shard, or in no shard."""
+    """ValueError if a sample lies outside its shard, or in none, or a shard outside the data."""
+    for name in index.shards:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"the name {printable(name)!r} leads out of the data")
     if len(index) and not 0 <= index.shard.min() <= index.shard.max() < len(index.shards):
         raise ValueError("a sample lies in an unknown shard")
     sizes = np.array([*index.shards.values()], np.int64)
     if np.any((index.offset < 0) | (index.size < 0) | (index.offset + index.size > sizes[index.shard])):
         raise ValueError("a sample lies outside its shard")
-
-
-def find_index(
-    shards: Storage,
-    place: Storage,
-    held_out: float | None = None,
-    check: Callable[[Index], None] = lambda index: None,
-) -> Index:
-    """The index at `place`; if there is none yet, it is made from the shards' tar headers.
-
-    `held_out` is the share of samples to hold out, chosen by their keys; for a new index, None means
-    HELD_OUT. `check` raises if the index is not fit for use; then a new one is not written, so that
-    mended data is read anew. DataError if an existing index holds out another share.
-    """
-    try:
-        index = read_index(place)
-    except NoIndexError:
-        return _index_anew(shards, place, HELD_OUT if held_out is None else held_out, check)
-    made_with = index.about.held_out
-    if held_out is not None and made_with is not None and held_out != made_with:
-        raise DataError(
-            f"data.held_out: {held_out}, but {place.url(INDEX_KEY)} was made with {made_with};"
-            f" leave the setting out, or {REMEDY}"
-        )
-    check(index)
-    return index
-
-
-def _index_anew(
-    shards: Storage, place: Storage, held_out: float, check: Callable[[Index], None]
-) -> Index:
-    entries = shards.entries()
-    if CLAIM_KEY in entries:
-        raise DataError(f"{shards.address}: packing is unfinished; run the same pack command again")
-    if not any(key.endswith((".tar", *COMPRESSED)) for key in entries):
-        raise NoIndexError(
-            f"{shards.address}: no {INDEX_KEY} and no shards; correct the address, or pack first:"
-            f" python -m service.pack SOURCE {shards.address}"
-        )
-    index = make_index(shards, entries, held_out)
-    check(index)
-    try:
-        write_index(place, index)
-    except StorageError as error:
-        if place.address != shards.address:
-            raise
-        raise DataError(
-            f"{error}; if the shards are read-only, set data.index_url to a folder or s3:// address"
-            " that all workers share"
-        ) from error
-    return index
-
-
-def make_index(storage: Storage, entries: dict[str, Entry], held_out: float) -> Index:
-    """An index of all tar files among the entries, from one pass over their headers, in parallel."""
-    packed = [key for key in entries if key.endswith(COMPRESSED)]
-    if packed:
-        raise DataError(
-            f"{storage.url(packed[0])}: compressed, and no part of it can be read alone; unpack"
-            f" all {len(packed)} such shards with gunzip (their images are already compressed)"
-        )
-    names = [key for key in entries if key.endswith(".tar")]
-    with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as threads:
-        reads = threads.map(lambda name: samples_of(storage, name), names)
-        shards = list(tqdm(reads, "indexing", len(names), unit=" shards", disable=None))
-    rows = [(number, sample) for number, (samples, _) in enumerate(shards) for sample in samples]
-    if not rows:
-        raise DataError(f"{storage.address}: no images in its shards ({len(names)})")
-    return Index(
-        {name: entries[name].size for name in names},
-        np.array([number for number, _ in rows], np.int32),
-        np.array([sample.offset for _, sample in rows], np.int64),
-        np.array([sample.size for _, sample in rows], np.int32),
-        np.array([sample.label for _, sample in rows], np.int32),
-        np.array([is_held_out(sample.key, held_out) for _, sample in rows], bool),
-        pa.array([sample.key for _, sample in rows], pa.string()),
-        {name: entries[name].etag for name in names if entries[name].etag},
-        About(held_out=held_out, without_image=sum(without for _, without in shards)),
-    )
-
-
-def check_shards(storage: Storage, index: Index) -> None:
-    """DataError unless exactly the index's shards are there, unchanged."""
-    present = {key: entry for key, entry in storage.entries().items() if key.endswith(".tar")}
-    for name, size in index.shards.items():
-        if name not in present:
-            raise DataError(
-                f"{storage.url(name)}: missing, but in the index; copy it again, or {REMEDY}"
-            )
-        entry, known = present[name], index.etags.get(name, "")
-        if entry.size != size:
-            raise DataError(
-                f"{storage.url(name)}: {entry.size} bytes, but {size} in the index: it was cut short"
-                f" or changed; copy it again, or {REMEDY}"
-            )
-        if known and entry.etag and entry.etag != known:
-            raise DataError(
-                f"{storage.url(name)}: its ETag is {entry.etag}, but {known} in the index: it was"
-                f" changed, or copied in other parts; {REMEDY}"
-            )
-    unknown = sorted(present.keys() - index.shards.keys())
-    if unknown:
-        raise DataError(
-            f"{storage.url(unknown[0])}: not in the index ({len(unknown)} such shards); move them away,"
-            f" or {REMEDY}"
-        )
-
-
-def check_labels(index: Index, classes: int | None) -> None:
-    """DataError unless a model's classes are those of the labels; a label outside names its sample.
-
-    Samples without a label pass and count as bad ones later, unless no sample has a label.
-    """
-    if classes is None:
-        return
-    if not np.any(index.label != NO_LABEL):
-        raise DataError(
-            f"{next(iter(index.shards))}: no sample has a label (a .cls member that holds a number);"
-            " set model.classes to null to train without labels"
-        )
-    outside = np.flatnonzero(index.label >= classes)
-    known = len(class_counts(index.label, index.about.classes))
-    if len(outside):
-        row = int(outside[0])
-        raise DataError(
-            f"{index.describe(row)}: label {index.label[row]} is outside 0 … {classes - 1}"
-            f" ({len(outside)} such samples); set model.classes to {known}, or correct the labels"
-        )
-    if classes > known:
-        raise DataError(
-            f"model.classes: {classes}, but the data's labels are 0 … {known - 1}; set it to {known},"
-            " or correct the labels"
-        )
+    if len(index) and not NO_LABEL <= index.label.min() <= index.label.max() <= LARGEST_LABEL:
+        raise ValueError(f"a label is none of {NO_LABEL} … {LARGEST_LABEL}")
 
 
 def class_counts(labels: ArrayLike, names: Sequence[str]) -> list[tuple[str, int]]:
@@ -374,13 +274,3 @@ def class_counts(labels: ArrayLike, names: Sequence[str]) -> list[tuple[str, int
     known = np.asarray(labels, np.int64)
     counts = np.bincount(known[known != NO_LABEL], minlength=len(names)).tolist()
     return list(zip([*names, *[""] * (len(counts) - len(names))], counts, strict=True))
-
-
-def check_channels(index: Index, channels: int) -> None:
-    """DataError if the images' channels differ from the model's."""
-    packed = index.about.channels
-    if packed not in (None, channels):
-        raise DataError(
-            f"the data has {packed} channels, the model {channels}; set model.channels to {packed}"
-            " or pack again with other --channels"
-        )

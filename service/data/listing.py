@@ -26,7 +26,7 @@ class Listing:
     def add(self, member: str, regular: bool = True) -> None:
         """Take up a file, or count why it is left out: the one rule for all kinds of sources."""
         path = PurePosixPath(member)
-        if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+        if is_hidden(member):
             self.left_out[_HIDDEN] += 1
         elif not regular:
             self.left_out[_SPECIAL] += 1
@@ -34,6 +34,10 @@ class Listing:
             self.members.append(member)
         else:
             self.left_out[path.suffix.lower() or _NO_SUFFIX] += 1
+
+    def read(self, member: str) -> None:
+        """A file that was left out was read after all, as labels."""
+        self.left_out[PurePosixPath(member).suffix.lower()] -= 1
 
     def sort(self) -> None:
         """Bring the images in the order of their folders' names, then of their own."""
@@ -47,6 +51,11 @@ class Classes:
     labels: list[int]
     names: list[str]
     notes: tuple[str, ...] = ()
+
+
+def is_hidden(member: str) -> bool:
+    """Whether a path leads to what systems keep for themselves: dot files, macOS's own."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
 
 
 def list_folder(folder: Path) -> Listing:
@@ -129,7 +138,7 @@ def classes_of_folders(where: str, members: Sequence[str]) -> Classes:
     found = set(tops)
     if len(found) > 1:
         _refuse_mixture(where, members, found)
-    names = _in_order(found)
+    names = in_order(found)
     number = {name: i for i, name in enumerate(names)}
     return Classes([number[top] for top in tops], names, tuple(_notes(members, names)))
 
@@ -149,8 +158,8 @@ def _refuse_mixture(where: str, members: Sequence[str], tops: set[str]) -> None:
         )
 
 
-def _in_order(names: set[str]) -> list[str]:
-    """Whole numbers by their value, so that 0 … n − 1 are their own labels; else by name."""
+def in_order(names: set[str]) -> list[str]:
+    """The classes: whole numbers by value, so that 0 … n − 1 are their own labels; else by name."""
     if all(_is_number(name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)

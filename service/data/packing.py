@@ -22,18 +22,8 @@ from tqdm import tqdm
 
 from service.data.decode import decode
 from service.data.image import Mode
-from service.data.index import (
-    CLAIM_KEY,
-    INDEX_KEY,
-    PACKING,
-    About,
-    Index,
-    check_shards,
-    is_held_out,
-    make_index,
-    read_index,
-    write_index,
-)
+from service.data.index import INDEX_KEY, About, Index, is_held_out, read_index, write_index
+from service.data.indexing import CLAIM_KEY, PACKING, check_shards, make_index, write_marks
 from service.data.sources import ImageSource
 from service.data.stream import read_samples
 from service.documents import Count, Document
@@ -51,6 +41,7 @@ CHANNELS: dict[str, Literal[1, 3]] = {"gray": 1, "rgb": 3}
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
 TAR_BLOCK = 512
 _AHEAD = 8
+_PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -133,6 +124,7 @@ class Part:
     name: str
     size: Count = 0
     etag: str = ""
+    digest: str = ""
     keys: list[str] = field(default_factory=list)
     labels: list[Count] = field(default_factory=list)
     offsets: list[Count] = field(default_factory=list)
@@ -180,7 +172,7 @@ def check_readable(source: ImageSource, address: str) -> None:
 @contextlib.contextmanager
 def _alone(storage: Storage) -> Iterator[None]:
     """LockError if another pack is at work on this destination."""
-    lock = RunLock(open_storage(storage.url(PACKING.rstrip("/")), storage.retry_s))
+    lock = RunLock(open_storage(f"{storage.address}/{PACKING.rstrip('/')}", storage.retry_s))
     lock.acquire()
     try:
         yield
@@ -272,15 +264,17 @@ def _images(
 
 
 class _Counted:
-    """A writer that counts the bytes written."""
+    """A writer that counts the bytes written, and digests them."""
 
     def __init__(self, writer: Writer):
         self._writer = writer
         self.count = 0
+        self.sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         """Append bytes."""
         self._writer.write(data)
+        self.sha256.update(data)
         self.count += len(data)
         return len(data)
 
@@ -312,7 +306,8 @@ def _write_shard(
                 part.sizes.append(len(image))
                 # Members of a sample are written in the order of their names: the image comes last.
                 part.offsets.append(tar.tarstream.offset - -(-len(image) // TAR_BLOCK) * TAR_BLOCK)
-    part.size, part.etag = counted.count, storage.entries(name)[name].etag
+    part.size, part.digest = counted.count, counted.sha256.hexdigest()
+    part.etag = storage.entries(name)[name].etag
     return part
 
 
@@ -343,8 +338,10 @@ def _finish(recipe: Recipe, source: ImageSource, storage: Storage, parts: list[P
         pa.array(keys, pa.string()),
         {part.name: part.etag for part in full if part.etag},
         about,
+        {part.name: part.digest for part in full if part.digest},
     )
     write_index(storage, index)
+    write_marks(storage, index, storage.entries("shard-"))
     return index
 
 
@@ -378,7 +375,21 @@ def verify(storage: Storage, recipe: Recipe, index: Index, workers: int) -> int:
         for count in threads.map(check, pieces):
             progress.update(count)
         progress.close()
+    for name, digest in index.digests.items():
+        if _digest(storage, name, index.shards[name]) != digest:
+            raise DataError(
+                f"{storage.url(name)}: its SHA-256 is not the one that pack wrote: its bytes changed;"
+                " restore it from a copy, or pack again with --overwrite"
+            )
     return len(index)
+
+
+def _digest(storage: Storage, name: str, size: int) -> str:
+    """The SHA-256 of a shard, read piece by piece."""
+    digest = hashlib.sha256()
+    for start in range(0, size, _PIECE_BYTES):
+        digest.update(storage.get(name, start, min(_PIECE_BYTES, size - start)))
+    return digest.hexdigest()
 
 
 def packed_already(storage: Storage, recipe: Recipe) -> Index | None:

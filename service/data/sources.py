@@ -17,12 +17,12 @@ from PIL import Image
 
 from service.data.image import BACKGROUND, SUFFIXES, File, Mode, one_image, read_image
 from service.data.listing import Classes, Listing, classes_of_folders, list_folder, wrapper
-from service.data.tar import printable
+from service.data.tar import LARGEST_LABEL
 from service.errors import DataError, UsageError
+from service.text import printable
 
 # StyleGAN's convention: {"labels": [["00000/img00000000.png", 6], …]} beside the images.
 LABELS = "dataset.json"
-LARGEST_LABEL = 10**6
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _classes(where: str, listing: Listing, top: str, listed: bytes | None) -> Cl
     members = [member.removeprefix(top) for member in listing.members]
     label_of = _read_labels(f"{where}/{top}{LABELS}", listed) if listed is not None else None
     if listed is not None:
-        listing.left_out[".json"] -= 1
+        listing.read(LABELS)
     if label_of is None:
         return classes_of_folders(where, members)
     missing = [member for member in members if member not in label_of]

@@ -8,9 +8,11 @@ from pathlib import Path
 from service.config import Config
 from service.config.identity import flatten
 from service.config.yaml import to_yaml
+from service.data.index import Index, class_counts
 from service.driver.preflight import RunDir
 from service.recording.mlflow import Description
 
+LONGEST_TAG = 500
 PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
 
 
@@ -30,10 +32,18 @@ def describe_run(config: Config, run: RunDir, parent: str | None) -> Description
         | {
             "run.dir": config.run.dir,
             "data.fingerprint": run.index.fingerprint(),
+            "data.classes": ", ".join(run.index.about.classes)[:LONGEST_TAG],
             "mlflow.source.git.commit": git_commit(),
         },
-        texts={"config.yaml": to_yaml(config)},
+        texts={"config.yaml": to_yaml(config)} | _classes_text(run.index),
     )
+
+
+def _classes_text(index: Index) -> dict[str, str]:
+    """A file that lists the classes: label, number of images, name."""
+    counts = class_counts(index.label, index.about.classes)
+    lines = [f"{label}\t{count}\t{name}\n" for label, (name, count) in enumerate(counts)]
+    return {"classes.tsv": "".join(["label\timages\tname\n", *lines])} if counts else {}
 
 
 def git_commit() -> str:

@@ -27,10 +27,6 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
     labels = np.unique(index.label[index.label != NO_LABEL])
     without = int((index.label == NO_LABEL).sum())
     yield f"         {len(labels):,} different labels, {without:,} samples without a label"
-    if index.about.without_image:
-        yield f"         {index.about.without_image:,} more samples have no image, and are left out"
-    if index.about.unreadable:
-        yield f"         {len(index.about.unreadable):,} unreadable images were left out by packing"
     yield from _classes(index)
     yield (
         f"order    {order.lanes} lanes of {order.lane_samples:,} samples in windows of {order.window}:"

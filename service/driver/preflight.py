@@ -1,14 +1,19 @@
 """What happens before Ray starts: the data is checked and the run is locked."""
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from service.config import Config
-from service.data.index import Index, check_channels, check_labels, check_shards, find_index
+from service.data.checks import check_channels, check_labels, check_unlabelled
+from service.data.heads import look_at_heads
+from service.data.index import Index
+from service.data.indexing import find_index, passed_over_in_words
+from service.data.tar import Choice
 from service.engine.curriculum import Curriculum
 from service.errors import DataError
-from service.run.directory import same_run
+from service.run.directory import RunData, same_run
 from service.scoring.scorer import check_evaluation
 from service.storage import Storage, open_storage
 from service.storage.lock import RunLock
@@ -40,27 +45,40 @@ def open_run(config: Config) -> Iterator[RunDir]:
     lock = RunLock(storage)
     token = lock.acquire()
     try:
-        key = same_run(storage, config, index.fingerprint())
+        before = tuple(part.fingerprint for part in index.grown)
+        data = RunData(index.fingerprint(), index.about.classes, before)
+        key = same_run(storage, config, data)
         yield RunDir(storage, token, key, index, config.run.images or curriculum.end)
     finally:
         lock.release()
 
 
 def check_data(config: Config) -> Index:
-    """The index of the data; DataError if shards, labels, channels, lanes or memory do not fit."""
+    """The index of the data; DataError if shards, labels, channels, lanes or memory do not fit.
+
+    What a user should know of the data goes to stderr.
+    """
     retry_s = min(config.storage.retry_s, EARLY_RETRY_S)
     shards = open_storage(config.data.url, retry_s)
     place = open_storage(config.data.index_address, retry_s)
+    data = config.data
 
     def check(index: Index) -> None:
-        check_shards(shards, index)
+        _tell(passed_over_in_words(index.about))
         _check_images(config, index)
+        _check_heads(config, shards, index)
 
-    index = find_index(shards, place, config.data.held_out, check)
+    choice = Choice(data.image and data.image.lower().lstrip("."), data.label)
+    index = find_index(shards, place, data.held_out, check, choice, data.grown)
     check_memory(config, dataset_of(config, index), max(config.worker_counts))
     if config.evaluation.every_images:
         check_evaluation(config.evaluation, index)
     return index
+
+
+def _tell(lines: Iterable[str], what: str = "left out") -> None:
+    for line in lines:
+        print(f"{what}: {line}", file=sys.stderr)
 
 
 def _check_images(config: Config, index: Index) -> None:
@@ -72,4 +90,23 @@ def _check_images(config: Config, index: Index) -> None:
         raise DataError(
             f"{config.data.url}: packed at {packed} px, but model.resolution is"
             f" {config.model.resolution}; pack at a higher resolution, or lower model.resolution"
+        )
+
+
+def _check_heads(config: Config, shards: Storage, index: Index) -> None:
+    """DataError if more samples are bad than the run allows, by their labels or by their headers."""
+    rows = index.rows(held_out=False)
+    allowed = config.data.allowed_bad(len(rows))
+    if config.model.classes is not None:
+        check_unlabelled(index, rows, allowed)
+    if index.about.resolution is not None:
+        return  # pack made every image
+    resolution = config.model.resolution
+    heads = look_at_heads(shards, index, rows, resolution, config.run.seed)
+    _tell(heads.in_words(resolution), "note")
+    if heads.at_least_bad > allowed:
+        raise DataError(
+            f"{config.data.url}: at least {heads.at_least_bad} of {len(rows)} images cannot be shown at"
+            f" {resolution} px, but data.max_bad_samples allows {allowed}; leave them out of the shards,"
+            " lower model.resolution and the last phases, or raise the limit"
         )

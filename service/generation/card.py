@@ -3,10 +3,13 @@
 import copy
 import dataclasses
 import json
+import re
+from collections.abc import Iterator
 
 from models import Stage
 from models.growth import GrowingGenerator
 from models.layers import has_batch_norm, parameter_count
+from service.data.index import MAX_CLASSES_NAMED
 from service.engine.sampler import BATCH
 from service.generation.names import ONNX_KEY, WEIGHTS_KEY
 from service.generation.onnx import Styling
@@ -42,6 +45,7 @@ def card(
                 "data fingerprint": f"`{trained.fingerprint}`",
             }
         ),
+        *_classes(trained),
         f"## Settings\n\n```json\n{settings}\n```",
         "## Metrics\n\n" + _metrics(trained.metrics),
         "## Use\n\n" + _use(trained, standing_batches) + (_use_onnx(trained, styling) if onnx else ""),
@@ -61,6 +65,21 @@ def _front_matter(trained: Trained, onnx: bool) -> str:
 
 def _table(rows: dict[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _classes(trained: Trained) -> Iterator[str]:
+    """The section of the classes' names; a long list is cut."""
+    if trained.shape.classes and trained.classes:
+        names = trained.classes[:MAX_CLASSES_NAMED]
+        listed = "\n".join(f"- {label}: {_escaped(name)}" for label, name in enumerate(names))
+        rest = len(trained.classes) - len(names)
+        more = f"\n\nand {rest:,} more, in the header of `{WEIGHTS_KEY}`." if rest else ""
+        yield f"## Classes\n\n{listed}{more}"
+
+
+def _escaped(name: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", name)
 
 
 def _parameters(generator: GrowingGenerator, stage: Stage) -> str:

@@ -63,7 +63,9 @@ def _register(uri: str, experiment: str, name: str, trained: Trained) -> str:
         from service.generation import serving
 
         file = Path(folder) / "generator.safetensors"
-        weights = pretrained.to_bytes(trained.generator, trained.family, trained.shape, trained.stage)
+        weights = pretrained.to_bytes(
+            trained.generator, trained.family, trained.shape, trained.stage, trained.classes
+        )
         file.write_bytes(weights)
         logged = mlflow.pyfunc.log_model(
             name=name,

@@ -7,6 +7,7 @@ of service/ that it imports, torch and safetensors.
 import functools
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,9 @@ class GeneratorModel(PythonModel):
     """Draws one image for each row, the same as `service.sample --rows 1 --columns 1`.
 
     Only batch norm differs: its statistics are measured once, with seed 0, not with each row's seed.
-    `seed` decides latents and noise. `class` is optional: without it, the seed draws one. Models without
-    classes take none. `truncation` resamples latents beyond it; for StyleGAN it is ψ. Without it,
-    nothing is truncated. A row gives the same image in any table.
+    `seed` decides latents and noise. `class`, a name or a number, is optional: without it, the seed
+    draws one. Models without classes take none. `truncation` resamples latents beyond it; for StyleGAN
+    it is ψ. Without it, nothing is truncated. A row gives the same image in any table.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -99,7 +100,7 @@ def _row(values: dict[str, Any], exported: pretrained.Exported) -> ImageRow:
     if "class" in values:
         if classes is None:
             raise ValueError(f"class {values['class']}: this model has no classes; leave it out")
-        label = _whole("class", values["class"], classes - 1)
+        label = _label(values["class"], exported.classes, classes)
     truncation = values.get("truncation")
     if truncation is not None:
         if not isinstance(truncation, numbers.Real):
@@ -111,6 +112,15 @@ def _row(values: dict[str, Any], exported: pretrained.Exported) -> ImageRow:
         if not math.isfinite(truncation) or (truncation <= 0 and not styled):
             raise ValueError(f"truncation {truncation}: give a threshold above 0, such as 0.5")
     return ImageRow(seed, label, truncation)
+
+
+def _label(value: Any, names: Sequence[str], classes: int) -> int:
+    if not isinstance(value, str):
+        return _whole("class", value, classes - 1)
+    try:
+        return pretrained.label_of(value, names, classes)
+    except ValueError as error:
+        raise ValueError(f"class {value}: {error}") from error
 
 
 def _is_missing(value: Any) -> bool:

@@ -91,11 +91,13 @@ Frames = list[Pixels]
 
 def draw_grid(subject: Subject) -> Frames:
     """Images of each class, one class a column; without classes, `look.columns` columns."""
-    look = subject.look
-    columns = len(subject.labels) if subject.trained.shape.classes else look.columns
+    look, trained = subject.look, subject.trained
+    columns = len(subject.labels) if trained.shape.classes else look.columns
     inputs = subject.inputs(columns * look.rows, look.truncation)
     images = subject.draw(subject.sampler(look.truncation), inputs, look.psi)
-    return [subject.grid(images, columns)]
+    sheet = subject.grid(images, columns)
+    names = [trained.name_of(label) for label in subject.labels]
+    return [pictures.headed(sheet, names) if any(names) else sheet]
 
 
 def draw_truncation(subject: Subject) -> Frames:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ GAP_PIXELS = 2
 LEAST_SHOWN_PIXELS = 32
 """The side to which smaller images of a grid are enlarged."""
 CAPTION_PIXELS = 16
+LONGEST_CAPTION_PIXELS = 120
 MARGIN_PIXELS = 64
 ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}
 
@@ -19,6 +21,15 @@ FOLDER = "pictures"
 _GRID = re.compile(rf"{FOLDER}/grid-(\d+)(?:-(\d+))?\.png")
 
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class GridLook:
+    """How a grid is drawn: its columns, the side that images are enlarged to, what stands over them."""
+
+    columns: int
+    pixels: int
+    captions: tuple[str, ...] = ()
 
 
 def grid_key(clock: int, attempt: int) -> str:
@@ -53,9 +64,44 @@ def grid(images: Pixels, columns: int, pixels: int) -> Pixels:
     return sheet
 
 
-def grid_png(images: Pixels, columns: int, pixels: int) -> bytes:
-    """A `grid` as PNG."""
-    return png(grid(images, columns, pixels))
+def grid_png(images: Pixels, look: GridLook) -> bytes:
+    """A `grid` as PNG, `headed` by its captions, if there are any."""
+    sheet = grid(images, look.columns, look.pixels)
+    return png(headed(sheet, look.captions) if any(look.captions) else sheet)
+
+
+def headed(sheet: Pixels, captions: Sequence[str]) -> Pixels:
+    """A sheet uint8 [h, w, c] with a caption over each column, read upwards if one is wider than that.
+
+    Each is cut to LONGEST_CAPTION_PIXELS.
+    """
+    font = ImageFont.load_default()
+    width = (sheet.shape[1] + GAP_PIXELS) // len(captions)
+    texts = [_cut(text, font) for text in captions]
+    longest = max(int(font.getlength(text)) + 4 for text in texts)
+    if longest <= width:
+        return labelled(sheet, texts)
+    # written on the strip lying on its side
+    strip = np.zeros((sheet.shape[1], longest, sheet.shape[2]), np.uint8)
+    image = _to_image(strip)
+    draw = ImageDraw.Draw(image)
+    for i, text in enumerate(texts):
+        draw.text((2, i * width + (width - CAPTION_PIXELS) // 2), text, _white(sheet), font)
+    upwards = np.rot90(np.asarray(image).reshape(strip.shape))
+    return np.concatenate([upwards, sheet])
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, or as much of its beginning as fits, with an ellipsis."""
+    if font.getlength(text) <= LONGEST_CAPTION_PIXELS:
+        return text
+    while text and font.getlength(f"{text}…") > LONGEST_CAPTION_PIXELS:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _white(sheet: Pixels) -> int | tuple[int, ...]:
+    return 255 if sheet.shape[2] == 1 else (255,) * sheet.shape[2]
 
 
 def labelled(sheet: Pixels, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Pixels:
@@ -74,7 +120,7 @@ def labelled(sheet: Pixels, columns: Sequence[str] = (), rows: Sequence[str] = (
     canvas[top:, left : left + width] = sheet
     image = _to_image(canvas)
     draw = ImageDraw.Draw(image)
-    white = 255 if channels == 1 else (255,) * channels
+    white = _white(sheet)
     for i, text in enumerate(columns):
         draw.text((left + i * (width + GAP_PIXELS) // len(columns) + 2, 2), text, white, font)
     for i, text in enumerate(rows):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from service.recording.mlflow import Description, MlflowLog, Status
-from service.recording.pictures import grid_key, grid_png
+from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
 from service.recording.record import Record
 from service.recording.spool import Spool
@@ -75,11 +75,11 @@ class Recorder:
                 self._fresh.append(record)
                 self._try(self._store)
 
-    def draw(self, record: Record, images: NDArray[np.uint8], columns: int, pixels: int) -> None:
+    def draw(self, record: Record, images: NDArray[np.uint8], look: GridLook) -> None:
         """Make a grid of the images, store it in the run directory, and record it."""
         key = grid_key(record.clock, record.attempt)
         with self._lock:
-            self._unsaved[key] = grid_png(images, columns, pixels)
+            self._unsaved[key] = grid_png(images, look)
         self.write(Record(record.clock, record.time, record.attempt, picture=key))
 
     def latest(self) -> dict[str, Any]:
@@ -172,9 +172,9 @@ class RecorderClient:
         """Send a record."""
         self._send(lambda: self._actor.write.remote(record))
 
-    def draw(self, record: Record, images: NDArray[np.uint8], columns: int, pixels: int) -> None:
+    def draw(self, record: Record, images: NDArray[np.uint8], look: GridLook) -> None:
         """Send uint8 images [n, h, w, c] for a grid."""
-        self._send(lambda: self._actor.draw.remote(record, images, columns, pixels))
+        self._send(lambda: self._actor.draw.remote(record, images, look))
 
     def settle(self) -> None:
         """Wait for a limited time until all that was sent is in the spool."""

@@ -34,7 +34,8 @@ class CheckpointPlace:
 class Trained:
     """A generator on the CPU, the last stage that it was trained at, and where it comes from.
 
-    `metrics` are the last values that the run recorded before this checkpoint.
+    `classes` are the names of the labels, if they have any; `metrics` are the last values that the run
+    recorded before this checkpoint.
     """
 
     generator: GrowingGenerator
@@ -43,6 +44,7 @@ class Trained:
     config: Config
     place: CheckpointPlace
     fingerprint: str
+    classes: tuple[str, ...]
     attempt: int
     amendments: tuple[Amended, ...]
     metrics: dict[str, float]
@@ -61,6 +63,10 @@ class Trained:
     def rungs(self) -> list[int]:
         """Resolutions that were trained so far."""
         return [rung for rung in self.shape.rungs if rung <= self.stage.resolution]
+
+    def name_of(self, label: int) -> str:
+        """The name of a class; "" if it has none."""
+        return self.classes[label] if label < len(self.classes) else ""
 
     @property
     def family(self) -> str:
@@ -96,13 +102,15 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
             f"{storage.url(name.folder)}: damaged, or made by another version of the service; use that"
             f" version, or choose another checkpoint ({reason(error)})"
         ) from error
+    run = read_run(storage)
     return Trained(
         generator,
         config.shape,
         stage,
         config,
         CheckpointPlace(storage.address, name),
-        read_run(storage).fingerprint,
+        run.fingerprint,
+        run.classes,
         manifest.state.attempt,
         manifest.state.amendments,
         manifest.metrics,

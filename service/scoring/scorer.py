@@ -152,7 +152,7 @@ class Scorer:
             self._index,
             Order(self._index, rows, 0, lanes=1, window=_WINDOW),
             self.config.model.channels,
-            max_bad_samples=data.max_bad_samples,
+            max_bad_samples=data.allowed_bad(len(self._index)),
             retry_s=storage.retry_s,
             timeout_s=storage.timeout_s,
         )

@@ -36,10 +36,14 @@ class ChangedError(StorageError):
 
 @dataclass(frozen=True)
 class Entry:
-    """An object in a listing: its bytes, and its ETag in S3 ("" in folders, which have none)."""
+    """An object in a listing: its bytes, its ETag in S3, and its `mark` in a folder, else "".
+
+    A file whose mark differs may have been changed, or only copied.
+    """
 
     size: int
     etag: str = ""
+    mark: str = ""
 
 
 @dataclass

@@ -26,7 +26,7 @@ class FolderStorage(Storage):
 
     def __init__(self, address: str, retry_s: float = 0):
         super().__init__(retry_s)
-        self.root = Path(address).absolute()
+        self.root = Path(address).expanduser().absolute()
         self.address = str(self.root)
 
     @override
@@ -85,7 +85,9 @@ class FolderStorage(Storage):
                     key = path.relative_to(self.root).as_posix()
                     if key.startswith(prefix) and not name.startswith(_UNFINISHED):
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a dead link
-                            entries[key] = Entry(path.stat().st_size)
+                            found = path.stat()
+                            mark = f"{found.st_mtime_ns}-{found.st_ino}"
+                            entries[key] = Entry(found.st_size, mark=mark)
             return dict(sorted(entries.items()))
 
         return self._call(prefix, walk)

@@ -96,7 +96,7 @@ class Meter:
             "workers": float(workers.count),
             **counts,
         }
-        limit = self.context.config.data.max_bad_samples
+        limit = self.batches.feeders.dataset.max_bad_samples
         check_bad_samples(int(counts["bad_samples"]), limit, "named in the workers' logs")
         self._reset(cycle.end)
         return dict(self.latest)

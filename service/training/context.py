@@ -9,8 +9,10 @@ from service.data.index import read_index
 from service.data.loader import Loader
 from service.engine.curriculum import Curriculum, Cycle, curriculum_of, due
 from service.engine.distributed import Workers
+from service.engine.panel import panel_columns
 from service.engine.state import TrainState
 from service.errors import DataError
+from service.recording.pictures import LEAST_SHOWN_PIXELS, GridLook
 from service.recording.record import Event, EventAction, Record
 from service.recording.recorder import RecorderClient
 from service.run import checkpoint, ranking
@@ -40,6 +42,12 @@ class Context:
         dataset = dataset_of(config, read_index(place))
         check_memory(config, dataset, workers.count)
         self.panel = panel_of(config, dataset)
+        columns = panel_columns(config)
+        self.grid_look = GridLook(
+            columns,
+            max(LEAST_SHOWN_PIXELS, config.model.resolution),
+            dataset.index.about.classes[:columns] if config.model.classes else (),
+        )
         self.real = PanelReader(self.panel.dataset)
         self.feeders = open_feeders(config, dataset, workers.count)
 

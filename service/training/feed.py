@@ -19,14 +19,14 @@ Share = Callable[[int, int], NDArray[np.int64]]
 
 def dataset_of(config: Config, index: Index) -> Dataset:
     """The samples that the run is trained on, in their order."""
-    data = config.data
+    data, rows = config.data, index.rows(held_out=False)
     return Dataset(
         address=data.url,
         index=index,
-        order=Order(index, index.rows(held_out=False), config.run.seed, data.lanes, data.window),
+        order=Order(index, rows, config.run.seed, data.lanes, data.window),
         channels=config.model.channels,
         labelled=config.model.classes is not None,
-        max_bad_samples=data.max_bad_samples,
+        max_bad_samples=data.allowed_bad(len(rows)),
         readers=data.readers,
         retry_s=config.storage.retry_s,
         timeout_s=config.storage.timeout_s,

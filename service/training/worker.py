@@ -10,9 +10,8 @@ import torch
 from service.config import Config
 from service.engine import distributed
 from service.engine.curriculum import Cycle, due
-from service.engine.panel import draw_panel, panel_columns
+from service.engine.panel import draw_panel
 from service.engine.state import TrainState, new_state
-from service.recording.pictures import LEAST_SHOWN_PIXELS
 from service.recording.record import Record
 from service.recording.recorder import RecorderClient
 from service.run import checkpoint
@@ -96,8 +95,7 @@ def _draw(context: Context, state: TrainState, cycle: Cycle) -> None:
         autocast = torch.autocast(context.workers.device.type, torch.bfloat16, enabled=bf16)
         images = draw_panel(context.config, state.ema, cycle.stage, autocast)
         record = Record(state.clock, time.time(), state.attempt)
-        pixels = max(LEAST_SHOWN_PIXELS, context.config.model.resolution)
-        context.recorder.draw(record, images, panel_columns(context.config), pixels)
+        context.recorder.draw(record, images, context.grid_look)
 
 
 def _save(context: Context, saver: Checkpointer, state: TrainState, meter: Meter) -> None:

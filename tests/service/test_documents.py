@@ -18,6 +18,7 @@ from cluster.local import Process, StackDocument
 from service import documents
 from service.collapse.state import CollapseState, Kind, Level, Measurement, Verdict
 from service.data.index import About, IndexHead
+from service.data.indexing import MarksDocument
 from service.data.packing import Part, PartDocument
 from service.documents import Clock, Count, Digest, Document, Plain, Seconds
 from service.engine.state import PlainState
@@ -300,8 +301,20 @@ DOCUMENTS: dict[type[Document], Document] = {
         etags={"shard-000000.tar": '"0a0a"'},
         about=About("digits", 0.05, 32, 1, ("0", "1"), ("broken.png: why",), 2, {"seed": 0}),
     ),
+    MarksDocument: MarksDocument(marks={"shard-000000.tar": "1795783596059771247-2540061"}),
     PartDocument: PartDocument(
-        part=Part("recipe", "shard-000000.tar", 10240, "", ["a"], [3], [512], [99], ["broken.png: why"])
+        part=Part(
+            "recipe",
+            "shard-000000.tar",
+            10240,
+            "",
+            "d" * 64,
+            ["a"],
+            [3],
+            [512],
+            [99],
+            ["broken.png: why"],
+        )
     ),
     SweepDocument: SweepDocument(
         key="key",
@@ -345,7 +358,7 @@ def test_each_comes_back_as_it_was_written(kind):
 
 @EACH
 def test_each_tells_another_version_from_damage(kind):
-    for version in (..., 1, kind.model_fields["version"].default + 1):
+    for version in (..., 0, kind.model_fields["version"].default + 1):
         with pytest.raises(DataError, match=rf"^{ADDRESS}: has (no version|version \d), but this"):
             kind.from_bytes(changed(DOCUMENTS[kind], version=version), ADDRESS)
 

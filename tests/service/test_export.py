@@ -19,7 +19,7 @@ from service.errors import ServiceError, UsageError
 from service.generation import onnx
 from service.run.best import load
 from service.storage import open_storage
-from tests.runs import FAMILIES, FINGERPRINT, inputs, labels_of, make_run, ready
+from tests.runs import FAMILIES, FINGERPRINT, NAMES, inputs, labels_of, make_run, ready
 
 pytestmark = pytest.mark.slow
 
@@ -116,8 +116,11 @@ def test_the_card_is_true_and_its_code_runs(family, runs, exported, monkeypatch)
         "| `fid` | 12.25 |",
         "| images trained | 176 |",
         "alpha 0.5",
+        *(["- 0: daisy\n- 1: oak\\*\n- 2: rose"] if family == "biggan" else []),
     ):
         assert fact in card
+    header = pretrained.load_exported(exported(family) / "generator.safetensors")
+    assert header.classes == (NAMES if family == "biggan" else ())
     monkeypatch.chdir(exported(family))
     names: dict[str, Any] = {}
     full = FAMILIES[family]["resolution"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from service.engine.curriculum import Curriculum
 from service.engine.panel import draw_panel, panel_columns
 from service.engine.state import new_state
 from service.errors import DataError, ServiceError, UsageError
-from service.recording.pictures import grid_png
+from service.recording.pictures import GridLook, grid_png
 from service.run.checkpoint import Checkpointer, Keep
 from service.run.directory import RUN_KEY, RunDocument
 from service.storage import open_storage
@@ -55,7 +56,7 @@ def make_run(config: Config) -> None:
     for clock in (32, 96, 192):
         state.clock = clock
         panel = draw_panel(config, state.ema, curriculum.before(clock).stage)
-        sheet = grid_png(panel, panel_columns(config), config.model.resolution)
+        sheet = grid_png(panel, GridLook(panel_columns(config), config.model.resolution))
         storage.put(f"pictures/grid-{clock:012d}.png", sheet)
     lock = RunLock(storage)
     saver = Checkpointer(storage, lock.acquire(), Keep(3), config.model_dump())
@@ -116,6 +117,22 @@ def test_chosen_classes_are_the_columns_of_the_whole_grid(runs, tmp_path):
     (whole,) = draw(runs["biggan"], "grid", tmp_path / "a.png", "--rows", "1")
     (chosen,) = draw(runs["biggan"], "grid", tmp_path / "b.png", "--rows", "1", "--classes", "0,2")
     assert np.array_equal(cells(chosen, 1, 2)[0, 0], cells(whole, 1, 3)[0, 0])
+
+
+def test_classes_are_chosen_by_name_and_named_over_their_columns(runs, tmp_path):
+    named = tmp_path / "named"
+    shutil.copytree(runs["biggan"], named)
+    content = json.loads((named / RUN_KEY).read_text())
+    (named / RUN_KEY).write_text(json.dumps(content | {"classes": ["daisy", "oak", "rose"]}))
+    flags = ("--rows", "1", "--classes")
+    (plain,) = draw(runs["biggan"], "grid", tmp_path / "a.png", *flags, "2,0")
+    (chosen,) = draw(named, "grid", tmp_path / "b.png", *flags, "rose,0")
+    assert np.array_equal(chosen[len(chosen) - len(plain) :], plain)
+    assert chosen[: len(chosen) - len(plain)].any()
+    with pytest.raises(
+        UsageError, match="--classes lily: no such class; give one of daisy, oak, rose, or"
+    ):
+        draw(named, "grid", tmp_path / "c.png", *flags, "lily")
 
 
 def test_truncation_brings_the_images_of_a_class_together(runs, tmp_path):
@@ -294,8 +311,9 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
         ("stylegan", ["--psi", "0.5,0.5"], "2 values for 6 layers"),
         ("stylegan", ["--cutoff", "9"], "there are 6 layers"),
         ("stylegan", ["--classes", "1"], "no classes"),
-        ("dcgan", ["--classes", "1,7"], r"\[7\] are outside 0 … 2"),
-        ("dcgan", ["--classes", "a"], "--classes a: write labels as 0,3,5"),
+        ("dcgan", ["--classes", "1,7"], "--classes 7: no such class; give a whole number from 0 to 2"),
+        ("dcgan", ["--classes", "a"], "--classes a: no such class; give a whole number from 0 to 2"),
+        ("dcgan", ["--classes", "1,,2"], "write classes as 0,3,5 or daisy,rose"),
         ("dcgan", ["--step", "3"], r"--step: no such option; did you mean --steps\?"),
         ("dcgan", ["collage"], "sheet collage: choose grid, truncation, .* or noise"),
         ("dcgan", ["--seed", "-1"], "--seed -1: give a whole number from 0 to 2147483647"),

@@ -9,7 +9,7 @@ import pytest
 
 from service.data.dataset import Dataset, Request, read
 from service.data.feeder import Feeders
-from service.data.index import find_index
+from service.data.indexing import find_index
 from service.data.loader import BATCHES_AHEAD, Loader
 from service.data.order import Order
 from service.errors import DataError

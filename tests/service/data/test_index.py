@@ -19,20 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.data.checks import check_labels
 from service.data.dataset import Dataset, Request, read
-from service.data.index import (
-    INDEX_KEY,
-    check_labels,
-    check_shards,
-    find_index,
-    is_held_out,
-    make_index,
-    read_index,
-    write_index,
-)
+from service.data.index import INDEX_KEY, is_held_out, read_index, write_index
+from service.data.indexing import check_shards, find_index, make_index
 from service.data.order import Order
 from service.data.stream import read_samples
-from service.data.tar import NO_LABEL, samples_of
+from service.data.tar import NO_LABEL, scan
 from service.errors import DataError
 from service.storage import FolderStorage, Storage, open_storage
 
@@ -106,8 +99,8 @@ def test_any_tar_of_any_format_is_read_as_it_is(tmp_path_factory, members, form,
 def test_large_members_are_jumped_over(tmp_path):
     write_shards(tmp_path, shards=1, samples=5, bin=b"x" * (6 << 20))
     storage = open_storage(str(tmp_path))
-    samples, _ = samples_of(storage, "part-000.tar")
-    assert len(samples) == 5
+    found = scan(storage, "part-000.tar", storage.sizes()["part-000.tar"])
+    assert len(found.samples) == 5
     assert storage.traffic.bytes < 12 << 20
 
 
@@ -120,7 +113,7 @@ def test_the_index_is_made_once_and_kept_beside_the_shards(tmp_path):
     assert first.fingerprint() == second.fingerprint()
     keys = second.keys.to_pylist()
     assert second.held_out.tolist() == [is_held_out(key, 0.3) for key in keys]
-    assert storage.traffic.requests == 1
+    assert storage.traffic.requests == 2  # the index, and the files' marks
     with pytest.raises(DataError, match=r"data\.held_out: 0\.9, but .* made with 0\.3"):
         indexed(tmp_path, held_out=0.9)
 
@@ -353,7 +346,8 @@ def test_a_head_that_no_pack_writes_is_told_with_its_field(digits, tmp_path, cha
 def test_an_index_without_a_head_is_damaged(digits, tmp_path):
     table = pq.read_table(digits / INDEX_KEY)
     pq.write_table(table.replace_schema_metadata(None), tmp_path / INDEX_KEY)
-    with pytest.raises(DataError, match=r"index\.parquet: damaged .*; delete index\.parquet to have it"):
+    words = r"index\.parquet: damaged .*; pack again, or delete index\.parquet to have it"
+    with pytest.raises(DataError, match=words):
         read_index(open_storage(str(tmp_path)))
 
 

@@ -14,7 +14,8 @@ from service.config import Phase
 from service.data import feeder
 from service.data.dataset import Dataset, Request, read
 from service.data.feeder import Feeders
-from service.data.index import Index, check_shards, read_index
+from service.data.index import Index, read_index
+from service.data.indexing import check_shards
 from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
 from service.data.order import Order
 from service.engine.curriculum import Curriculum

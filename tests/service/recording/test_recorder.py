@@ -12,6 +12,7 @@ import pytest
 
 from service.collapse.state import Kind, Level, Verdict
 from service.recording.mlflow import Description
+from service.recording.pictures import GridLook
 from service.recording.record import Note, Record, SpanTime
 from service.recording.recorder import Recorder
 from service.storage import FolderStorage
@@ -72,14 +73,14 @@ def test_mlflow_away_for_a_while_misses_nothing_and_gets_nothing_twice(stack, s3
     wait_for(lambda: recorder.latest()["trouble"])
     proxy.open = True
     picture = np.zeros((4, 8, 8, 1), np.uint8)
-    recorder.draw(Record(64, 1_700_000_064.0), picture, columns=2, pixels=8)
+    recorder.draw(Record(64, 1_700_000_064.0), picture, GridLook(2, 8))
     assert recorder.close("FINISHED", {}, limit_s=60) == ""
 
     # The same run again, as after a crash: it replays two points, and goes on.
     again = start(tmp_path, description)
     for clock in (48, 64, 80):
         again.write(record(clock))
-    again.draw(Record(64, 1_700_000_064.0), picture, columns=2, pixels=8)
+    again.draw(Record(64, 1_700_000_064.0), picture, GridLook(2, 8))
     assert again.close("FINISHED", {}, limit_s=60) == ""
     proxy.close()
 
