@@ -27,6 +27,7 @@ EPILOG = """sources:
 
 A folder or archive may hold labels in a dataset.json, as StyleGAN's tools write it:
   {"labels": [["00000/img00000000.png", 6], …]}, or {"labels": null} to take the folders as classes
+or in a metadata.csv or metadata.jsonl, whose rows hold file_name and label, a number or a name
 
 examples:
   python -m service.pack digits data/digits --resolution 32 --channels gray
@@ -60,6 +61,8 @@ class PackOptions(Options):
     """quality of JPEGs"""
     labels: str | None = None
     """IDX file of labels (default: beside the images)"""
+    label: str | None = None
+    """column of metadata.csv, or field of metadata.jsonl, that holds the labels (default: label)"""
     seed: Seed = 0
     """seed of the shuffling"""
     shard_samples: Count = 1000
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     storage = open_storage(options.destination, options.retry_s)
     _check_destination(options, storage)
     print(f"looking for images: {options.source}", file=sys.stderr, flush=True)
-    source = open_source(options.source, options.labels)
+    source = open_source(options.source, options.labels, options.label)
     _tell(source)
     recipe = replace(recipe, source_digest=source.digest())
     if options.overwrite:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +10,7 @@ from service.data.image import SUFFIXES
 from service.errors import DataError
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+TABLES = frozenset({".json", ".jsonl", ".csv", ".tsv"})
 _HIDDEN = "hidden"
 _SPECIAL = "no regular file"
 _LINKED = "a link to a folder that is read anyway"
@@ -18,10 +19,14 @@ _NO_SUFFIX = "no suffix"
 
 @dataclass
 class Listing:
-    """Images by their path below the folder or in the archive, in order; what else is there, counted."""
+    """Images by their path below the folder or in the archive, in order; what else is there, counted.
+
+    `tables` are files among the latter that may hold labels.
+    """
 
     members: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    tables: list[str] = field(default_factory=list)
 
     def add(self, member: str, regular: bool = True) -> None:
         """Take up a file, or count why it is left out: the one rule for all kinds of sources."""
@@ -34,10 +39,8 @@ class Listing:
             self.members.append(member)
         else:
             self.left_out[path.suffix.lower() or _NO_SUFFIX] += 1
-
-    def read(self, member: str) -> None:
-        """A file that was left out was read after all, as labels."""
-        self.left_out[PurePosixPath(member).suffix.lower()] -= 1
+            if path.suffix.lower() in TABLES:
+                self.tables.append(member)
 
     def sort(self) -> None:
         """Bring the images in the order of their folders' names, then of their own."""
@@ -118,18 +121,17 @@ def _is_broken(entry: os.DirEntry) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def wrapper(members: Sequence[str], listed: str, exists: Callable[[str], bool]) -> str:
-    """The one folder, with its slash, that all else lies in; "" if there is none.
+def wrapper(listing: Listing, files_of_labels: Sequence[str]) -> str:
+    """The one folder, with its slash, that all images lie in; "" if there is none.
 
-    A folder whose images lie right in it is a class, unless the file of labels, `listed`, is there, too.
+    A folder whose images lie right in it is a class, unless one of the `files_of_labels` is there, too.
     """
-    tops = {member.partition("/")[0] for member in members}
+    tops = {member.partition("/")[0] for member in listing.members}
     if len(tops) != 1:
         return ""
     top = f"{tops.pop()}/"
-    if exists(f"{top}{listed}") or all(member.count("/") >= 2 for member in members):
-        return top
-    return ""
+    labelled = not {f"{top}{name}" for name in files_of_labels}.isdisjoint(listing.tables)
+    return top if labelled or all(member.count("/") >= 2 for member in listing.members) else ""
 
 
 def classes_of_folders(where: str, members: Sequence[str]) -> Classes:

@@ -375,13 +375,18 @@ def verify(storage: Storage, recipe: Recipe, index: Index, workers: int) -> int:
         for count in threads.map(check, pieces):
             progress.update(count)
         progress.close()
+    check_digests(storage, index)
+    return len(index)
+
+
+def check_digests(storage: Storage, index: Index) -> None:
+    """DataError if a shard is not, to the byte, the one that was packed."""
     for name, digest in index.digests.items():
         if _digest(storage, name, index.shards[name]) != digest:
             raise DataError(
                 f"{storage.url(name)}: its SHA-256 is not the one that pack wrote: its bytes changed;"
                 " restore it from a copy, or pack again with --overwrite"
             )
-    return len(index)
 
 
 def _digest(storage: Storage, name: str, size: int) -> str:

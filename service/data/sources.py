@@ -8,21 +8,20 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from service.data.image import BACKGROUND, SUFFIXES, File, Mode, one_image, read_image
+from service.data.labels import DATASET, METADATA, Read, classes_of_file, tables_read, unread
 from service.data.listing import Classes, Listing, classes_of_folders, list_folder, wrapper
-from service.data.tar import LARGEST_LABEL
 from service.errors import DataError, UsageError
 from service.text import printable
 
-# StyleGAN's convention: {"labels": [["00000/img00000000.png", 6], …]} beside the images.
-LABELS = "dataset.json"
+FILES_OF_LABELS = (DATASET, *METADATA)
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ImageSource:
     classes: list[str]
     open: Callable[[int], File]
     marks: Sequence[int] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = dataclass_field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def load(self, number: int, mode: Mode, background: str = BACKGROUND) -> Image.Image:
@@ -54,17 +53,23 @@ class ImageSource:
         return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
-def open_source(source: str, labels: str | None) -> ImageSource:
-    """The source of this name, folder or file; UsageError or DataError if it is not one."""
+def open_source(source: str, labels: str | None = None, field: str | None = None) -> ImageSource:
+    """The source of this name, folder or file; UsageError or DataError if it is not one.
+
+    `labels` is a file of labels for an IDX file, `field` names the labels in a folder's metadata.
+    """
     path = Path(source).expanduser()
+    is_listed = path.is_dir() or (path.is_file() and zipfile.is_zipfile(path))
+    if field and (source == "digits" or not is_listed):
+        raise UsageError(f"--label {field}: only a folder or archive with metadata has such a field")
     if labels and (source == "digits" or not path.is_file()):
         raise UsageError(f"--labels {labels}: only an IDX file of images takes a file of labels")
     if source == "digits":
         return _digits()
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, field)
     if path.is_file() and zipfile.is_zipfile(path):
-        return _zip(path)
+        return _zip(path, field)
     if path.suffix.lower() == ".zip" and path.is_file():
         raise DataError(f"{path}: the zip archive is incomplete or damaged; copy it again")
     if path.is_file():
@@ -81,11 +86,10 @@ def _digits() -> ImageSource:
     return _in_memory(names, images, bunch.target)
 
 
-def _folder(path: Path) -> ImageSource:
+def _folder(path: Path, field: str | None) -> ImageSource:
     listing = list_folder(path)
-    top = wrapper(listing.members, LABELS, lambda name: (path / name).is_file())
-    file = path / top / LABELS
-    classes = _classes(str(path), listing, top, file.read_bytes() if file.is_file() else None)
+    top = wrapper(listing, FILES_OF_LABELS)
+    classes = _classes(str(path), listing, top, lambda name: _bytes_of(path / name), field)
     files = [path / member for member in listing.members]
     sizes = [file.stat().st_size if file.exists() else 0 for file in files]
     return ImageSource(
@@ -99,17 +103,15 @@ def _folder(path: Path) -> ImageSource:
     )
 
 
-def _zip(path: Path) -> ImageSource:
+def _zip(path: Path, field: str | None) -> ImageSource:
     archive = zipfile.ZipFile(path)
     listing = Listing()
     for info in archive.infolist():
         if not info.is_dir():
             listing.add(info.filename)
     listing.sort()
-    there = set(archive.namelist())
-    top = wrapper(listing.members, LABELS, there.__contains__)
-    listed = archive.read(top + LABELS) if top + LABELS in there else None
-    classes = _classes(str(path), listing, top, listed)
+    top = wrapper(listing, FILES_OF_LABELS)
+    classes = _classes(str(path), listing, top, archive.read, field)
 
     def opened(number: int) -> io.BytesIO:
         return io.BytesIO(archive.read(listing.members[number]))
@@ -125,51 +127,33 @@ def _zip(path: Path) -> ImageSource:
     )
 
 
-def _classes(where: str, listing: Listing, top: str, listed: bytes | None) -> Classes:
-    """Label of each image and the classes' names, from a list of labels or else from the folders."""
+def _classes(where: str, listing: Listing, top: str, read: Read, field: str | None) -> Classes:
+    """Label of each image and the classes' names, from a file of labels or else from the folders."""
     if not listing.members:
         rest = f"; what is there: {counted(listing.left_out)}" if listing.left_out else ""
         raise DataError(f"{where}: holds no images ({', '.join(sorted(SUFFIXES))}){rest}")
     members = [member.removeprefix(top) for member in listing.members]
-    label_of = _read_labels(f"{where}/{top}{LABELS}", listed) if listed is not None else None
-    if listed is not None:
-        listing.read(LABELS)
-    if label_of is None:
-        return classes_of_folders(where, members)
-    missing = [member for member in members if member not in label_of]
-    if missing:
-        raise DataError(
-            f"{where}/{top}{LABELS}: has no label for {missing[0]} ({len(missing)} such images);"
-            ' add them, or set "labels" to null to pack without labels'
-        )
-    labels = [label_of[member] for member in members]
-    return Classes(labels, [str(i) for i in range(max(labels) + 1)])
+    tables = [table.removeprefix(top) for table in listing.tables if table.startswith(top)]
+    inner = where if not top else f"{where}/{top.rstrip('/')}"
+    for table in tables_read(tables):
+        listing.left_out[Path(table).suffix.lower()] -= 1
+    listed = classes_of_file(inner, members, tables, lambda name: read(top + name), field)
+    if listed is None and field is not None:
+        raise UsageError(f"--label {field}: {where} has no {' or '.join(METADATA)}; leave it out")
+    classes = listed or classes_of_folders(where, members)
+    return replace(classes, notes=(*classes.notes, *unread(tables, listed)))
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def counted(left_out: Mapping[str, int]) -> str:
     """What was left out, in words: "3 hidden, 2 .txt"."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()) if count)
-
-
-def _read_labels(where: str, listed: bytes) -> dict[str, int] | None:
-    """Label of each name in a dataset.json; None if it says that there are none."""
-    try:
-        pairs: Any = json.loads(listed)["labels"]
-        if pairs is None:
-            return None
-        labels = {str(name): label for name, label in pairs}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{where}: cannot be read ({error!r}); write"
-            ' {"labels": [["folder/image.png", 6], …]} or {"labels": null}'
-        ) from error
-    for name, label in labels.items():
-        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= LARGEST_LABEL:
-            raise DataError(
-                f"{where}: the label of {name} is {label!r}; number the classes from 0 up to"
-                f" {LARGEST_LABEL}"
-            )
-    return labels
 
 
 def _idx(path: Path, labels_path: Path | None) -> ImageSource:

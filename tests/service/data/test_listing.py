@@ -41,7 +41,7 @@ def labelled(source: ImageSource) -> list[tuple[str, str]]:
 
 def test_what_is_left_out_is_counted_by_reason_and_suffix(tmp_path):
     names = ["a/1.png", "a/2.JPG", "b/3.jfif", "a/._1.png", ".hidden/4.png", "__MACOSX/a/1.png",
-             "a/film.mp4", "a/photo.heic", "b/photo.HEIC", "b/README", "metadata.csv"]  # fmt: skip
+             "a/film.mp4", "a/photo.heic", "b/photo.HEIC", "b/README", "labels.csv"]  # fmt: skip
     for source in sources(tmp_path, names):
         assert labelled(source) == [("1.png", "a"), ("2.JPG", "a"), ("3.jfif", "b")]
         assert source.left_out == {"hidden": 3, ".mp4": 1, ".heic": 2, "no suffix": 1, ".csv": 1}

@@ -13,6 +13,7 @@ from service import pack
 from service.data import packing
 from service.data.index import read_index
 from service.data.indexing import MARKS_KEY, find_index
+from service.data.packing import check_digests
 from service.data.stream import read_samples
 from service.errors import DataError, LockError, UsageError
 from service.storage import open_storage
@@ -135,7 +136,7 @@ def test_the_index_says_how_it_was_made(digits):
 
 
 @pytest.mark.slow
-def test_verify_finds_an_image_that_is_damaged_and_an_index_of_other_shards(tmp_path):
+def test_verify_finds_an_image_that_is_damaged_and_packing_again_mends_a_changed_shard(tmp_path, capsys):
     arguments = ["digits", str(tmp_path), "--channels", "gray", "--verify"]
     pack.main(arguments)
     storage = open_storage(str(tmp_path))
@@ -156,8 +157,23 @@ def test_verify_finds_an_image_that_is_damaged_and_an_index_of_other_shards(tmp_
     header[148:156] = b"%06o\0 " % sum(header)
     renamed[start : start + 512] = header
     shard.write_bytes(renamed)
-    with pytest.raises(DataError, match="index does not match the shards"):
-        pack.main(arguments)
+    pack.main(arguments)
+    told = capsys.readouterr()
+    assert f"packing again: {shard}: holds other samples" in told.err
+    assert "verified: 1797 images" in told.out
+    assert shard.read_bytes() == good
+
+
+def test_verify_finds_a_byte_that_no_image_holds(tmp_path):
+    arguments = ["digits", str(tmp_path), "--channels", "gray", "--resolution", "8", "--verify"]
+    pack.main(arguments)
+    shard = next(tmp_path.glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[-1] = 0xFF  # behind the end mark
+    shard.write_bytes(data)
+    index = read_index(open_storage(str(tmp_path)))
+    with pytest.raises(DataError, match="its SHA-256 is not the one that pack wrote"):
+        check_digests(open_storage(str(tmp_path)), index)
 
 
 def test_shards_that_others_wrote_are_not_touched(tmp_path):

@@ -1,0 +1,166 @@
+"""Labels from a file beside the images: StyleGAN's dataset.json, or imagefolder's metadata."""
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.data.listing import Classes, in_order
+from service.data.tar import LARGEST_LABEL
+from service.errors import DataError
+
+DATASET = "dataset.json"
+"""StyleGAN's convention: {"labels": [["00000/img00000000.png", 6], …]}, on top of the images."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""The imagefolder convention: rows with the name of a file below the table's folder, and its label."""
+NAME_FIELD, LABEL_FIELD = "file_name", "label"
+LARGEST_FILE_BYTES = 1 << 30
+
+Label = int | str
+Read = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file of labels: its address, for messages, and the label of each image by its path."""
+
+    where: str
+    labels: Mapping[str, Label]
+
+
+def classes_of_file(
+    where: str, members: Sequence[str], tables: Sequence[str], read: Read, field: str | None
+) -> Classes | None:
+    """Classes by the labels in a file beside the images; None if no file holds any.
+
+    `tables` are the files that may be one, `read` gives their bytes; `field` names the column or field
+    that holds the labels, by default LABEL_FIELD. DataError if a file is damaged, or lacks an image.
+    """
+    if DATASET in tables:
+        labels = _dataset(f"{where}/{DATASET}", read(DATASET))
+        return None if labels is None else _classes(_Table(f"{where}/{DATASET}", labels), members)
+    named = tables_read(tables)
+    found: dict[str, Label] = {}
+    for table in named:
+        found |= _metadata(f"{where}/{table}", posixpath.dirname(table), read(table), field)
+    if not found:
+        return None
+    return _classes(_Table(f"{where}/{named[0]}", found), members)
+
+
+def tables_read(tables: Sequence[str]) -> list[str]:
+    """Those of the tables that are files of labels."""
+    if DATASET in tables:
+        return [DATASET]
+    return [table for table in tables if posixpath.basename(table) in METADATA]
+
+
+def unread(tables: Sequence[str], classes: Classes | None) -> Iterator[str]:
+    """What to know of tables that may hold labels and were not read."""
+    others = [table for table in tables if posixpath.basename(table) not in (DATASET, *METADATA)]
+    lists = [table for table in others if not table.endswith(".json")]
+    if lists:
+        yield (
+            f"{lists[0]} was not read{f' ({len(lists)} such files)' if lists[1:] else ''}; labels come"
+            f" from {' or '.join(METADATA)}, with the columns {NAME_FIELD} and {LABEL_FIELD}"
+        )
+    metadata = [table for table in tables if posixpath.basename(table) in METADATA]
+    if metadata and classes is None:
+        yield f"{metadata[0]} has no {LABEL_FIELD!r}; if its labels have another name, give --label NAME"
+
+
+def _classes(table: _Table, members: Sequence[str]) -> Classes:
+    missing = [member for member in members if member not in table.labels]
+    if missing:
+        raise DataError(
+            f"{table.where}: has no label for {missing[0]} ({len(missing)} such images);"
+            + (
+                ' add them, or set "labels" to null to take the folders as classes'
+                if table.where.endswith(DATASET)
+                else " add them, or move the file away to take the folders as classes"
+            )
+        )
+    labels = [table.labels[member] for member in members]
+    beyond = len(table.labels) - len(set(members))
+    notes = (f"{table.where} lists {beyond:,} images that are not there",) if beyond > 0 else ()
+    numbers = [label for label in labels if isinstance(label, int)]
+    if len(numbers) == len(labels):
+        return Classes(numbers, [str(i) for i in range(max(numbers) + 1)], notes)
+    names = in_order({str(label) for label in labels})
+    number = {name: i for i, name in enumerate(names)}
+    return Classes([number[str(label)] for label in labels], names, notes)
+
+
+def _dataset(where: str, data: bytes) -> dict[str, Label] | None:
+    """Label of each name in a dataset.json; None if it says that there are none."""
+    try:
+        pairs: Any = json.loads(data)["labels"]
+        if pairs is None:
+            return None
+        labels = {str(name): label for name, label in pairs}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{where}: cannot be read ({error!r}); write"
+            ' {"labels": [["folder/image.png", 6], …]} or {"labels": null}'
+        ) from error
+    for name, label in labels.items():
+        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= LARGEST_LABEL:
+            raise DataError(
+                f"{where}: the label of {name} is {label!r}; number the classes from 0 up to"
+                f" {LARGEST_LABEL}"
+            )
+    return labels
+
+
+def _metadata(where: str, folder: str, data: bytes, field: str | None) -> dict[str, Label]:
+    """Labels by path in one table; nothing if it has no such field and none was asked for."""
+    rows = _rows_of_csv if where.endswith(".csv") else _rows_of_jsonl
+    labels: dict[str, Label] = {}
+    wanted = field or LABEL_FIELD
+    try:
+        if len(data) > LARGEST_FILE_BYTES:
+            raise ValueError(f"more than {LARGEST_FILE_BYTES} bytes")
+        for number, row in rows(data.decode("utf-8-sig")):
+            if field is None and wanted not in row:
+                continue
+            name, label = row.get(NAME_FIELD), row.get(wanted)
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"line {number} has no {NAME_FIELD!r}")
+            labels[posixpath.normpath(posixpath.join(folder, name))] = _label(number, wanted, label)
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise DataError(
+            f"{where}: cannot be read ({error}); each row needs {NAME_FIELD!r} and {wanted!r}"
+        ) from error
+    return labels
+
+
+def _label(number: int, field: str, value: object) -> Label:
+    """A whole number or text; ValueError if it is neither."""
+    if isinstance(value, str) and value.strip():
+        text = value.strip()
+        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 20):
+            return text
+        value = int(text)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_LABEL:
+        raise ValueError(
+            f"line {number}: {field!r} is {value!r}, neither text nor a number up to {LARGEST_LABEL}"
+        )
+    return value
+
+
+def _rows_of_csv(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _rows_of_jsonl(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no object")
+            yield number, row
