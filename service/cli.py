@@ -8,7 +8,6 @@ import argparse
 import difflib
 import io
 import logging
-import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from service import environment
 from service.errors import ServiceError, UsageError
 
 T = TypeVar("T")
@@ -225,14 +225,10 @@ def suggest(
 
 
 def _log() -> None:
-    """Log at LOG_LEVEL, in any case; UsageError if there is no such level."""
-    level = os.environ.get("LOG_LEVEL", "").strip().upper() or "WARNING"
-    known = logging.getLevelNamesMapping()
-    if level not in known:
-        raise UsageError(
-            f"LOG_LEVEL={os.environ['LOG_LEVEL']}: no such level; choose one of {', '.join(known)}"
-        )
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    """Log at LOG_LEVEL; UsageError if there is no such level."""
+    logging.basicConfig(
+        level=environment.log_level(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

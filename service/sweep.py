@@ -75,9 +75,11 @@ def main(arguments: Sequence[str]) -> None:
     space = read_space(options.space, config)
     plan = Plan(config, space, _search(options, space, end_of(config)))
     model = _model(options, plan)
+    from service.driver.description import check_tracking
     from service.driver.preflight import check_data  # loads torch, which errors do not need
 
     check_data(plan.trial("", {}))
+    check_tracking(plan.config)
     _run(plan, options, model)
 
 

@@ -4,6 +4,7 @@ Presets are in `presets/<family>.yaml`; a flag such as `--run.images 20000` over
 Nothing is read from the environment, and every rule that needs no data is checked here.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -161,13 +162,27 @@ def _check_rewinds(config: Config) -> None:
 
 
 def _check_tracking(config: Config) -> None:
-    if has_credentials(config.tracking.uri or ""):
+    uri = config.tracking.uri or ""
+    if has_credentials(uri):
         raise ValueError(f"tracking.uri: {CREDENTIALS}")
+    if re.match(r"[\w.-]+:\d+(/|$)", uri):
+        raise ValueError(f"tracking.uri: {uri} names no protocol; write http://{uri} or https://{uri}")
     if is_s3(config.run.dir) and not config.tracking.uri:
         raise ValueError(
             f"tracking.uri: not given, but run.dir {config.run.dir} cannot hold an MLflow database;"
             " give the address of an MLflow server"
         )
+
+
+def _check_data(config: Config) -> None:
+    for key, address in (("data.url", config.data.url), ("data.index_url", config.data.index_url)):
+        if address and (address.endswith(".tar") or address.startswith("pipe:")):
+            folder = address.rpartition("/")[0] or "."
+            hint = "" if address.startswith("pipe:") else f", {folder}"
+            raise ValueError(
+                f"{key}: {address} names shards; give the folder or s3:// address that holds them{hint}:"
+                " all .tar files there are read, and nothing is piped"
+            )
 
 
 def _check_cache(config: Config) -> None:
@@ -236,6 +251,7 @@ RULES: tuple[Callable[[Config], None], ...] = (
     _check_workers,
     _check_rewinds,
     _check_tracking,
+    _check_data,
     _check_cache,
     _check_evaluation,
 )

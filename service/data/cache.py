@@ -29,6 +29,8 @@ _CLEARED_SHARE = 0.1
 _LOCK_LIMIT_S = 2.0
 _LOCK_POLL_S = 0.01
 _BLOCK, _PART = ".block", ".part"
+# A block's file ends with a digest of each chunk, so that a read checks what it returns and no more.
+_CHUNK_BYTES, _DIGEST_BYTES = 1 << 16, 16
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,20 @@ class Cache:
         path = self.folder / key.file
         try:
             with open(path, "rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size != key.length:
-                    return None
-                os.utime(file.fileno())  # the time of its last use
-                return os.pread(file.fileno(), length, start)
+                data = _read_sealed(file.fileno(), key.length, start, length)
+                if data is not None:
+                    os.utime(file.fileno())  # the time of its last use
+                    return data
+            log.warning("event=cache_block_damaged file=%s", path)
+            path.unlink(missing_ok=True)  # the next read stores it again
         except FileNotFoundError:
-            return None
+            pass
         except OSError as error:
             self._warn_once(error)
-            return None
+        return None
 
-    def _keep(self, key: BlockKey, block: bytes) -> None:
-        path = self.folder / key.file
+    def _keep(self, key: BlockKey, data: bytes) -> None:
+        path, block = self.folder / key.file, data + _digests(data)
         if len(block) > self.limit_bytes:
             return
         try:
@@ -152,6 +156,27 @@ class Cache:
         if not self._warned:
             log.warning("event=cache_failed folder=%s error=%s", self.folder, error)
         self._warned = True
+
+
+def _digests(data: bytes) -> bytes:
+    """The digest of each chunk."""
+    view = memoryview(data)
+    chunks = (view[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES))
+    return b"".join(hashlib.blake2b(chunk, digest_size=_DIGEST_BYTES).digest() for chunk in chunks)
+
+
+def _read_sealed(file: int, size: int, start: int, length: int) -> bytes | None:
+    """`length` bytes from `start` of a block of `size` bytes, by its file; None if they are damaged."""
+    chunks = -(-size // _CHUNK_BYTES)
+    if os.fstat(file).st_size != size + chunks * _DIGEST_BYTES:
+        return None
+    first, last = start // _CHUNK_BYTES, -(-(start + length) // _CHUNK_BYTES)
+    begin = first * _CHUNK_BYTES
+    data = os.pread(file, min(last * _CHUNK_BYTES, size) - begin, begin)
+    digests = os.pread(file, (last - first) * _DIGEST_BYTES, size + first * _DIGEST_BYTES)
+    if _digests(data) != digests:
+        return None
+    return data[start - begin : start - begin + length]
 
 
 class _Count:

@@ -1,29 +1,29 @@
 """What MLflow records once for each run: parameters, versions, the data, the commit of the code."""
 
 import importlib.metadata
-import os
 import subprocess
 from pathlib import Path
 
+from service import environment
 from service.config import Config
 from service.config.identity import flatten
 from service.config.yaml import to_yaml
 from service.data.index import Index, class_counts
 from service.driver.preflight import RunDir
-from service.recording.mlflow import Description
+from service.recording.mlflow import Description, check_store
 
 LONGEST_TAG = 500
+DATABASE = "mlflow.db"
 PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
 
 
 def describe_run(config: Config, run: RunDir, parent: str | None) -> Description:
     """What MLflow records of a run; `parent` is the key of the run that it is nested in."""
-    local = config.tracking.uri is None
     versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
     return Description(
-        uri=config.tracking.uri or f"sqlite:///{config.run.dir}/mlflow.db",
+        uri=tracking_uri(config),
         experiment=config.tracking.experiment,
-        artifacts=(Path(config.run.dir) / "artifacts").as_uri() if local else None,
+        artifacts=None if config.tracking.uri else (Path(config.run.dir) / "artifacts").as_uri(),
         key=run.key,
         parent=parent,
         name=config.run.dir.rstrip("/").rpartition("/")[2],
@@ -39,6 +39,18 @@ def describe_run(config: Config, run: RunDir, parent: str | None) -> Description
     )
 
 
+def tracking_uri(config: Config) -> str:
+    """Where the run is recorded: at tracking.uri, or in a database in the run's folder."""
+    return config.tracking.uri or f"sqlite:///{config.run.dir}/{DATABASE}"
+
+
+def check_tracking(config: Config) -> None:
+    """UsageError if MLflow will never take the run."""
+    new = config.tracking.uri is None and not (Path(config.run.dir) / DATABASE).exists()
+    if not new:  # a new database takes it, and importing MLflow takes seconds
+        check_store(tracking_uri(config), config.tracking.experiment)
+
+
 def _classes_text(index: Index) -> dict[str, str]:
     """A file that lists the classes: label, number of images, name."""
     counts = class_counts(index.label, index.about.classes)
@@ -48,8 +60,7 @@ def _classes_text(index: Index) -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of the code: from SERVICE_GIT_COMMIT, else from git, else "unknown"."""
-    commit = os.environ.get("SERVICE_GIT_COMMIT")
-    if commit:
+    if commit := environment.git_commit():
         return commit
     here = Path(__file__).parent
     try:

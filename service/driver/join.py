@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
+from service import environment
 from service.config import Config
 from service.errors import ServiceError, UsageError
 from service.recording.prometheus import free_port
@@ -26,7 +28,7 @@ def join_ray(config: Config) -> Iterator[None]:
 
     ServiceError if none answers there, UsageError if this machine lacks the GPU that the run needs.
     """
-    address = os.environ.get("RAY_ADDRESS", "").strip() or "local"
+    address = environment.ray_address()
     if address == "local":
         _start_local(config)
     else:
@@ -55,6 +57,8 @@ def _join(address: str) -> None:
 
 def _start_local(config: Config) -> None:
     os.environ.update(LOCAL_RAY)
+    # Under `uv run`, Ray would pack the folder and unpack it for the workers, which share this machine.
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     # Without a name, Ray's own helpers may ask another Ray on this machine about their run. That one
     # does not know the run, so they would end its workers.
     port = str(free_port(LOOPBACK))

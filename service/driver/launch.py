@@ -4,12 +4,12 @@
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 
+from service import environment
 from service.config import Config
-from service.driver.description import describe_run
+from service.driver.description import check_tracking, describe_run
 from service.driver.join import join_ray
 from service.driver.preflight import RunDir, open_run
 from service.driver.progress import Progress
@@ -21,8 +21,6 @@ from service.scoring.actor import ScorerClient, start_scorer
 from service.training.worker import Job
 
 CLOSE_LIMIT_S = 60.0
-# Names a folder on this node where a Prometheus looks for runs to scrape.
-TARGETS_VARIABLE = "GAN_PROMETHEUS_TARGETS"
 
 
 def launch(config: Config, parent: str | None = None) -> None:
@@ -31,6 +29,8 @@ def launch(config: Config, parent: str | None = None) -> None:
     `parent` is the key of the MLflow run that this one is nested in. Raises a ServiceError if the run
     fails, and KeyboardInterrupt if it is interrupted; the recorder closes with a matching status.
     """
+    if parent is None:  # a sweep has checked it for its trials
+        check_tracking(config)
     with (
         open_run(config) as run,
         join_ray(config),
@@ -58,7 +58,7 @@ def _recorder(config: Config, run: RunDir, parent: str | None) -> Iterator[Recor
             "tracking_every_images": config.tracking.every_images,
             "checkpoint_every_images": config.checkpoint.every_images,
         },
-        targets=os.environ.get(TARGETS_VARIABLE),
+        targets=environment.prometheus_targets(),
     )
     print(
         f"run {config.run.dir}, {run.end} images; live values at http://{host}:{recorder.port()}/metrics",

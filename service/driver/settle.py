@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from service import environment
 from service.config import Config
 from service.errors import UsageError
 
@@ -31,7 +32,7 @@ def settle(config: Config) -> Config:
 def _absolute(key: str, path: str) -> str:
     if "://" in path:
         return path
-    if not os.path.isabs(path) and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+    if not os.path.isabs(path) and environment.is_ray_job():
         raise UsageError(
             f"{key}: {path} is a relative path, which means nothing on a cluster's nodes; give an"
             " absolute path that all nodes share, or an s3:// address"

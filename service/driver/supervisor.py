@@ -15,13 +15,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from service import environment
 from service.config import Config
 from service.errors import ServiceError
 from service.glibc import KEEP_FREED_MEMORY
 from service.run import checkpoint
 from service.storage import Storage, is_s3
 from service.storage.base import S3_SCHEME
-from service.storage.s3 import s3_endpoint
 from service.training.worker import Job, train
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def ray_storage(run_dir: str) -> dict[str, Any]:
     import pyarrow.fs
 
     # Each node has the keys in its environment; passed here, they would travel in clear text.
-    endpoint = s3_endpoint()
+    endpoint = environment.s3_endpoint()
     options = {"endpoint_override": endpoint} if endpoint else {}
     path = run_dir.removeprefix(S3_SCHEME) + "/ray"
     return {"storage_filesystem": pyarrow.fs.S3FileSystem(**options), "storage_path": path}

@@ -1,7 +1,6 @@
 """One worker among the others. Only this module knows of DDP, all-reduce and ranks."""
 
 import contextlib
-import os
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +13,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from service import environment
 
 
 class _Sum(torch.autograd.Function):
@@ -99,6 +100,6 @@ def join() -> Workers:
         return Workers(0, 1, torch.device("cpu"))
     device = torch.device("cpu")
     if dist.get_backend() == "nccl":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", environment.local_rank())
         torch.cuda.set_device(device)
     return Workers(dist.get_rank(), dist.get_world_size(), device)

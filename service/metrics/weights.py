@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import logging
-import os
 import pickle
 import re
 import urllib.request
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from service import environment
 from service.errors import StorageError, UsageError
 from service.storage import is_s3, open_storage, split_address
 
@@ -28,7 +28,7 @@ _DIGITS = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
 def cache_folder() -> Path:
     """The folder of fetched files: gan-training in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "gan-training").expanduser()
+    return environment.cache_home() / "gan-training"
 
 
 def local_file(address: str, cache: Path | None = None) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from service.errors import UsageError
 from service.recording.record import Event, Record
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,51 @@ class Description:
     tags: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     parent: str | None = None
+
+
+def check_store(uri: str, experiment: str) -> None:
+    """UsageError if no run can ever be recorded there, with the remedy.
+
+    A server that does not answer now may do so later: the recorder's spool waits for it.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
+    import mlflow
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        found = mlflow.MlflowClient(uri).get_experiment_by_name(experiment)
+    except ImportError as error:
+        raise UsageError(
+            f"tracking.uri: {uri} needs the Python package {error.name}; install it, here and on the"
+            " cluster's nodes"
+        ) from error
+    except mlflow.MlflowException as error:
+        if remedy := _lasting(error):
+            told = str(error).partition("\n")[0].strip()
+            raise UsageError(f"tracking.uri: {uri} takes no runs ({told}); {remedy}") from error
+        log.warning("event=tracking_away uri=%s error=%s", uri, error)
+        return
+    except Exception as error:  # a database's own: it may be starting
+        log.warning("event=tracking_away uri=%s error=%s", uri, error)
+        return
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise UsageError(
+            f"tracking.experiment: {experiment} was deleted at {uri}; restore it with mlflow experiments"
+            f" restore --experiment-id {found.experiment_id}, or choose another name"
+        )
+
+
+def _lasting(error: Any) -> str:
+    """What to do about an answer that no waiting changes; "" if waiting may help."""
+    status = error.get_http_status_code()
+    if "valid JSON" in str(error):
+        return "correct the address: what answers there is no MLflow server"
+    if status in (401, 403):
+        return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    if status in (400, 404):
+        return "give the http(s):// address of an MLflow server, or sqlite:///FILE"
+    return ""
 
 
 class MlflowLog:

@@ -6,7 +6,6 @@ Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS
 import contextlib
 import functools
 import hashlib
-import os
 import threading
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import boto3
 import urllib3
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     ConnectionError,
@@ -25,6 +25,7 @@ from botocore.exceptions import (
 )
 from typing_extensions import override
 
+from service import environment
 from service.errors import StorageError, UsageError
 from service.storage.base import (
     S3_SCHEME,
@@ -45,12 +46,11 @@ MAX_CONNECTIONS = 64
 PART_BYTES = 8 << 20
 PARTS_AHEAD = 4
 _PIECE_BYTES = 1 << 20
+_SET_KEYS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment of this process and of the"
+    " cluster's nodes"
+)
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
-
-
-def s3_endpoint() -> str | None:
-    """The S3 server that the environment names; None for Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 class BrokenAnswer(Exception):
@@ -75,6 +75,7 @@ class S3Storage(Storage):
         self.timeout_s = timeout_s
         self._client_lock = threading.Lock()
         self._client_now: Any = None
+        self._is_signed = True
 
     @property
     def client(self) -> Any:
@@ -86,17 +87,21 @@ class S3Storage(Storage):
 
     def _connect(self) -> Any:
         # Not boto3's default session, which keeps the first credentials that it finds.
-        return boto3.session.Session().client(
+        session = boto3.session.Session()
+        # Without keys, requests are not signed: public buckets are read like that.
+        self._is_signed = session.get_credentials() is not None
+        return session.client(
             "s3",
             config=Config(
+                signature_version=None if self._is_signed else UNSIGNED,
                 connect_timeout=min(CONNECT_TIMEOUT_S, self.timeout_s),
                 read_timeout=self.timeout_s,
                 # We retry, and count retries; boto3 only throttles.
                 retries={"mode": "adaptive", "total_max_attempts": 1},
                 max_pool_connections=MAX_CONNECTIONS,
-                region_name=None if os.environ.get("AWS_DEFAULT_REGION") else "us-east-1",
+                region_name=None if environment.has_region() else "us-east-1",
                 # Servers other than Amazon's use one host name for all buckets.
-                s3={"addressing_style": "path" if s3_endpoint() else "auto"},
+                s3={"addressing_style": "path" if environment.s3_endpoint() else "auto"},
             ),
         )
 
@@ -263,15 +268,15 @@ class S3Storage(Storage):
             case "PreconditionFailed":
                 return ConflictError(f"{where}: changed by another process")
             case "NoCredentialsError" | "PartialCredentialsError":
-                return StorageError(
-                    f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the"
-                    " environment of this process and of the cluster's nodes"
-                )
+                return StorageError(f"{where}: no credentials; {_SET_KEYS}")
         if code in _EXPIRED:
             return StorageError(
                 f"{where}: the credentials have expired ({code}), retried for {self.retry_s:.0f} s;"
                 " renew AWS_SESSION_TOKEN and its keys here and on the cluster's nodes, then start again"
             )
+        if status in (401, 403) and not self._is_signed:
+            reason = f"not public ({code}), and there are no credentials"
+            return StorageError(f"{where}: {reason}; {_SET_KEYS}")
         if status in (401, 403):
             return StorageError(
                 f"{where}: the credentials were refused ({code}); check AWS_ACCESS_KEY_ID,"

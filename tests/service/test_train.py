@@ -17,6 +17,7 @@ from PIL import Image
 
 from service import train
 from service.errors import DataError, StorageError, UsageError
+from service.recording.pictures import CAPTION_PIXELS
 from service.run import checkpoint
 from service.storage import open_storage
 from tests.conftest import assert_equal, run_command, start_command, tiny_values
@@ -95,10 +96,20 @@ def test_grids_show_the_panel_one_class_a_column(trained):
     pictures = sorted((run / "pictures").glob("*.png"))
     assert [int(p.stem.split("-")[1]) for p in pictures] == [800, 1600, IMAGES]
     for picture in pictures:
-        assert Image.open(picture).size == (10 * 34 - 2, 2 * 34 - 2)
+        assert Image.open(picture).size == (10 * 34 - 2, CAPTION_PIXELS + 2 * 34 - 2)
     client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
     logged = client.list_artifacts(mlflow_run(run).info.run_id, "images")
     assert len([f for f in logged if f.path.endswith(".png")]) == 3
+
+
+def test_mlflow_lists_the_classes_by_label_name_and_count(trained):
+    run, _ = trained
+    client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
+    found = mlflow_run(run)
+    assert found.data.tags["data.classes"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    lines = Path(client.download_artifacts(found.info.run_id, "classes.tsv")).read_text().splitlines()
+    assert lines[:2] == ["label\timages\tname", "0\t178\t0"]
+    assert len(lines) == 11
 
 
 def test_checkpoints_are_recorded_in_mlflow_with_their_address_and_digests(trained):

@@ -107,6 +107,39 @@ def test_credentials_in_the_address_of_mlflow_are_refused_and_not_repeated(uri):
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--tracking.uri", "localhost:5000"],
+            r"tracking\.uri: localhost:5000 names no protocol; write",
+        ),
+        (
+            ["--data.url", "s3://b/d/{000..010}.tar"],
+            r"data\.url: .* names shards; .* holds them, s3://b/d:",
+        ),
+        (
+            ["--data.url", "shards/a.tar"],
+            r"data\.url: .* names shards; .* holds them, shards:",
+        ),
+        (["--data.url", "pipe:aws s3 cp s3://b/a.tar -"], r"data\.url: pipe:.* names shards"),
+        (
+            ["--data.max_bad_samples", "1.5"],
+            r"data\.max_bad_samples: .*neither a share below 1 nor",
+        ),
+        (["--data.max_bad_samples", "-1"], r"data\.max_bad_samples: .*greater than or equal to 0"),
+    ],
+)
+def test_an_address_or_a_limit_that_cannot_be_meant_is_refused(flags, words):
+    with pytest.raises(UsageError, match=words):
+        digits_config(*flags)
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [("0", 0), ("0.25", 50), ("1", 1), ("100", 100)])
+def test_the_limit_of_bad_samples_is_a_share_or_a_count(limit, allowed):
+    assert digits_config("--data.max_bad_samples", limit).data.allowed_bad(200) == allowed
+
+
 def test_batches_are_whole_groups_of_what_the_discriminator_compares():
     values = load_preset("progan-fashion")
     phases = [{"resolution": 32, "hold_images": 9, "batch": 20, "accumulation": 2}]

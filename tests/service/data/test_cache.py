@@ -69,6 +69,22 @@ def test_a_block_that_is_cut_short_is_read_anew(digits, tmp_path, small_blocks):
     assert shards.get(name, 0, 10_000) == expected
 
 
+@pytest.mark.parametrize("place", [0, 70_000, 150_000, -1, -40])
+def test_a_block_whose_bytes_changed_is_never_shown_and_is_stored_again(digits, tmp_path, place):
+    shards = shards_of(digits, tmp_path)
+    name = shards.index.names[0]
+    expected = shards.get(name)
+    (block,) = tmp_path.glob("*.block")
+    good = block.read_bytes()
+    damaged = bytearray(good)
+    damaged[place] ^= 1
+    block.write_bytes(damaged)
+    for start in range(0, len(expected), 50_000):
+        assert shards.get(name, start, 50_000) == expected[start : start + 50_000]
+    assert shards.cache.misses == 2
+    assert block.read_bytes() == good
+
+
 def test_a_stopped_process_that_holds_the_lock_holds_up_nobody(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "_LOCK_LIMIT_S", 0.05)
     shards = shards_of(digits, tmp_path)

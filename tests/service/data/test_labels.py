@@ -55,7 +55,8 @@ def labelled(source: ImageSource) -> dict[str, tuple[int, str]]:
         ),
         (
             {
-                "metadata.jsonl": '{"file_name": "1.png", "label": 1}\n\n{"file_name": "b/2.png", "label": 0}',
+                "metadata.jsonl": '{"file_name": "1.png", "label": 1}\n\n'
+                '{"file_name": "b/2.png", "label": 0}',
                 "b/metadata.jsonl": '{"file_name": "3.png", "label": 1}\n',
             },
             None,

@@ -1,11 +1,15 @@
 """The run in MLflow: events on its timeline, checkpoints as files, attempts as runs below it."""
 
+import http.server
 import json
+import threading
+from collections.abc import Iterator
 
 import mlflow
 import pytest
 
-from service.recording.mlflow import Description, MlflowLog
+from service.errors import UsageError
+from service.recording.mlflow import Description, MlflowLog, check_store
 from service.recording.record import Event, EventAction, Record
 
 
@@ -115,3 +119,71 @@ def test_the_same_records_twice_leave_the_same_run_and_it_is_found_by_its_key(de
     client = mlflow.MlflowClient(description.uri)
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss_d")] == [(16, 1.0)]
     assert list(content(client, run_id, "timeline")) == ["000000000016-0-best.json"]
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Answers every request with the status that its path begins with."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response(int(self.path.split("/")[1]))
+        self.end_headers()
+        self.wfile.write(b"<html>no MLflow</html>")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def answers() -> Iterator[str]:
+    """The address of a server that is no MLflow."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/200", "correct the address: what answers there is no MLflow server"),
+        ("/404", r"give the http\(s\):// address"),
+        ("/401", "set MLFLOW_TRACKING_USERNAME"),
+        ("/403", "set MLFLOW_TRACKING_USERNAME"),
+    ],
+)
+def test_a_server_that_takes_no_runs_is_told(answers, path, words):
+    with pytest.raises(UsageError, match=rf"tracking\.uri: {answers}{path} takes no runs .*; {words}"):
+        check_store(answers + path, "e")
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("file:///tmp/nowhere", "maintenance mode"),
+        ("runs/mlruns", "maintenance mode"),
+        ("foo://bar", "unsupported URI"),
+        ("postgresql://127.0.0.1:1/x", "needs the Python package psycopg"),
+    ],
+)
+def test_an_address_of_no_store_is_told(uri, words):
+    with pytest.raises(UsageError, match=rf"tracking\.uri: {uri} .*{words}"):
+        check_store(uri, "e")
+
+
+def test_a_server_that_is_away_is_waited_for(answers, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    check_store("http://127.0.0.1:1", "e")
+    check_store(f"{answers}/503", "e")
+
+
+def test_a_deleted_experiment_is_told_with_its_number(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    number = client.create_experiment("gone", (tmp_path / "artifacts").as_uri())
+    check_store(uri, "gone")
+    client.delete_experiment(number)
+    with pytest.raises(UsageError, match=rf"tracking\.experiment: gone was deleted .*-id {number}, or"):
+        check_store(uri, "gone")
+    client.restore_experiment(number)
+    check_store(uri, "gone")

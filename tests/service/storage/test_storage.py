@@ -1,6 +1,7 @@
 """The one door to objects: the same promises for a folder and for a real S3 server."""
 
 import contextlib
+import json
 import threading
 
 import pytest
@@ -87,11 +88,36 @@ def test_wrong_keys_say_which_variables_to_check(s3, monkeypatch):
     assert "wrong-secret-value" not in str(error.value)
 
 
-def test_missing_keys_say_which_variables_to_set(s3, monkeypatch, tmp_path):
+@pytest.fixture
+def no_keys(s3, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def public(s3) -> str:
+    """A bucket that anyone may read."""
+    client = open_storage(s3).client
+    client.create_bucket(Bucket="public")
+    resources = ["arn:aws:s3:::public", "arn:aws:s3:::public/*"]
+    allow = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"]}
+    policy = {"Version": "2012-10-17", "Statement": [allow | {"Resource": resources}]}
+    client.put_bucket_policy(Bucket="public", Policy=json.dumps(policy))
+    open_storage("s3://public").put("data/x", b"for all")
+    return "s3://public/data"
+
+
+def test_a_public_bucket_is_read_without_keys(public, no_keys):
+    storage = open_storage(public)
+    assert storage.get("x") == b"for all"
+    assert storage.sizes() == {"x": 7}
+    with pytest.raises(StorageError, match=r"not public .*; set AWS_ACCESS_KEY_ID"):
+        storage.put("y", b"")
+
+
+def test_missing_keys_say_which_variables_to_set(s3, no_keys):
     with pytest.raises(StorageError, match="no credentials; set AWS_ACCESS_KEY_ID"):
         open_storage(f"{s3}/x").get("y")
 
