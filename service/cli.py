@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from service import environment
 from service.errors import ServiceError, UsageError
+from service.text import printable
 
 T = TypeVar("T")
 Chosen = TypeVar("Chosen", bound="Options")
@@ -239,12 +240,10 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     try:
         _log()
         main(sys.argv[1:])
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except ServiceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        lines = map(printable, str(error).split("\n"))
+        print("error:", "\n".join(lines), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,11 @@ def open_source(source: str, labels: str | None = None, field: str | None = None
         return _zip(path, field)
     if path.suffix.lower() == ".zip" and path.is_file():
         raise DataError(f"{path}: the zip archive is incomplete or damaged; copy it again")
+    if path.is_file() and tarfile.is_tarfile(path):
+        raise UsageError(
+            f"{path}: a tar file; unpack it to pack its images, or train on it as it is, if it is a"
+            f" webdataset shard: --data.url {path.parent}"
+        )
     if path.is_file():
         return _idx(path, Path(labels) if labels else None)
     raise UsageError(f"{source}: no such folder or file; give one, or `digits`; see --help")

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -79,13 +80,12 @@ class FolderStorage(Storage):
     def entries(self, prefix: str = "") -> dict[str, Entry]:
         def walk() -> dict[str, Entry]:
             entries = {}
-            for folder, _, names in os.walk(self.root / os.path.dirname(prefix), followlinks=True):
-                for name in names:
-                    path = Path(folder, name)
-                    key = path.relative_to(self.root).as_posix()
-                    if key.startswith(prefix) and not name.startswith(_UNFINISHED):
-                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a dead link
-                            found = path.stat()
+            for path in _walk(self.root / os.path.dirname(prefix)):
+                key = path.relative_to(self.root).as_posix()
+                if key.startswith(prefix) and not path.name.startswith(_UNFINISHED):
+                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a dead link
+                        found = path.stat()
+                        if stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
                             mark = f"{found.st_mtime_ns}-{found.st_ino}"
                             entries[key] = Entry(found.st_size, mark=mark)
             return dict(sorted(entries.items()))
@@ -151,6 +151,23 @@ class FolderStorage(Storage):
             f"{self.url(key)}: {error.strerror or error}; free some space or correct the permissions,"
             " then start again"
         )
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """All that is no folder below the root; links to folders are followed, but not in circles."""
+    around: dict[str, set[tuple[int, int]]] = {}
+    for folder, inner, names in os.walk(root, followlinks=True):
+        found = os.stat(folder)
+        here = around.pop(folder, set()) | {(found.st_dev, found.st_ino)}
+        for name in list(inner):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(path)
+                if (found.st_dev, found.st_ino) in here:
+                    inner.remove(name)
+                else:
+                    around[path] = here
+        yield from (Path(folder, name) for name in names)
 
 
 def _is_transient_file_error(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """`service.pack` through its command: again, over what is there, and what it refuses."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_a_destination_that_is_a_file_or_lies_in_the_source_is_refused(tmp_path)
         pack.main(["digits", str(tmp_path / "file")])
     assert (tmp_path / "file").read_bytes() == b"kept"
     assert list((tmp_path / "images").iterdir()) == [tmp_path / "images" / "a"]
+
+
+def test_a_tar_is_no_source_and_the_remedy_is_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("1.png"))
+    with pytest.raises(UsageError, match=rf"a\.tar: a tar file; .*--data\.url {tmp_path}"):
+        pack.main([str(tmp_path / "a.tar"), str(tmp_path / "out")])
 
 
 @pytest.mark.slow

@@ -153,6 +153,15 @@ def test_labels_apart_from_their_images_are_told_with_the_remedy(tmp_path):
     assert any("--sort=name" in line for line in passed_over_in_words(index.about))
 
 
+def test_links_in_circles_pipes_and_copies_of_macos_are_no_shards(tmp_path):
+    write_tar(tmp_path / "inner" / "a.tar", [("1.png", picture())])
+    (tmp_path / "inner" / "around").symlink_to(tmp_path)
+    (tmp_path / "inner" / "self").symlink_to(".")
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "._b.tar").write_bytes(b"AppleDouble")
+    assert indexed(tmp_path).names == ["inner/a.tar"]
+
+
 # Labels -------------------------------------------------------------------------------------------
 
 
