@@ -41,13 +41,14 @@ def open_run(config: Config) -> Iterator[RunDir]:
     """
     index = check_data(config)
     curriculum = Curriculum(config.phases, config.training.d_steps)
-    storage = open_storage(config.run.dir, min(config.storage.retry_s, EARLY_RETRY_S))
-    lock = RunLock(storage)
+    early = open_storage(config.run.dir, min(config.storage.retry_s, EARLY_RETRY_S))
+    lock = RunLock(early)  # which tries again at each renewal
     token = lock.acquire()
     try:
         before = tuple(part.fingerprint for part in index.grown)
         data = RunData(index.fingerprint(), index.about.classes, before)
-        key = same_run(storage, config, data)
+        key = same_run(early, config, data)
+        storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
         yield RunDir(storage, token, key, index, config.run.images or curriculum.end)
     finally:
         lock.release()

@@ -40,16 +40,30 @@ class Holder(Document):
     lease_s: Annotated[float, Field(ge=0, le=86400)]
 
     @property
-    def expired(self) -> bool:
-        """Whether the lease has run out."""
-        return time.time() > self.renewed + self.lease_s
+    def is_here(self) -> bool:
+        """Whether it is a process of this host."""
+        return self.host == socket.gethostname()
+
+    @property
+    def renews(self) -> bool:
+        """Whether it is a process of this host, whose clock is ours, that renewed its lease in time."""
+        return self.is_here and time.time() <= self.renewed + self.lease_s
+
+    def is_same(self, other: "Holder") -> bool:
+        """Whether it is the same process that took the lock once, however often it renewed it."""
+        return (self.token, self.host, self.pid, self.started) == (
+            other.token,
+            other.host,
+            other.pid,
+            other.started,
+        )
 
     @property
     def dead(self) -> bool:
         """Whether the holder released it, or was a process of this host that has ended."""
         if not self.pid:
             return True
-        if self.host != socket.gethostname():
+        if not self.is_here:
             return False
         try:
             return abs(psutil.Process(self.pid).create_time() - self.started) > 1.0
@@ -84,10 +98,11 @@ class RunLock:
     def acquire(self) -> int:
         """Take the lock and return its token; LockError if a live process holds it.
 
-        If the holder is on another host and may be dead, wait until its lease runs out.
+        A holder that may be dead is watched for the length of its lease, by this process's own clock:
+        that of another host may be ahead of ours or behind.
         """
         holder, version = read_holder(self.storage)
-        if holder and not holder.dead and not holder.expired:
+        if holder and not holder.dead:
             holder, version = self._outwait(holder)
         process = psutil.Process()
         self._holder = Holder(
@@ -116,20 +131,22 @@ class RunLock:
             self._thread.join()
         if self._holder:
             try:
-                self._put(self._holder.model_copy(update={"pid": 0}), self._version)
+                self._replace(self._holder.model_copy(update={"pid": 0}))
             except StorageError as error:
                 log.warning("event=lock_not_released error=%s", error)
 
     def _outwait(self, holder: Holder) -> tuple[Holder | None, str | None]:
         present, version = read_holder(self.storage)
-        if holder.host != socket.gethostname():
-            log.warning("event=lock_wait holder=%s pid=%d", holder.host, holder.pid)
-            deadline = time.monotonic() + self.lease_s  # whatever the other's clock says
-            while present == holder and not holder.expired and time.monotonic() < deadline:
+        if not holder.renews:
+            log.warning(
+                "event=lock_wait holder=%s pid=%d s=%.0f", holder.host, holder.pid, holder.lease_s
+            )
+            deadline = time.monotonic() + holder.lease_s
+            while present == holder and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
                 present, version = read_holder(self.storage)
-        silent = present == holder and holder.host != socket.gethostname()
-        if present and not (silent or present.dead or present.expired):
+        silent = present == holder and not holder.renews
+        if present and not (silent or present.dead):
             raise LockError(
                 f"{self.storage.address}: in use by process {present.pid} on {present.host};"
                 " wait for it, end it, or choose another address"
@@ -139,15 +156,27 @@ class RunLock:
     def _renew(self) -> None:
         assert self._holder is not None
         while not self._stop.wait(self.lease_s / 4):
-            renewed = self._holder.model_copy(update={"renewed": time.time()})
             try:
-                self._version = self._put(renewed, self._version)
-                self._holder = renewed
+                self._replace(self._holder.model_copy(update={"renewed": time.time()}))
             except ConflictError:
                 log.error("event=lock_lost run=%s", self.storage.address)
                 return
             except StorageError as error:  # the lease covers a few failures
                 log.warning("event=lock_not_renewed error=%s", error)
+
+    def _replace(self, holder: Holder) -> None:
+        """Write what is new of us; ConflictError if another process has taken the lock.
+
+        An earlier write may have been applied though its answer was lost: what is there then is ours.
+        """
+        try:
+            self._version = self._put(holder, self._version)
+        except ConflictError:
+            present, version = read_holder(self.storage)
+            if present is None or self._holder is None or not present.is_same(self._holder):
+                raise
+            self._version = self._put(holder, version)
+        self._holder = holder
 
     def _put(self, holder: Holder, version: str | None) -> str:
         return self.storage.put_if(LOCK_KEY, holder.to_bytes(), version)

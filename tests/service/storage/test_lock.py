@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from service.errors import DataError, LockError
+from service.errors import DataError, LockError, StorageError
 from service.storage import open_storage
-from service.storage.lock import LOCK_KEY, RunLock, check_token, read_holder
+from service.storage.lock import LOCK_KEY, Holder, RunLock, check_token, read_holder
 from tests.conftest import PLACES
+from tests.live import wait_for
 
 
 @pytest.fixture(params=PLACES)
@@ -60,6 +62,52 @@ def test_a_silent_holder_elsewhere_is_overtaken_when_its_lease_is_over(storage):
     started = time.time()
     assert RunLock(storage).acquire() == 2
     assert time.time() >= started + 1.0
+
+
+@pytest.mark.slow
+def test_a_live_holder_whose_clock_is_an_hour_behind_is_not_overtaken(storage):
+    behind = Holder(
+        token=1, host="another-host", pid=7, started=1.0, renewed=time.time() - 3600, lease_s=4.0
+    )
+    storage.put(LOCK_KEY, behind.to_bytes())
+    stop = threading.Event()
+
+    def renew() -> None:
+        for i in range(1000):
+            storage.put(LOCK_KEY, behind.model_copy(update={"renewed": behind.renewed + i}).to_bytes())
+            if stop.wait(0.5):
+                break
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(LockError, match="in use by process 7 on another-host"):
+            RunLock(storage).acquire()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_renewal_that_was_applied_but_not_answered_is_recognised(storage, monkeypatch):
+    lock = RunLock(storage, lease_s=0.4)
+    token = lock.acquire()
+    answered, lost = storage.put_if, []
+
+    def lose_the_first_answer(key: str, data: bytes, version: str | None) -> str:
+        result = answered(key, data, version)
+        if not lost:
+            lost.append(version)
+            raise StorageError("the answer was lost")
+        return result
+
+    monkeypatch.setattr(storage, "put_if", lose_the_first_answer)
+    wait_for(lambda: lost)
+    renewed = read_holder(storage)[0].renewed
+    wait_for(lambda: read_holder(storage)[0].renewed > renewed)  # the next renewal is made all the same
+    check_token(storage, token)
+    lock.release()
+    assert read_holder(storage)[0].dead
+    assert RunLock(storage).acquire() == token + 1
 
 
 def test_renewing_keeps_the_lease_alive(storage):
