@@ -85,6 +85,11 @@ class Workers:
                     stack.enter_context(module.no_sync())
         return stack
 
+    def all(self, here: bool) -> bool:
+        """Whether something is so on every worker; all of them ask."""
+        elsewhere = self.sum(torch.tensor([0.0 if here else 1.0], device=self.device))
+        return not elsewhere.item()
+
     def agree(self, value: int) -> int:
         """The first worker's value, on all of them."""
         if self.count == 1:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from service.config import Config
 from service.data.index import read_index
 from service.data.loader import Loader
@@ -50,6 +52,12 @@ class Context:
         )
         self.real = PanelReader(self.panel.dataset)
         self.feeders = open_feeders(config, dataset, workers.count)
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """The precision of the training, for what is drawn beside it."""
+        bf16 = self.config.training.precision == "bf16"
+        return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=bf16)
 
     def amended(self, state: TrainState) -> tuple[Config, Curriculum]:
         """The configuration in force after the state's amendments, and its curriculum."""

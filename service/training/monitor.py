@@ -118,7 +118,8 @@ class Monitor:
         fake = torch.stack([self._generated(numbers, cycle) for numbers in batches]).sum(0)
         batch = self.real.take()
         real = torch.zeros_like(fake)
-        if batch is not None:
+        # Batch norm adds up over the workers, so either all of them show real images or none does.
+        if self.workers.all(batch is not None) and batch is not None:
             parts = np.split(np.arange(len(batch.rows)), len(batches))
             shown = [self._shown(batch.images[part], batch.labels[part], cycle) for part in parts]
             real = torch.stack(shown).sum(0)

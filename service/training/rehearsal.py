@@ -1,35 +1,47 @@
 """Runs cycles of every phase and throws them away: what would fail on day three fails now."""
 
+import io
 import time
 
 import torch
 
 from service.engine.curriculum import Cycle
+from service.engine.panel import draw_panel
 from service.engine.state import TrainState
 from service.engine.step import Measures, Step
 from service.recording.record import Note, Record, SpanTime
 from service.run import checkpoint
 from service.training.context import Context
+from service.training.monitor import Monitor
 
 
 def rehearse(context: Context, state: TrainState, end: int) -> None:
     """Run two cycles of every span that begins before the clock `end`; `state` is used up.
 
-    An error names its phase. The second cycle is timed, and the forecast is recorded.
+    At each rung, the signals are measured and the panel is drawn, and in the end the state is saved to
+    nowhere: each takes memory of its own. An error names its phase. The second cycle is timed, and the
+    forecast is recorded.
     """
     config, curriculum = context.amended(state)
     step = Step(config, state, context.workers)
+    monitor = Monitor(config, context.workers, context.panel, context.real, step)
     seconds: dict[str, float] = {}
     for span in curriculum.spans:
         if span.start >= end:
             break
         try:
-            seconds[span.name] = _rehearse_span(context, step, curriculum.at(span.start))
+            cycle = curriculum.at(span.start)
+            monitor.prepare(cycle)
+            seconds[span.name] = _rehearse_span(context, step, cycle)
+            if not span.fading:
+                monitor.look(cycle)
+                _draw(context, state, cycle)
         except Exception as error:
             error.add_note(f"This happened in the rehearsal of phase {span.name!r}.")
             raise
     if context.workers.is_first:
-        checkpoint.copy_to_cpu(state.tensors())
+        for part in checkpoint.copy_to_cpu(state.tensors()).values():
+            torch.save(part, io.BytesIO())
         forecast = tuple(
             SpanTime(span.start, span.end, span.cycle_images, seconds[span.name])
             for span in curriculum.spans
@@ -45,6 +57,11 @@ def _rehearse_span(context: Context, step: Step, cycle: Cycle) -> float:
         start = time.perf_counter()
         _wait(step.cycle(cycle, batches))
         return time.perf_counter() - start
+
+
+def _draw(context: Context, state: TrainState, cycle: Cycle) -> None:
+    if context.workers.is_first:
+        draw_panel(context.config, state.ema, cycle.stage, context.autocast)
 
 
 def _wait(measures: Measures) -> None:

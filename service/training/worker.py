@@ -12,6 +12,7 @@ from service.engine import distributed
 from service.engine.curriculum import Cycle, due
 from service.engine.panel import draw_panel
 from service.engine.state import TrainState, new_state
+from service.errors import ServiceError
 from service.recording.record import Record
 from service.recording.recorder import RecorderClient
 from service.run import checkpoint
@@ -21,6 +22,10 @@ from service.training.attempt import Attempt, Meter
 from service.training.context import Context
 from service.training.rehearsal import rehearse
 from service.training.respond import carry_out
+
+
+class MemoryLackError(ServiceError):
+    """A training that needs more memory than a worker's device has: another try would need it, too."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,14 @@ def train(job: Job) -> int:
         torch.set_num_threads(config.scale.cpus)
     context = Context(config, workers, job.recorder, job.scorer)
     with context.feeders, contextlib.closing(context.real):
-        return _train(context, job)
+        try:
+            return _train(context, job)
+        except torch.OutOfMemoryError as error:
+            where = " ".join(getattr(error, "__notes__", ()))
+            raise MemoryLackError(
+                f"the GPU's memory does not suffice ({str(error).partition('.')[0]}). {where} Raise the"
+                " phase's accumulation, which cuts its batch into smaller parts, or take larger GPUs"
+            ) from error
 
 
 def _train(context: Context, job: Job) -> int:
@@ -91,9 +103,7 @@ def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer)
 def _draw(context: Context, state: TrainState, cycle: Cycle) -> None:
     """Send the panel at this clock; only the first worker draws."""
     if context.workers.is_first:
-        bf16 = context.config.training.precision == "bf16"
-        autocast = torch.autocast(context.workers.device.type, torch.bfloat16, enabled=bf16)
-        images = draw_panel(context.config, state.ema, cycle.stage, autocast)
+        images = draw_panel(context.config, state.ema, cycle.stage, context.autocast)
         record = Record(state.clock, time.time(), state.attempt)
         context.recorder.draw(record, images, context.grid_look)
 
