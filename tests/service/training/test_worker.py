@@ -1,0 +1,73 @@
+"""What a worker's loop does where a part of it fails on one worker, or needs more memory than there is."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from service.engine.panel import draw_panel
+from service.engine.step import Step
+from service.recording.recorder import RecorderClient
+from service.run import checkpoint
+from service.storage import open_storage
+from service.storage.lock import RunLock
+from service.training import rehearsal, worker
+from service.training.monitor import PanelReader
+from tests.conftest import tiny_config
+
+pytestmark = pytest.mark.slow
+
+WORKERS = 2
+END = 64
+
+
+class Silent:
+    """A recorder that takes everything."""
+
+    def __init__(self):
+        self.write = self.draw = self.settle = self
+
+    def remote(self, *_: object) -> None:
+        """Take it."""
+
+
+def work(index: int, values: dict, token: int, folder: str) -> None:
+    """A worker; the second one cannot read its held-out images."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(index), "WORLD_SIZE": str(WORKERS)}
+    store = dist.FileStore(f"{folder}/store", WORKERS)
+    dist.init_process_group("gloo", rank=index, world_size=WORKERS, store=store)
+    if index == 1:
+        PanelReader.take = lambda self: None
+    worker.train(worker.Job(values, token, END, RecorderClient(Silent())))
+    dist.destroy_process_group()
+
+
+def test_where_one_worker_lacks_real_images_all_measure_without_and_go_on(digits, tmp_path: Path):
+    config = tiny_config(digits, tmp_path / "run", tracking={"every_images": 16}, scale={"workers": 2})
+    storage = open_storage(config.run.dir)
+    lock = RunLock(storage)
+    values = config.model_dump()
+    mp.spawn(work, (values, lock.acquire(), str(tmp_path)), nprocs=WORKERS)
+    lock.release()
+    assert checkpoint.newest_clock(storage) == END
+
+
+@pytest.mark.parametrize(
+    "where", [(Step, "cycle"), (rehearsal, draw_panel.__name__)], ids=["a cycle", "the panel"]
+)
+def test_too_little_memory_is_told_with_its_phase_and_the_remedy(digits, tmp_path, monkeypatch, where):
+    def lack(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    monkeypatch.setattr(*where, lack)
+    job = worker.Job(
+        tiny_config(digits, tmp_path / "run").model_dump(), 1, END, RecorderClient(Silent())
+    )
+    with pytest.raises(
+        worker.MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*accumulation"
+    ):
+        worker.train(job)
