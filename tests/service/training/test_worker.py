@@ -1,4 +1,4 @@
-"""What a worker's loop does where a part of it fails on one worker, or needs more memory than there is."""
+"""A worker's loop where a part of it fails on one worker alone, or where memory does not suffice."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from service.config import Config
 from service.engine.panel import draw_panel
 from service.engine.step import Step
 from service.recording.recorder import RecorderClient
@@ -16,7 +17,7 @@ from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import rehearsal, worker
 from service.training.monitor import PanelReader
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_values
 
 pytestmark = pytest.mark.slow
 
@@ -46,12 +47,18 @@ def work(index: int, values: dict, token: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+# Its discriminator has batch norm, whose sums are over all workers.
+DCGAN = {"family": "dcgan", "resolution": 16, "channels": 1, "classes": 10, "width": 4, "latents": 8}
+
+
 def test_where_one_worker_lacks_real_images_all_measure_without_and_go_on(digits, tmp_path: Path):
-    config = tiny_config(digits, tmp_path / "run", tracking={"every_images": 16}, scale={"workers": 2})
+    values = tiny_values(digits, tmp_path / "run", tracking={"every_images": 16}, scale={"workers": 2})
+    phases = [{"resolution": 16, "hold_images": END, "batch": 16}]
+    config = Config(**(values | {"model": DCGAN, "phases": phases}))
     storage = open_storage(config.run.dir)
     lock = RunLock(storage)
-    values = config.model_dump()
-    mp.spawn(work, (values, lock.acquire(), str(tmp_path)), nprocs=WORKERS)
+    job = (config.model_dump(), lock.acquire(), str(tmp_path))
+    mp.spawn(work, job, nprocs=WORKERS)
     lock.release()
     assert checkpoint.newest_clock(storage) == END
 
@@ -64,9 +71,8 @@ def test_too_little_memory_is_told_with_its_phase_and_the_remedy(digits, tmp_pat
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
 
     monkeypatch.setattr(*where, lack)
-    job = worker.Job(
-        tiny_config(digits, tmp_path / "run").model_dump(), 1, END, RecorderClient(Silent())
-    )
+    config = tiny_config(digits, tmp_path / "run")
+    job = worker.Job(config.model_dump(), 1, END, RecorderClient(Silent()))
     with pytest.raises(
         worker.MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*accumulation"
     ):
