@@ -2,13 +2,9 @@
 
 import logging
 import os
-import socket
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -17,6 +13,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from service import environment
 from service.config import Config
+from service.driver.sizing import choose_workers, worker_resources
 from service.errors import ServiceError
 from service.glibc import KEEP_FREED_MEMORY
 from service.run import checkpoint
@@ -25,9 +22,6 @@ from service.storage.base import S3_SCHEME
 from service.training.worker import Job, train
 
 log = logging.getLogger(__name__)
-
-KNOCK_LIMIT_S = 5.0
-KNOCKS_AT_ONCE = 32
 
 
 class TrainingError(ServiceError):
@@ -72,56 +66,14 @@ def decide(outcome: Outcome, end: int, clock_before: int, failures: int, max_fai
     return Action("fit", failures, reason)
 
 
-def choose_workers(config: Config, resources: dict[str, float]) -> int:
-    """The largest allowed number of workers that these resources hold, or else the smallest allowed.
-
-    The smallest is requested even if it does not fit yet: an autoscaler may bring the nodes.
-    """
-    need = worker_resources(config)
-    room = min(int(resources.get(kind, 0) // amount) for kind, amount in need.items())
-    smallest = config.worker_counts[0]
-    if room < smallest:
-        has = {kind: resources.get(kind, 0) for kind in need}
-        log.warning("event=waiting_for_nodes workers=%d each=%s cluster=%s", smallest, need, has)
-    return max((n for n in config.worker_counts if n <= room), default=smallest)
-
-
-def living_resources() -> dict[str, float]:
-    """Resources of the nodes that answer. Ray itself needs up to a minute to notice a killed node."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    with ThreadPoolExecutor(KNOCKS_AT_ONCE) as threads:
-        answers = list(threads.map(_answers, nodes))
-    total: Counter[str] = Counter()
-    for node, answered in zip(nodes, answers, strict=True):
-        if answered:
-            total.update(node["Resources"])
-        else:
-            log.warning("event=node_silent node=%s", node["NodeID"])
-    return dict(total)
-
-
-def _answers(node: dict[str, Any]) -> bool:
-    try:
-        place = (node["NodeManagerAddress"], node["NodeManagerPort"])
-        socket.create_connection(place, KNOCK_LIMIT_S).close()
-        return True
-    except OSError:
-        return False
-
-
-def worker_resources(config: Config) -> dict[str, float]:
-    """What Ray reserves for one worker."""
-    return {"CPU": float(config.scale.cpus)} | ({"GPU": 1.0} if config.scale.gpu else {})
-
-
 def supervise(config: Config, storage: Storage, job: Job) -> None:
     """Train to the clock `job.end`, through deaths of workers; TrainingError if the run is given up."""
-    failures = 0
+    failures, too_many = 0, None
     while True:
         before = checkpoint.newest_clock(storage)
         if before >= job.end:
             return
-        workers = choose_workers(config, living_resources())
+        workers = choose_workers(config, too_many)
         log.info("event=fit workers=%d clock=%d failures=%d", workers, before, failures)
         outcome = _fit(config, job, workers, storage)
         action = decide(outcome, job.end, before, failures, config.scale.max_failures)
@@ -130,6 +82,7 @@ def supervise(config: Config, storage: Storage, job: Job) -> None:
         if action.kind == "done":
             return
         failures = action.failures
+        too_many = workers if outcome.waiting else None
         log.warning("event=fit_again failures=%d reason=%s", failures, action.reason)
 
 
