@@ -20,16 +20,23 @@ EPILOG = """examples:
     --model.channels 3 --model.classes 5 --scale.workers 2"""
 
 
+class TrainOptions(ConfigOptions):
+    """How to start."""
+
+    again: bool = False
+    """Try once more what ended the run for a reason that lasts, with the same settings."""
+
+
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
-    options, config = parse_config(ConfigOptions, arguments, "service.train", __doc__ or "", EPILOG)
+    options, config = parse_config(TrainOptions, arguments, "service.train", __doc__ or "", EPILOG)
     config = settle(config)
     if options.print_config:
         print(to_yaml(config), end="")
         return
     from service.driver.launch import launch  # loads torch and Ray, which errors do not need
 
-    launch(config)
+    launch(config, again=options.again)
     _print_places(config)
 
 

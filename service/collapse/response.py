@@ -10,6 +10,8 @@ from service.errors import ServiceError
 class CollapseError(ServiceError):
     """A training collapsed, and rewinds did not or could not save it."""
 
+    lasts = True
+
 
 class Response(StrEnum):
     """What follows a verdict: nothing, or one of the actions that the configuration offers."""

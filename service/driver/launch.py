@@ -14,32 +14,40 @@ from service.driver.join import join_ray
 from service.driver.preflight import RunDir, open_run
 from service.driver.progress import Progress
 from service.driver.supervisor import supervise
+from service.errors import ServiceError, TrainingError
 from service.recording.mlflow import Status
 from service.recording.prometheus import free_port
 from service.recording.recorder import RecorderClient, start_recorder
+from service.run.failure import write_failure
 from service.scoring.actor import ScorerClient, start_scorer
 from service.training.worker import Job
 
 CLOSE_LIMIT_S = 60.0
 
 
-def launch(config: Config, parent: str | None = None) -> None:
+def launch(config: Config, parent: str | None = None, again: bool = False) -> None:
     """Train a settled configuration to its end, or resume the run in its run.dir.
 
-    `parent` is the key of the MLflow run that this one is nested in. Raises a ServiceError if the run
+    `parent` is the key of the MLflow run that this one is nested in; `again` tries anew what failed
+    for a reason that lasts. Raises a ServiceError if the run
     fails, and KeyboardInterrupt if it is interrupted; the recorder closes with a matching status.
     """
     if parent is None:  # a sweep has checked it for its trials
         check_tracking(config)
     with (
-        open_run(config) as run,
+        open_run(config, again) as run,
         join_ray(config),
         _recorder(config, run, parent) as recorder,
         _scorer(config, run) as scorer,
         Progress(recorder.latest, run.end),
     ):
         job = Job(config.model_dump(), run.token, run.end, recorder, scorer)
-        supervise(config, run.storage, job)
+        try:
+            supervise(config, run.storage, job)
+        except TrainingError as error:
+            if isinstance(error.__cause__, ServiceError) and error.__cause__.lasts:
+                write_failure(run.storage, config, error)
+            raise
 
 
 @contextlib.contextmanager

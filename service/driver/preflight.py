@@ -14,6 +14,7 @@ from service.data.tar import Choice
 from service.engine.curriculum import Curriculum
 from service.errors import DataError
 from service.run.directory import RunData, same_run
+from service.run.failure import check_failure
 from service.scoring.scorer import check_evaluation
 from service.storage import Storage, open_storage
 from service.storage.lock import RunLock
@@ -34,10 +35,11 @@ class RunDir:
 
 
 @contextlib.contextmanager
-def open_run(config: Config) -> Iterator[RunDir]:
+def open_run(config: Config, again: bool = False) -> Iterator[RunDir]:
     """Check the data, take the run's lock, and check that it is still the same run.
 
-    Raises DataError, StorageError, LockError, and UsageError if the configuration has changed.
+    Raises DataError, StorageError, LockError, UsageError if the configuration has changed, and
+    TrainingError if the run has failed for a reason that lasts, unless it is to be tried `again`.
     """
     index = check_data(config)
     curriculum = Curriculum(config.phases, config.training.d_steps)
@@ -48,6 +50,7 @@ def open_run(config: Config) -> Iterator[RunDir]:
         before = tuple(part.fingerprint for part in index.grown)
         data = RunData(index.fingerprint(), index.about.classes, before)
         key = same_run(early, config, data)
+        check_failure(early, config, again)
         storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
         yield RunDir(storage, token, key, index, config.run.images or curriculum.end)
     finally:

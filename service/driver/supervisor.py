@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from service import environment
 from service.config import Config
 from service.driver.sizing import choose_workers, worker_resources
-from service.errors import ServiceError
+from service.errors import ServiceError, TrainingError
 from service.glibc import KEEP_FREED_MEMORY
 from service.run import checkpoint
 from service.storage import Storage, is_s3
@@ -24,15 +24,11 @@ from service.training.worker import Job, train
 log = logging.getLogger(__name__)
 
 
-class TrainingError(ServiceError):
-    """A run that was given up, with the reason. Its cause is the workers' own error, if there is one."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a group of workers ended: the clock of the newest checkpoint, and what went wrong.
 
-    `cause` is an error that another try would meet again, such as a missing bucket or a collapse;
+    `cause` is an error that lasts, such as a missing bucket or a collapse;
     `waiting` says that the group never began, because its nodes were not there.
     """
 
@@ -119,12 +115,12 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
 
 
 def _explain(error: TrainingFailedError | RayError) -> tuple[str, ServiceError | None]:
-    """The reason in words, and any ServiceError itself, which another try would meet again."""
+    """The reason in words, and the workers' own error if it lasts."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for index, failure in sorted(failures.items()):
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, ServiceError):
-            return str(cause), cause
+            return str(cause), cause if cause.lasts else None
         log.warning("event=worker_failed worker=%d error=%s", index, failure)
     causes = [getattr(f, "_base_exc", f) for f in failures.values()] or [error]
     first = causes[0]

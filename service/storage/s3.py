@@ -26,7 +26,7 @@ from botocore.exceptions import (
 from typing_extensions import override
 
 from service import environment
-from service.errors import StorageError, UsageError
+from service.errors import RefusedError, StorageError, UsageError
 from service.storage.base import (
     S3_SCHEME,
     TIMEOUT_S,
@@ -260,7 +260,7 @@ class S3Storage(Storage):
             case "NoSuchKey" | "404":
                 return MissingError(f"{where}: no such object")
             case "NoSuchBucket":
-                return StorageError(
+                return RefusedError(
                     f"{S3_SCHEME}{self.bucket}: no such bucket; create it or correct the address"
                 )
             case "InvalidRange":
@@ -268,17 +268,18 @@ class S3Storage(Storage):
             case "PreconditionFailed":
                 return ConflictError(f"{where}: changed by another process")
             case "NoCredentialsError" | "PartialCredentialsError":
-                return StorageError(f"{where}: no credentials; {_SET_KEYS}")
+                return RefusedError(f"{where}: no credentials; {_SET_KEYS}")
         if code in _EXPIRED:
-            return StorageError(
+            return RefusedError(
                 f"{where}: the credentials have expired ({code}), retried for {self.retry_s:.0f} s;"
                 " renew AWS_SESSION_TOKEN and its keys here and on the cluster's nodes, then start again"
             )
         if status in (401, 403) and not self._is_signed:
-            reason = f"not public ({code}), and there are no credentials"
-            return StorageError(f"{where}: {reason}; {_SET_KEYS}")
+            return RefusedError(
+                f"{where}: not public ({code}), and there are no credentials; {_SET_KEYS}"
+            )
         if status in (401, 403):
-            return StorageError(
+            return RefusedError(
                 f"{where}: the credentials were refused ({code}); check AWS_ACCESS_KEY_ID,"
                 " AWS_SECRET_ACCESS_KEY and the bucket's policy"
             )

@@ -12,7 +12,7 @@ from service.engine import distributed
 from service.engine.curriculum import Cycle, due
 from service.engine.panel import draw_panel
 from service.engine.state import TrainState, new_state
-from service.errors import ServiceError
+from service.errors import MemoryLackError
 from service.recording.record import Record
 from service.recording.recorder import RecorderClient
 from service.run import checkpoint
@@ -22,10 +22,6 @@ from service.training.attempt import Attempt, Meter
 from service.training.context import Context
 from service.training.rehearsal import rehearse
 from service.training.respond import carry_out
-
-
-class MemoryLackError(ServiceError):
-    """A training that needs more memory than a worker's device has: another try would need it, too."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from service.cli import run_command
 from service.collapse.response import CollapseError
 from service.config import Config
 from service.driver.launch import launch
-from service.driver.supervisor import TrainingError
-from service.errors import LockError
+from service.errors import LockError, TrainingError
 from service.run import checkpoint, ranking
 from service.run.best import load
 from service.scoring.scorer import Scorer

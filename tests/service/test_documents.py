@@ -27,6 +27,7 @@ from service.recording.record import Event, EventAction, Note, Record, SpanTime
 from service.recording.spool import Mark, Segment
 from service.run.checkpoint import FileEntry, Manifest
 from service.run.directory import RunDocument
+from service.run.failure import FailureDocument
 from service.run.ranking import Score, ScoreDocument
 from service.storage.lock import Holder
 from service.tuning.plan import Search, SweepDocument
@@ -301,6 +302,7 @@ DOCUMENTS: dict[type[Document], Document] = {
         etags={"shard-000000.tar": '"0a0a"'},
         about=About("digits", 0.05, 32, 1, ("0", "1"), ("broken.png: why",), 2, {"seed": 0}),
     ),
+    FailureDocument: FailureDocument(message="why", config=CONFIG),
     MarksDocument: MarksDocument(marks={"shard-000000.tar": "1795783596059771247-2540061"}),
     PartDocument: PartDocument(
         part=Part(
@@ -393,6 +395,7 @@ def replaced(content: object, path: tuple, value: object) -> object:
 
 
 PLAIN_PLACES = {
+    FailureDocument: ["config"],
     RunDocument: ["config"],
     Manifest: ["config"],
     SweepDocument: ["config", "space"],

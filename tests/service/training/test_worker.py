@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from service.config import Config
 from service.engine.panel import draw_panel
 from service.engine.step import Step
+from service.errors import MemoryLackError
 from service.recording.recorder import RecorderClient
 from service.run import checkpoint
 from service.storage import open_storage
@@ -74,6 +75,6 @@ def test_too_little_memory_is_told_with_its_phase_and_the_remedy(digits, tmp_pat
     config = tiny_config(digits, tmp_path / "run")
     job = worker.Job(config.model_dump(), 1, END, RecorderClient(Silent()))
     with pytest.raises(
-        worker.MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*accumulation"
+        MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*accumulation"
     ):
         worker.train(job)

@@ -1,0 +1,50 @@
+"""A failure that lasts, written down in the run's directory: another start would meet it again.
+
+Who starts drivers again, such as Kubernetes, gets the same answer at once, and no cluster for it.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from service.config import Config
+from service.config.identity import flatten
+from service.documents import Document, Plain
+from service.errors import TrainingError
+from service.storage import MissingError, Storage
+
+FAILURE_KEY = "failure.json"
+
+
+class FailureDocument(Document):
+    """Why the run ended, in the words of then, and the configuration that it ended with."""
+
+    remedy: ClassVar[str] = "delete it"
+
+    version: Literal[1] = 1
+    message: Annotated[str, Field(max_length=100_000)]
+    config: Plain
+
+
+def write_failure(storage: Storage, config: Config, error: TrainingError) -> None:
+    """Write down that the run ended for a reason that lasts."""
+    failure = FailureDocument(message=str(error), config=config.model_dump())
+    storage.put(FAILURE_KEY, failure.to_bytes())
+
+
+def check_failure(storage: Storage, config: Config, again: bool) -> None:
+    """TrainingError, in its words, if the run ended for a reason that lasts.
+
+    Nothing if a setting has changed since, or if the start is to be tried `again`: then the failure is
+    forgotten.
+    """
+    try:
+        failure = FailureDocument.from_bytes(storage.get(FAILURE_KEY), storage.url(FAILURE_KEY))
+    except MissingError:
+        return
+    if not again and flatten(failure.config) == flatten(config.model_dump(mode="json")):
+        raise TrainingError(
+            f"{failure.message}\nThis ended the run before, and no setting has changed since: mend the"
+            " cause, then start it with --again"
+        )
+    storage.delete([FAILURE_KEY])
