@@ -68,7 +68,9 @@ def unread(tables: Sequence[str], classes: Classes | None) -> Iterator[str]:
             f" from {' or '.join(METADATA)}, with the columns {NAME_FIELD} and {LABEL_FIELD}"
         )
     metadata = [table for table in tables if posixpath.basename(table) in METADATA]
-    if metadata and classes is None:
+    if metadata and DATASET in tables:
+        yield f"{metadata[0]} was not read, because {DATASET} is there"
+    elif metadata and classes is None:
         yield f"{metadata[0]} has no {LABEL_FIELD!r}; if its labels have another name, give --label NAME"
 
 
@@ -129,7 +131,10 @@ def _metadata(where: str, folder: str, data: bytes, field: str | None) -> dict[s
             name, label = row.get(NAME_FIELD), row.get(wanted)
             if not isinstance(name, str) or not name:
                 raise ValueError(f"line {number} has no {NAME_FIELD!r}")
-            labels[posixpath.normpath(posixpath.join(folder, name))] = _label(number, wanted, label)
+            member = posixpath.normpath(posixpath.join(folder, name))
+            value = _label(number, wanted, label)
+            if labels.setdefault(member, value) != value:
+                raise ValueError(f"line {number}: {name} has another label than in a line before")
     except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(
             f"{where}: cannot be read ({error}); each row needs {NAME_FIELD!r} and {wanted!r}"
@@ -152,9 +157,16 @@ def _label(number: int, field: str, value: object) -> Label:
 
 
 def _rows_of_csv(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    for row in reader:
-        yield reader.line_num, row
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names = next(reader, [])
+    if len(set(names)) < len(names):
+        raise ValueError("line 1 names a column twice")
+    for cells in filter(None, reader):
+        if len(cells) != len(names):
+            raise ValueError(
+                f"line {reader.line_num} has {len(cells)} cells, but line 1 has {len(names)}"
+            )
+        yield reader.line_num, dict(zip(names, cells, strict=True))
 
 
 def _rows_of_jsonl(text: str) -> Iterator[tuple[int, dict[str, Any]]]:

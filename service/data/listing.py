@@ -58,7 +58,8 @@ class Classes:
 
 def is_hidden(member: str) -> bool:
     """Whether a path leads to what systems keep for themselves: dot files, macOS's own."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member).parts)
+    parts = PurePosixPath(member).parts
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
 
 
 def list_folder(folder: Path) -> Listing:

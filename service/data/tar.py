@@ -24,6 +24,8 @@ FIELDS = "json"
 NO_LABEL = -1
 HIDDEN = "hidden members"
 NOT_REGULAR = "members that are neither files nor folders"
+SPARSE = "sparse members, whose bytes do not lie in one piece (write the tar again without --sparse)"
+OTHER_IMAGES = "samples with images, but none that data.image names"
 LINKED_OUT = "links to what is not in the tar"
 NO_SUFFIX = "members without a suffix"
 FURTHER_IMAGES = (
@@ -129,6 +131,8 @@ def _members(file: BinaryIO, choice: Choice, passed_over: Counter[str]) -> Itera
                 yield _Member(info.name, 0, 0, posixpath.join(folder, info.linkname))
             elif info.islnk():
                 yield _Member(info.name, 0, 0, info.linkname)
+            elif info.issparse():
+                passed_over[SPARSE] += 1
             elif info.isreg():
                 member = _Member(info.name, info.offset_data, info.size)
                 yield _with_label(file, choice, member)
@@ -234,6 +238,7 @@ def _image(members: dict[str, _Member], chosen: str | None, passed_over: Counter
         elif member.label is None:
             passed_over[suffix] += 1
     if chosen is not None:
+        passed_over[OTHER_IMAGES] += bool(images) and chosen not in members
         return members.get(chosen)
     images.sort(key=lambda name: "." in name)  # stable: plain ones come first
     passed_over[FURTHER_IMAGES] += max(0, len(images) - 1)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from PIL import Image
 from service.data.index import INDEX_KEY, Index, read_index
 from service.data.indexing import MARKS_KEY, OTHER_REASONS, find_index, passed_over_in_words
 from service.data.stream import read_samples
-from service.data.tar import FURTHER_IMAGES, LABEL_APART, LINKED_OUT, NO_LABEL, NO_SUFFIX, Choice
+from service.data.tar import (
+    FURTHER_IMAGES,
+    LABEL_APART,
+    LINKED_OUT,
+    NO_LABEL,
+    NO_SUFFIX,
+    OTHER_IMAGES,
+    SPARSE,
+    Choice,
+)
 from service.driver.preflight import check_data
 from service.errors import DataError
 from service.storage import open_storage
@@ -70,7 +80,7 @@ def test_a_setting_picks_the_member_to_take(tmp_path):
     assert index.keys.to_pylist() == ["0", "1", "2"]
     images = read_samples(open_storage(str(tmp_path)), index, np.arange(3))
     assert [bytes(image) for image in images] == [picture(10 * i + 1) for i in range(3)]
-    assert (passed_over(index), index.about.without_image) == ({}, 1)
+    assert (passed_over(index), index.about.without_image) == ({OTHER_IMAGES: 1}, 1)
     with pytest.raises(DataError, match=r"data\.image: l\.png, but .* was made with r\.png"):
         indexed(tmp_path, image="l.png")
 
@@ -121,6 +131,18 @@ def test_links_are_followed_within_their_tar(tmp_path):
     assert passed_over(index) == {LINKED_OUT: 2, NO_SUFFIX: 1}
     images = read_samples(open_storage(str(tmp_path)), index, np.arange(3))
     assert {bytes(image) for image in images} == {picture(1)}
+
+
+def test_sparse_members_are_left_out_and_counted(tmp_path):
+    write_tar(tmp_path / "data" / "a.tar", [("1.png", picture())])
+    with open(tmp_path / "2.png", "wb") as file:
+        file.write(picture())
+        file.truncate(1 << 20)
+    command = ["tar", "-C", str(tmp_path), "--sparse", "-cf", str(tmp_path / "data" / "b.tar"), "2.png"]
+    subprocess.run(command, check=True)
+    index = indexed(tmp_path / "data")
+    assert index.keys.to_pylist() == ["1"]
+    assert passed_over(index) == {SPARSE: 1}
 
 
 def test_tars_that_were_joined_are_read_to_the_end(tmp_path):

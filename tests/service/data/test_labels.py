@@ -90,6 +90,14 @@ def test_what_was_not_read_is_said(tmp_path):
         assert "metadata.csv has no 'label'; if its labels have another name, give --label" in metadata
 
 
+def test_of_two_kinds_of_tables_the_one_that_was_not_read_is_named(tmp_path):
+    files = {"dataset.json": '{"labels": [["1.png", 3]]}', "metadata.csv": "file_name,label\n1.png,x\n"}
+    for place in places(tmp_path, files, ["1.png"]):
+        source = open_source(place)
+        assert source.labels == [3]
+        assert source.notes == ("metadata.csv was not read, because dataset.json is there",)
+
+
 def test_rows_of_images_that_are_not_there_are_told(tmp_path):
     files = {"metadata.csv": "file_name,label\n1.png,a\ngone.png,b\n"}
     for place in places(tmp_path, files, ["1.png"]):
@@ -103,6 +111,10 @@ def test_rows_of_images_that_are_not_there_are_told(tmp_path):
         ({"metadata.csv": "file_name,label\n1.png,-1\n"}, "line 2: 'label' is -1"),
         ({"metadata.csv": "file_name,label\n1.png,\n"}, "line 2: 'label' is ''"),
         ({"metadata.csv": "label\n1\n"}, "line 2 has no 'file_name'"),
+        ({"metadata.csv": "file_name,label\n1.png,a\n1.png,b\n"}, "line 3: 1.png has another label"),
+        ({"metadata.csv": "file_name,label\n1.png,rose, red\n"}, "line 2 has 3 cells, but line 1 has 2"),
+        ({"metadata.csv": "file_name,label\n1.png\n"}, "line 2 has 1 cells, but line 1 has 2"),
+        ({"metadata.csv": "file_name,label,label\n1.png,a,b\n"}, "line 1 names a column twice"),
         ({"metadata.csv": b"file_name,label\n\xff,1\n"}, "cannot be read"),
         ({"metadata.csv": 'file_name,label\n"1.png,a\n'}, "cannot be read"),
         ({"metadata.jsonl": "{}\n{"}, "cannot be read"),
