@@ -44,6 +44,25 @@ class Forecast:
         return self.seconds(clock, self.end) * self._factor
 
 
+class Pulse:
+    """Notices that the clock stands still: for three times as long as it took last, and a minute."""
+
+    LEAST_S = 60.0
+    TIMES = 3.0
+
+    def __init__(self) -> None:
+        self._clock = -1
+        self._at = self._gap_s = 0.0
+
+    def still_s(self, clock: int, now: float) -> float:
+        """How long the clock has not moved at the time `now`; 0 while that is as usual."""
+        if clock != self._clock:
+            self._gap_s = now - self._at if self._clock >= 0 else 0.0
+            self._clock, self._at = clock, now
+        still = now - self._at
+        return still if still > max(self.LEAST_S, self.TIMES * self._gap_s) else 0.0
+
+
 def duration(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, second = divmod(int(seconds + 0.5), 60)
@@ -78,6 +97,7 @@ class Progress:
             bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} images{postfix}",
         )
         shown, at = 0, 0.0
+        pulse = Pulse()
         with bar:
             stopped = False
             while not stopped:
@@ -88,6 +108,8 @@ class Progress:
                     continue
                 text = self._describe(values)
                 clock = int(values["clock"])
+                if still := pulse.still_s(clock, time.monotonic()):
+                    text = f"no news for {duration(still)}, {values['stage']}"
                 bar.n = min(clock, self._end)
                 bar.set_postfix_str(text)
                 due = time.monotonic() > at + LINE_EVERY_S or (stopped and clock > shown)

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import IO, Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from service.collapse.state import Level
 from service.documents import Count, Digest, Document, Plain
 from service.engine.state import PlainState, TrainState
 from service.errors import DataError
-from service.storage import MissingError, Storage
+from service.storage import MissingError, Storage, Writer
 from service.storage.lock import check_token
 
 log = logging.getLogger(__name__)
@@ -253,11 +253,7 @@ class Checkpointer:
         name = Name(self.token, sequence, plain.clock)
         files = {}
         for part, content in tensors.items():
-            buffer = io.BytesIO()
-            torch.save(content, buffer)
-            data = buffer.getvalue()
-            self.storage.put(f"{name.folder}/{part}.pt", data)
-            files[f"{part}.pt"] = FileEntry(len(data), _digest(data))
+            files[f"{part}.pt"] = self._upload(f"{name.folder}/{part}.pt", content)
         manifest = Manifest(
             token=self.token,
             sequence=sequence,
@@ -274,6 +270,17 @@ class Checkpointer:
         self.after_commit(name, manifest)
         self._sweep([*present, name], keys, plain.collapse.protected)
 
+    def _upload(self, key: str, content: dict[str, Any]) -> FileEntry:
+        """Store tensors while they are serialised, without a second copy of them in memory."""
+        with self.storage.writer(key) as writer:
+            file = _Digesting(writer)
+            try:
+                torch.save(content, cast(IO[bytes], file))
+            except RuntimeError as error:
+                # torch says no more than that something failed
+                raise (file.error or error) from error
+        return FileEntry(file.count, file.sha256.hexdigest())
+
     def _sweep(
         self, committed: list[Name], keys: dict[Name, list[str]], protected: Collection[str]
     ) -> None:
@@ -288,6 +295,32 @@ class Checkpointer:
         if name not in self._healthy:
             self._healthy[name] = _was_healthy(self.storage, name)
         return self._healthy[name]
+
+
+class _Digesting(io.RawIOBase):
+    """A file that passes on what is written, counts it and digests it."""
+
+    def __init__(self, writer: Writer):
+        self._writer = writer
+        self.count = 0
+        self.sha256 = hashlib.sha256()
+        self.error: Exception | None = None
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Append bytes."""
+        piece = bytes(data)
+        try:
+            self._writer.write(piece)
+        except Exception as error:
+            self.error = error
+            raise
+        self.sha256.update(piece)
+        self.count += len(piece)
+        return len(piece)
 
 
 def healthy(storage: Storage, clock: int) -> Iterator[tuple[Name, Tensors, Manifest]]:

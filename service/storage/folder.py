@@ -66,15 +66,15 @@ class FolderStorage(Storage):
     @override
     @contextlib.contextmanager
     def writer(self, key: str) -> Iterator[Writer]:
-        with self._call(key, lambda: self._part(self.root / key)) as file:
-            part = Path(file.name)
-            try:
+        file = self._call(key, lambda: self._part(self.root / key))
+        try:
+            with file:  # closing writes what is left, and may fail like any write
                 yield file
                 self._call(key, lambda: self._keep(file, self.root / key))
-            except OSError as error:
-                raise self._in_words(key, error) from error
-            finally:
-                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._in_words(key, error) from error
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
     @override
     def entries(self, prefix: str = "") -> dict[str, Entry]:

@@ -102,15 +102,19 @@ class Meter:
         return dict(self.latest)
 
     def _counts(self, elapsed: float) -> dict[str, float]:
-        """Counts of what was read, added up over all workers; the waiting share is their mean."""
+        """Counts of what was read, added up over all workers; mean and largest of the waiting shares."""
         workers = self.context.workers
         mine = {
-            "data_wait_share": (self.batches.waited_s - self._waited_s) / elapsed / workers.count,
+            "data_wait_share": (self.batches.waited_s - self._waited_s) / elapsed,
             "storage_retries": self.context.storage.traffic.retries,
             **self.batches.feeders.counts(),
         }
         values = torch.tensor([*mine.values()], dtype=torch.float64, device=self._total.device)
-        return dict(zip(mine, workers.sum(values).tolist(), strict=True))
+        each = workers.gather(values)
+        # A mean over many workers would hide one that starves, for which all others wait.
+        waits = {"data_wait_share": each[:, 0].mean(), "data_wait_share_largest": each[:, 0].max()}
+        total = dict(zip(mine, each.sum(0).tolist(), strict=True))
+        return total | {name: value.item() for name, value in waits.items()}
 
     def _reset(self, clock: int) -> None:
         self._total, self._cycles = torch.zeros(()), 0

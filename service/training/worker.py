@@ -54,14 +54,18 @@ def train(job: Job) -> int:
 
 
 def _train(context: Context, job: Job) -> int:
-    rehearse(context, new_state(context.config, context.workers.device), job.end)
     state = new_state(context.config, context.workers.device)
+    # The rehearsal uses the state up; drawing large orthogonal weights again may take a minute.
+    start = checkpoint.copy_to_cpu(state.tensors()), state.plain()
+    rehearse(context, state, job.end)
     resumed = checkpoint.resume(context.storage, state)
     context.check_same(resumed[0] if resumed else None)
     if resumed:
-        context.record_checkpoint(
-            *resumed
-        )  # again: the last driver may have died right after the commit
+        # again: the last driver may have died right after the commit
+        context.record_checkpoint(*resumed)
+    else:
+        state.load(*start)
+    del start
     saver = context.saver(job.token)
     while not _advance(context, job.end, state, saver):
         pass  # a rewind has put the state back: the next attempt starts from there

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from service.driver import progress
-from service.driver.progress import Forecast, Progress, duration
+from service.driver.progress import Forecast, Progress, Pulse, duration
 from service.recording.record import SpanTime
 
 SPANS = (SpanTime(0, 100, 10, 1.0), SpanTime(100, 200, 20, 4.0))  # 10 s, then 20 s
@@ -58,3 +58,13 @@ def test_the_last_line_tells_where_it_ended(monkeypatch):
     values = {"clock": 50, "images_per_s": 10.0, "stage": "hold 8 px"}
     text = lines(values, monkeypatch, clock=200)
     assert text.splitlines()[-1].startswith("100% 200 images, ")
+
+
+def test_a_clock_that_stands_still_is_noticed_after_its_usual_time():
+    pulse = Pulse()
+    assert [pulse.still_s(0, now) for now in (0.0, 30.0)] == [0.0, 0.0]
+    assert pulse.still_s(0, 70.0) == 70.0
+    assert pulse.still_s(16, 100.0) == 0.0  # it took 100 s
+    assert pulse.still_s(16, 390.0) == 0.0
+    assert pulse.still_s(16, 410.0) == 310.0
+    assert pulse.still_s(32, 411.0) == 0.0
