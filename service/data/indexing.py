@@ -38,6 +38,7 @@ READERS = 16
 HELD_OUT = 0.05
 MARKS_KEY = "index.marks.json"
 NO_NUMBER = "labels that are no number, beside others that are"
+NEW_CLASS = "labels of later shards that name no class of those before"
 MOST_REASONS = 50
 OTHER_REASONS = "members of other suffixes"
 
@@ -159,8 +160,10 @@ def extend(storage: Storage, entries: dict[str, Entry], index: Index) -> Index:
     about = index.about
     scans = _scan(storage, entries, names, about.choice, "indexing new shards")
     number = {name: i for i, name in enumerate(about.classes)}
-    labels = _as_numbers([sample.label for found in scans for sample in found.samples], number)
+    raw = [sample.label for found in scans for sample in found.samples]
+    labels = _as_numbers(raw, number)
     passed_over = sum((found.passed_over for found in scans), Counter(about.passed_over))
+    passed_over[NEW_CLASS] += sum(isinstance(label, str) and label not in number for label in raw)
     without = about.without_image + sum(found.without_image for found in scans)
     added = _index(entries, names, scans, labels, about)
     return Index(

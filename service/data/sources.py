@@ -17,7 +17,15 @@ import numpy as np
 from PIL import Image
 
 from service.data.image import BACKGROUND, SUFFIXES, File, Mode, one_image, read_image
-from service.data.labels import DATASET, METADATA, Read, classes_of_file, tables_read, unread
+from service.data.labels import (
+    DATASET,
+    LARGEST_FILE_BYTES,
+    METADATA,
+    Read,
+    classes_of_file,
+    tables_read,
+    unread,
+)
 from service.data.listing import Classes, Listing, classes_of_folders, list_folder, wrapper
 from service.errors import DataError, UsageError
 from service.text import printable
@@ -111,16 +119,23 @@ def _folder(path: Path, field: str | None) -> ImageSource:
 
 def _zip(path: Path, field: str | None) -> ImageSource:
     archive = zipfile.ZipFile(path)
+
+    def read(member: str) -> bytes:
+        size = archive.getinfo(member).file_size
+        if size > LARGEST_FILE_BYTES:
+            raise DataError(f"{path}/{member}: {size} bytes, above the limit of {LARGEST_FILE_BYTES}")
+        return archive.read(member)
+
     listing = Listing()
     for info in archive.infolist():
         if not info.is_dir():
             listing.add(info.filename)
     listing.sort()
     top = wrapper(listing, FILES_OF_LABELS)
-    classes = _classes(str(path), listing, top, archive.read, field)
+    classes = _classes(str(path), listing, top, read, field)
 
     def opened(number: int) -> io.BytesIO:
-        return io.BytesIO(archive.read(listing.members[number]))
+        return io.BytesIO(read(listing.members[number]))
 
     return ImageSource(
         [f"{path}/{member}" for member in listing.members],
@@ -152,6 +167,9 @@ def _classes(where: str, listing: Listing, top: str, read: Read, field: str | No
 
 def _bytes_of(file: Path) -> bytes:
     try:
+        size = file.stat().st_size
+        if size > LARGEST_FILE_BYTES:
+            raise DataError(f"{file}: {size} bytes, above the limit of {LARGEST_FILE_BYTES}")
         return file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error

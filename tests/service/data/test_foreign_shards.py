@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from service.data.index import INDEX_KEY, Index, read_index
-from service.data.indexing import MARKS_KEY, OTHER_REASONS, find_index, passed_over_in_words
+from service.data.indexing import MARKS_KEY, NEW_CLASS, OTHER_REASONS, find_index, passed_over_in_words
 from service.data.stream import read_samples
 from service.data.tar import (
     FURTHER_IMAGES,
@@ -278,6 +278,7 @@ def test_shards_that_came_later_join_and_keep_what_was_known(tmp_path):
     assert grown.names == ["b.tar", "a.tar"]  # what was there stays in its place
     assert grown.label.tolist() == [0, 1, 1, NO_LABEL]
     assert grown.about.classes == before.about.classes
+    assert passed_over(grown) == {NEW_CLASS: 1}
     assert [part.fingerprint for part in grown.grown] == [before.fingerprint()]
     assert read_index(storage).fingerprint() == grown.fingerprint()
     assert find_index(storage, storage, grown=True).grown == grown.grown

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from service import pack
+from service.data import sources
 from service.data.index import read_index
 from service.data.sources import open_source
 from service.data.stream import read_samples
@@ -225,3 +226,13 @@ def test_a_source_whose_own_name_is_no_text_is_refused_with_that_reason(tmp_path
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
     with pytest.raises(UsageError, match=r"source .*/caf\udce9: not valid UTF-8; rename it"):
         pack.main([f"{tmp_path}/caf\udce9", str(tmp_path / "out")])
+
+
+def test_a_member_that_unpacks_to_far_more_than_any_image_is_unreadable(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/bomb.png", bytes(5_000_000))
+    assert (tmp_path / "bomb.zip").stat().st_size < 10_000
+    monkeypatch.setattr(sources, "LARGEST_FILE_BYTES", 1_000_000)
+    source = open_source(str(tmp_path / "bomb.zip"))
+    with pytest.raises(DataError, match=r"bomb\.png: 5000000 bytes, above the limit of 1000000"):
+        source.load(0, "RGB")
