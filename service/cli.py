@@ -8,6 +8,7 @@ import argparse
 import difflib
 import io
 import logging
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -244,6 +245,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         lines = map(printable, str(error).split("\n"))
         print("error:", "\n".join(lines), file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except BrokenPipeError:  # whoever read the output has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

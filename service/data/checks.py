@@ -17,8 +17,13 @@ def check_labels(index: Index, classes: int | None) -> None:
         return
     if not np.any(index.label != NO_LABEL):
         raise DataError(
-            f"{next(iter(index.shards))}: no sample has a label (a .cls member that holds a number);"
-            " set model.classes to null to train without labels"
+            f"{next(iter(index.shards))}: no sample has a label"
+            + (
+                f" in the field {index.about.choice.label} of its .json member (data.label)"
+                if index.about.choice.label
+                else " (a .cls member that holds a number or a name)"
+            )
+            + "; set model.classes to null to train without labels"
         )
     outside = np.flatnonzero(index.label >= classes)
     known = len(class_counts(index.label, index.about.classes))

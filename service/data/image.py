@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from service.errors import DataError
 
@@ -56,6 +56,8 @@ def one_image() -> Iterator[None]:
         yield
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"cannot be decoded as an image (none of {', '.join(FORMATS)})") from error
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise DataError(f"cannot be decoded as an image ({reason})") from error

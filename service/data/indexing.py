@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ from service.text import printable
 # Where `pack` keeps what it has done, until it writes the index.
 PACKING = "packing/"
 CLAIM_KEY = f"{PACKING}begun"
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COMPRESSED = re.compile(r".*\.(tar\.\w+|t(gz|bz2?|xz|lz4?|zst))", re.IGNORECASE | re.DOTALL)
 READERS = 16
 HELD_OUT = 0.05
 MARKS_KEY = "index.marks.json"
@@ -102,7 +103,7 @@ def _check_settings(place: Storage, index: Index, held_out: float | None, choice
 def _index_anew(shards: Storage, entries: dict[str, Entry], held_out: float, choice: Choice) -> Index:
     if CLAIM_KEY in entries:
         raise DataError(f"{shards.address}: packing is unfinished; run the same pack command again")
-    if not any(_is_shard(key) or key.endswith(COMPRESSED) for key in entries):
+    if not any(_is_shard(key) or COMPRESSED.fullmatch(key) for key in entries):
         raise NoIndexError(
             f"{shards.address}: no {INDEX_KEY} and no shards; correct the address, which names a folder"
             f" of .tar files, or pack first: python -m service.pack SOURCE {shards.address}"
@@ -126,12 +127,7 @@ def make_index(
     storage: Storage, entries: dict[str, Entry], held_out: float, choice: Choice = PLAIN_CHOICE
 ) -> Index:
     """An index of all tar files among the entries, from one pass over their headers, in parallel."""
-    packed = [key for key in entries if key.endswith(COMPRESSED)]
-    if packed:
-        raise DataError(
-            f"{storage.url(packed[0])}: compressed, and no part of it can be read alone; unpack"
-            f" all {len(packed)} such shards with gunzip (their images are already compressed)"
-        )
+    _refuse_compressed(storage, entries)
     names = [key for key in entries if _is_shard(key)]
     scans = _scan(storage, entries, names, choice, "indexing")
     passed_over = sum((found.passed_over for found in scans), _beside(entries))
@@ -154,16 +150,17 @@ def make_index(
 
 def extend(storage: Storage, entries: dict[str, Entry], index: Index) -> Index:
     """The index with the shards that came later, behind the others; itself if there are none."""
+    _refuse_compressed(storage, entries)
     names = [key for key in entries if _is_shard(key) and key not in index.shards]
     if not names:
         return index
     about = index.about
     scans = _scan(storage, entries, names, about.choice, "indexing new shards")
-    number = {name: i for i, name in enumerate(about.classes)}
     raw = [sample.label for found in scans for sample in found.samples]
-    labels = _as_numbers(raw, number)
+    labels = _as_known(raw, about)
     passed_over = sum((found.passed_over for found in scans), Counter(about.passed_over))
-    passed_over[NEW_CLASS] += sum(isinstance(label, str) and label not in number for label in raw)
+    unknown = zip(raw, labels, strict=True)
+    passed_over[NEW_CLASS] += sum(label == NO_LABEL != given for given, label in unknown)
     without = about.without_image + sum(found.without_image for found in scans)
     added = _index(entries, names, scans, labels, about)
     return Index(
@@ -187,6 +184,15 @@ def extend(storage: Storage, entries: dict[str, Entry], index: Index) -> Index:
         index.digests,
         (*index.grown, Grown(index.fingerprint(), len(index.shards))),
     )
+
+
+def _refuse_compressed(storage: Storage, entries: dict[str, Entry]) -> None:
+    packed = [key for key in entries if COMPRESSED.fullmatch(key) and not is_hidden(key)]
+    if packed:
+        raise DataError(
+            f"{storage.url(packed[0])}: compressed, and no part of it can be read alone; unpack"
+            f" all {len(packed)} such shards, as with gunzip (their images are already compressed)"
+        )
 
 
 def _is_shard(key: str) -> bool:
@@ -239,19 +245,27 @@ def _numbered(
     return _as_numbers(labels, {name: i for i, name in enumerate(names)}), tuple(names)
 
 
+def _as_known(labels: Sequence[int | str], about: About) -> list[int]:
+    """The labels as numbers of the classes that are known; NO_LABEL for others."""
+    number = {name: i for i, name in enumerate(about.classes)}
+    if number and about.recipe is None:  # the classes are texts, and a number is the name of none
+        labels = [label if label == NO_LABEL else str(label) for label in labels]
+    return _as_numbers(labels, number)
+
+
 def _as_numbers(labels: Sequence[int | str], number: dict[str, int]) -> list[int]:
     return [label if isinstance(label, int) else number.get(label, NO_LABEL) for label in labels]
 
 
 def _beside(entries: dict[str, Entry]) -> Counter[str]:
     """What lies beside the shards and is not read, by suffix."""
-    own = (INDEX_KEY, MARKS_KEY, PACKING)
-    beside = (
-        PurePosixPath(key)
-        for key in entries
-        if not _is_shard(key) and not is_hidden(key) and not key.startswith(own)
+    others = (key for key in entries if not _is_shard(key) and key not in (INDEX_KEY, MARKS_KEY))
+    kinds = (
+        "hidden" if is_hidden(key) else PurePosixPath(key).suffix or "no suffix"
+        for key in others
+        if not key.startswith(PACKING)
     )
-    return Counter(f"files beside the shards, {path.suffix or 'no suffix'}" for path in beside)
+    return Counter(f"files beside the shards, {kind}" for kind in kinds)
 
 
 def _bounded(passed_over: Counter[str]) -> dict[str, int]:
@@ -340,12 +354,11 @@ def _check_entry(where: str, entry: Entry, known: Entry) -> None:
 def _look_again(storage: Storage, index: Index, entries: dict[str, Entry], names: Sequence[str]) -> None:
     """DataError if one of these shards holds other samples or labels than the index says."""
     number = {name: i for i, name in enumerate(index.names)}
-    classes = {name: i for i, name in enumerate(index.about.classes)}
     scans = _scan(storage, entries, names, index.about.choice, "looking again")
     ends = np.searchsorted(index.shard, np.arange(len(index.shards) + 1))
     for name, found in zip(names, scans, strict=True):
         rows = slice(*ends[number[name] : number[name] + 2].tolist())
-        labels = _as_numbers([sample.label for sample in found.samples], classes)
+        labels = _as_known([sample.label for sample in found.samples], index.about)
         if not _are(found.samples, labels, index, rows):
             raise DataError(
                 f"{storage.url(name)}: holds other samples or labels than in the index: it was changed;"

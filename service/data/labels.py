@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.data.listing import Classes, in_order
-from service.data.tar import LARGEST_LABEL
-from service.errors import DataError
+from service.data.tar import LARGEST_LABEL, whole_number
+from service.errors import DataError, UsageError
 
 DATASET = "dataset.json"
 """StyleGAN's convention: {"labels": [["00000/img00000000.png", 6], …]}, on top of the images."""
@@ -41,12 +41,20 @@ def classes_of_file(
     that holds the labels, by default LABEL_FIELD. DataError if a file is damaged, or lacks an image.
     """
     if DATASET in tables:
+        if field is not None:
+            raise UsageError(f"--label {field}: the labels are in {where}/{DATASET}; leave it out")
         labels = _dataset(f"{where}/{DATASET}", read(DATASET))
         return None if labels is None else _classes(_Table(f"{where}/{DATASET}", labels), members)
     named = tables_read(tables)
     found: dict[str, Label] = {}
     for table in named:
-        found |= _metadata(f"{where}/{table}", posixpath.dirname(table), read(table), field)
+        rows = _metadata(f"{where}/{table}", posixpath.dirname(table), read(table), field)
+        for name, label in rows.items():
+            if found.setdefault(name, label) != label:
+                raise DataError(
+                    f"{where}/{table}: {name} has the label {label!r}, but {found[name]!r} in another"
+                    " table; correct one of them"
+                )
     if not found:
         return None
     return _classes(_Table(f"{where}/{named[0]}", found), members)
@@ -103,7 +111,10 @@ def _dataset(where: str, data: bytes) -> dict[str, Label] | None:
         pairs: Any = json.loads(data)["labels"]
         if pairs is None:
             return None
-        labels = {str(name): label for name, label in pairs}
+        labels: dict[str, Label] = {}
+        for name, label in pairs:
+            if labels.setdefault(str(name), label) != label:
+                raise ValueError(f"{name} is there twice, with other labels")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{where}: cannot be read ({error!r}); write"
@@ -144,10 +155,12 @@ def _metadata(where: str, folder: str, data: bytes, field: str | None) -> dict[s
 def _label(number: int, field: str, value: object) -> Label:
     """A whole number or text; ValueError if it is neither."""
     if isinstance(value, str) and value.strip():
-        text = value.strip()
-        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 20):
-            return text
-        value = int(text)
+        whole = whole_number(value.strip())
+        if whole is None:
+            return value.strip()
+        value = whole
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_LABEL:
         raise ValueError(
             f"line {number}: {field!r} is {value!r}, neither text nor a number up to {LARGEST_LABEL}"
@@ -169,7 +182,7 @@ def _rows_of_csv(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _rows_of_jsonl(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):

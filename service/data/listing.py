@@ -1,5 +1,6 @@
 """Which files of a folder or an archive are images, and which classes their folders name."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ TABLES = frozenset({".json", ".jsonl", ".csv", ".tsv"})
 _HIDDEN = "hidden"
 _SPECIAL = "no regular file"
 _LINKED = "a link to a folder that is read anyway"
+_LOOP = "a link to itself"
 _NO_SUFFIX = "no suffix"
 
 
@@ -107,7 +109,9 @@ def _walk(
         ) from error
     for entry in entries:
         member = f"{prefix}{entry.name}"
-        if not entry.is_dir():
+        if _is_loop(entry):
+            listing.left_out[_LOOP] += 1
+        elif not entry.is_dir():
             yield entry, member
         elif entry.name.startswith("."):
             listing.left_out[_HIDDEN] += 1
@@ -115,6 +119,15 @@ def _walk(
             yield from _walk(entry.path, f"{member}/", folders, listing)
         else:
             listing.left_out[_LINKED] += 1
+
+
+def _is_loop(entry: os.DirEntry) -> bool:
+    """Whether it is a link that leads to itself, by way of others or not."""
+    try:
+        entry.is_dir()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _is_broken(entry: os.DirEntry) -> bool:
@@ -126,7 +139,10 @@ def wrapper(listing: Listing, files_of_labels: Sequence[str]) -> str:
     """The one folder, with its slash, that all images lie in; "" if there is none.
 
     A folder whose images lie right in it is a class, unless one of the `files_of_labels` is there, too.
+    Where such a file lies beside the folder, its paths begin there.
     """
+    if not set(files_of_labels).isdisjoint(listing.tables):
+        return ""
     tops = {member.partition("/")[0] for member in listing.members}
     if len(tops) != 1:
         return ""

@@ -4,8 +4,8 @@ import gzip
 import hashlib
 import io
 import json
+import posixpath
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +81,7 @@ def open_source(source: str, labels: str | None = None, field: str | None = None
         return _zip(path, field)
     if path.suffix.lower() == ".zip" and path.is_file():
         raise DataError(f"{path}: the zip archive is incomplete or damaged; copy it again")
-    if path.is_file() and tarfile.is_tarfile(path):
+    if path.is_file() and _is_tar(path):
         raise UsageError(
             f"{path}: a tar file; unpack it to pack its images, or train on it as it is, if it is a"
             f" webdataset shard: --data.url {path.parent}"
@@ -89,6 +89,11 @@ def open_source(source: str, labels: str | None = None, field: str | None = None
     if path.is_file():
         return _idx(path, Path(labels) if labels else None)
     raise UsageError(f"{source}: no such folder or file; give one, or `digits`; see --help")
+
+
+def _is_tar(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(262)[257:] == b"ustar"
 
 
 def _digits() -> ImageSource:
@@ -106,46 +111,59 @@ def _folder(path: Path, field: str | None) -> ImageSource:
     classes = _classes(str(path), listing, top, lambda name: _bytes_of(path / name), field)
     files = [path / member for member in listing.members]
     sizes = [file.stat().st_size if file.exists() else 0 for file in files]
+    return _listed([str(file) for file in files], classes, lambda i: files[i], sizes, listing)
+
+
+def _listed(
+    names: Sequence[str],
+    classes: Classes,
+    opened: Callable[[int], File],
+    marks: Sequence[int],
+    listing: Listing,
+) -> ImageSource:
+    """Images with labels; names from elsewhere are made fit for people."""
     return ImageSource(
-        [printable(str(file)) for file in files],
+        [printable(name) for name in names],
         classes.labels,
         [printable(name) for name in classes.names],
-        lambda i: files[i],
-        sizes,
+        opened,
+        marks,
         listing.left_out,
         tuple(printable(note) for note in classes.notes),
     )
 
 
 def _zip(path: Path, field: str | None) -> ImageSource:
-    archive = zipfile.ZipFile(path)
+    archive, listing = zipfile.ZipFile(path), Listing()
+    infos: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        # some tools of Windows write backslashes
+        name = posixpath.normpath(info.filename.replace("\\", "/"))
+        if info.is_dir() or info.filename.endswith("\\"):
+            continue
+        if name in infos:
+            raise DataError(f"{path}: holds {printable(name)} twice; write the archive again")
+        infos[name] = info
+        listing.add(name)
+    listing.sort()
 
     def read(member: str) -> bytes:
-        size = archive.getinfo(member).file_size
+        size = infos[member].file_size
         if size > LARGEST_FILE_BYTES:
             raise DataError(f"{path}/{member}: {size} bytes, above the limit of {LARGEST_FILE_BYTES}")
-        return archive.read(member)
+        try:
+            return archive.read(infos[member])
+        except Exception as error:  # zipfile's own, zlib's, lzma's, and others for what is encrypted
+            raise DataError(f"{path}/{member}: cannot be unpacked ({error})") from error
 
-    listing = Listing()
-    for info in archive.infolist():
-        if not info.is_dir():
-            listing.add(info.filename)
-    listing.sort()
     top = wrapper(listing, FILES_OF_LABELS)
     classes = _classes(str(path), listing, top, read, field)
 
     def opened(number: int) -> io.BytesIO:
         return io.BytesIO(read(listing.members[number]))
 
-    return ImageSource(
-        [f"{path}/{member}" for member in listing.members],
-        classes.labels,
-        classes.names,
-        opened,
-        [archive.getinfo(member).CRC for member in listing.members],
-        listing.left_out,
-        classes.notes,
-    )
+    names = [f"{path}/{member}" for member in listing.members]
+    return _listed(names, classes, opened, [infos[m].CRC for m in listing.members], listing)
 
 
 def _classes(where: str, listing: Listing, top: str, read: Read, field: str | None) -> Classes:
@@ -162,7 +180,8 @@ def _classes(where: str, listing: Listing, top: str, read: Read, field: str | No
     if listed is None and field is not None:
         raise UsageError(f"--label {field}: {where} has no {' or '.join(METADATA)}; leave it out")
     classes = listed or classes_of_folders(where, members)
-    return replace(classes, notes=(*classes.notes, *unread(tables, listed)))
+    beside = [table for table in listing.tables if not table.startswith(top)]
+    return replace(classes, notes=(*classes.notes, *unread([*tables, *beside], listed)))
 
 
 def _bytes_of(file: Path) -> bytes:
@@ -210,5 +229,5 @@ def _read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; give --labels FILE for an IDX pair") from error
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise DataError(f"{path}: not an IDX file: {error}") from error

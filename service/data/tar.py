@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import posixpath
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ HIDDEN = "hidden members"
 NOT_REGULAR = "members that are neither files nor folders"
 SPARSE = "sparse members, whose bytes do not lie in one piece (write the tar again without --sparse)"
 OTHER_IMAGES = "samples with images, but none that data.image names"
-LINKED_OUT = "links to what is not in the tar"
+LINKED_OUT = "links to what is not in the tar, or is left out of it"
+TOO_LARGE = "members of 2 GiB and more"
 NO_SUFFIX = "members without a suffix"
 FURTHER_IMAGES = (
     "more images of a key, which ends at the first dot of a name (data.image names the one to take)"
@@ -34,8 +36,8 @@ FURTHER_IMAGES = (
 LABEL_APART = "labels that lie apart from their images (write the tar again with --sort=name)"
 LARGEST_LABEL = 10**6
 _LARGEST_LABEL_BYTES = 256
+_LARGEST_MEMBER_BYTES = 2**31 - 1
 _LARGEST_FIELDS_BYTES = 1 << 20
-_LONGEST_CHAIN = 8
 _GZIP = b"\x1f\x8b"
 
 
@@ -95,11 +97,11 @@ def scan(storage: Storage, shard: str, size: int, choice: Choice = PLAIN_CHOICE)
         found.passed_over[NO_SUFFIX] += len(members) - len(named)
         rows = ({"fname": member.name, "data": member, "__url__": shard} for member in named)
         _take(group_by_keys(rows), choice, found)
-    except ValueError as error:
-        raise DataError(
-            f"{storage.url(shard)}: {error.args[0]}; write the shard again with each name once"
-        ) from error
-    except (tarfile.TarError, OverflowError) as error:
+    except (tarfile.TarError, OverflowError, ValueError) as error:
+        if "duplicate file name" in str(error):
+            raise DataError(
+                f"{storage.url(shard)}: {error.args[0]}; write the shard again with each name once"
+            ) from error
         raise DataError(
             f"{storage.url(shard)}: not a complete tar file ({error}); copy it again or pack again"
         ) from error
@@ -113,7 +115,7 @@ class _Member:
     name: str
     offset: int
     size: int
-    link: str = ""
+    link: str | None = None
     label: int | str | None = None
 
 
@@ -133,6 +135,8 @@ def _members(file: BinaryIO, choice: Choice, passed_over: Counter[str]) -> Itera
                 yield _Member(info.name, 0, 0, info.linkname)
             elif info.issparse():
                 passed_over[SPARSE] += 1
+            elif info.size > _LARGEST_MEMBER_BYTES:
+                passed_over[TOO_LARGE] += 1
             elif info.isreg():
                 member = _Member(info.name, info.offset_data, info.size)
                 yield _with_label(file, choice, member)
@@ -149,7 +153,10 @@ def _archives(file: BinaryIO) -> Iterator[tarfile.TarFile]:
             yield tar
         # tarfile stops silently at a damaged header, and at an end mark
         file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        block = file.read(tarfile.BLOCKSIZE)
+        if not block:
+            raise tarfile.ReadError("it ends without an end mark")
+        if block.strip(b"\0"):
             raise tarfile.ReadError(f"a damaged header at byte {tar.offset}")
         start = _next_block(file)
 
@@ -187,16 +194,17 @@ def _read(file: BinaryIO, member: _Member, limit: int) -> bytes:
 
 def _followed(file: BinaryIO, choice: Choice, members: list[_Member], found: Scan) -> list[_Member]:
     """The members with each link replaced by what it leads to in this tar."""
-    if not any(member.link for member in members):
+    if all(member.link is None for member in members):
         return members
     there = {posixpath.normpath(member.name): member for member in members}
     followed = []
     for member in members:
         target: _Member | None = member
-        for _ in range(_LONGEST_CHAIN):
-            if target is not None and target.link:
-                target = there.get(posixpath.normpath(target.link))
-        if target is None or target.link:
+        seen = set()
+        while target is not None and target.link is not None and target.name not in seen:
+            seen.add(target.name)
+            target = there.get(posixpath.normpath(target.link))
+        if target is None or target.link is not None:
             found.passed_over[LINKED_OUT] += 1
         elif target is member:
             followed.append(member)
@@ -215,6 +223,9 @@ def _take(groups: Iterator[dict[str, Any]], choice: Choice, found: Scan) -> None
         members = {name: member for name, member in group.items() if not name.startswith("__")}
         label = _label_of(members)
         image = _image(members, choice.image, found.passed_over)
+        if image is None and choice.image is not None and _has_image(members):
+            found.passed_over[OTHER_IMAGES] += 1
+            continue
         if image is not None:
             found.samples.append(
                 Sample(key, image.offset, image.size, NO_LABEL if label is None else label)
@@ -238,27 +249,36 @@ def _image(members: dict[str, _Member], chosen: str | None, passed_over: Counter
         elif member.label is None:
             passed_over[suffix] += 1
     if chosen is not None:
-        passed_over[OTHER_IMAGES] += bool(images) and chosen not in members
         return members.get(chosen)
     images.sort(key=lambda name: "." in name)  # stable: plain ones come first
     passed_over[FURTHER_IMAGES] += max(0, len(images) - 1)
     return members[images[0]] if images else None
 
 
+def _has_image(members: dict[str, _Member]) -> bool:
+    return any(f".{name.rpartition('.')[2]}" in SUFFIXES for name in members)
+
+
 def _label_of(members: dict[str, _Member]) -> int | str | None:
     """The label of a sample; that of a member with a plain suffix comes first. None if it has none."""
     labels = {name: member.label for name, member in members.items() if member.label is not None}
-    return labels[min(labels, key=lambda name: "." in name)] if labels else None
+    usable = {name: label for name, label in labels.items() if label != NO_LABEL} or labels
+    return usable[min(usable, key=lambda name: "." in name)] if usable else None
 
 
 def _label(text: bytes) -> int | str:
     """A number or text; NO_LABEL if it is empty, or a number that no label can be."""
     words = printable(text.strip().decode("utf-8", "surrogateescape"))
-    try:
-        label = int(words)
-    except ValueError:
+    label = whole_number(words)
+    if label is None:
         return words or NO_LABEL
     return label if 0 <= label <= LARGEST_LABEL else NO_LABEL
+
+
+def whole_number(text: str) -> int | None:
+    """The number that the text writes, also as 3.0, as tables with gaps do; None if it is none."""
+    match = re.fullmatch(r"(-?[0-9]{1,20})(\.0{1,20})?", text)
+    return int(match[1]) if match else None
 
 
 def _label_in(text: bytes, path: str) -> int | str:
@@ -269,10 +289,12 @@ def _label_in(text: bytes, path: str) -> int | str:
             value = value[name]
     except (ValueError, LookupError, TypeError, RecursionError):
         return NO_LABEL
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole and not isinstance(value, str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return NO_LABEL
-    return _label(str(value).encode("utf-8", "surrogatepass")[:_LARGEST_LABEL_BYTES])
+    data = str(value).encode("utf-8", "surrogatepass")
+    if len(data) > _LARGEST_LABEL_BYTES or (isinstance(value, float) and not value.is_integer()):
+        return NO_LABEL
+    return _label(data)
 
 
 class _RangedFile(io.RawIOBase):

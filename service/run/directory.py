@@ -11,7 +11,6 @@ from service.config import Config
 from service.config.identity import differences
 from service.documents import Clock, Document, Plain
 from service.errors import UsageError
-from service.run.checkpoint import newest_clock
 from service.storage import MissingError, Storage
 
 RUN_KEY, SWEEP_KEY = "run.json", "sweep.json"
@@ -90,6 +89,8 @@ def _renew(storage: Storage, before: RunDocument, data: RunData) -> None:
     classes = data.classes or before.classes
     grown = before.grown
     if before.fingerprint != data.fingerprint:
+        from service.run.checkpoint import newest_clock  # loads torch, which sweeps plan without
+
         clock = newest_clock(storage)
         grown = (*grown, Growth(clock, before.fingerprint))
         print(f"note: the data grew; the run sees all of it from clock {clock:,} on", file=sys.stderr)

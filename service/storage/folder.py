@@ -1,6 +1,7 @@
 """Objects as files below a folder. A write is whole or does not happen."""
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -83,7 +84,8 @@ class FolderStorage(Storage):
             for path in _walk(self.root / os.path.dirname(prefix)):
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix) and not path.name.startswith(_UNFINISHED):
-                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a dead link
+                    # deleted meanwhile, or a link to nothing or to itself
+                    with _suppressed(errno.ENOENT, errno.ELOOP):
                         found = path.stat()
                         if stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
                             mark = f"{found.st_mtime_ns}-{found.st_ino}"
@@ -153,6 +155,15 @@ class FolderStorage(Storage):
         )
 
 
+@contextlib.contextmanager
+def _suppressed(*codes: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in codes:
+            raise
+
+
 def _walk(root: Path) -> Iterator[Path]:
     """All that is no folder below the root; links to folders are followed, but not in circles."""
     around: dict[str, set[tuple[int, int]]] = {}
@@ -161,7 +172,7 @@ def _walk(root: Path) -> Iterator[Path]:
         here = around.pop(folder, set()) | {(found.st_dev, found.st_ino)}
         for name in list(inner):
             path = os.path.join(folder, name)
-            with contextlib.suppress(FileNotFoundError):
+            with _suppressed(errno.ENOENT, errno.ELOOP):
                 found = os.stat(path)
                 if (found.st_dev, found.st_ino) in here:
                     inner.remove(name)

@@ -80,7 +80,7 @@ def test_a_setting_picks_the_member_to_take(tmp_path):
     assert index.keys.to_pylist() == ["0", "1", "2"]
     images = read_samples(open_storage(str(tmp_path)), index, np.arange(3))
     assert [bytes(image) for image in images] == [picture(10 * i + 1) for i in range(3)]
-    assert (passed_over(index), index.about.without_image) == ({OTHER_IMAGES: 1}, 1)
+    assert (passed_over(index), index.about.without_image) == ({OTHER_IMAGES: 1}, 0)
     with pytest.raises(DataError, match=r"data\.image: l\.png, but .* was made with r\.png"):
         indexed(tmp_path, image="l.png")
 
@@ -104,8 +104,46 @@ def test_other_members_hidden_ones_and_files_beside_the_shards_are_counted(tmp_p
     assert index.keys.to_pylist() == ["./1"]
     assert passed_over(index) == {
         ".txt": 1, ".heic": 1, "hidden members": 3, NO_SUFFIX: 1, "files beside the shards, .csv": 1,
+        "files beside the shards, hidden": 1,
     }  # fmt: skip
     assert "1 members of suffix .heic" in passed_over_in_words(index.about)
+
+
+@pytest.mark.parametrize(
+    "name", ["b.TAR.GZ", "b.tgz", "b.TBZ2", "b.txz", "b.tar.lz4", "b.tar.zst", "b.tar.Z"]
+)
+def test_a_compressed_shard_is_refused_beside_others_and_among_later_ones(tmp_path, name):
+    write_tar(tmp_path / "a.tar", samples([b"1", b"0"]))
+    indexed(tmp_path)
+    (tmp_path / name).write_bytes(b"compressed")
+    storage = open_storage(str(tmp_path))
+    with pytest.raises(DataError, match=f"{name}: compressed"):
+        find_index(storage, storage, grown=True)
+    (tmp_path / INDEX_KEY).unlink()
+    with pytest.raises(DataError, match=f"{name}: compressed"):
+        indexed(tmp_path)
+
+
+def test_a_tar_that_was_cut_between_two_members_is_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", samples([b"1"] * 9))
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        place = tar.getmembers()[8].offset
+    os.truncate(tmp_path / "a.tar", place)
+    with pytest.raises(
+        DataError, match=r"a\.tar: not a complete tar file \(it ends without an end mark"
+    ):
+        indexed(tmp_path)
+
+
+def test_long_chains_of_links_are_followed_and_circles_are_not(tmp_path):
+    links = {f"c{i:02}.png": f"c{i - 1:02}.png" for i in range(1, 30)} | {
+        "x.png": "y.png",
+        "y.png": "x.png",
+    }
+    write_tar(tmp_path / "a.tar", [("c00.png", picture())], links | {"empty.png": ""})
+    index = indexed(tmp_path)
+    assert len(index) == 30
+    assert passed_over(index) == {LINKED_OUT: 3}
 
 
 def test_as_many_suffixes_as_files_stay_few_lines(tmp_path):
@@ -199,6 +237,36 @@ def test_text_labels_become_classes_with_names(tmp_path):
     assert index.label.tolist() == [1, 0, NO_LABEL, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        ([b"1_0", b"2_1"], ("1_0", "2_1")),
+        (["１".encode(), b"+1"], ("+1", "１")),
+        ([b"x" * 255 + b"a", b"x" * 255 + b"b"], ("x" * 255 + "a", "x" * 255 + "b")),
+    ],
+)
+def test_text_that_python_takes_for_a_number_is_text(tmp_path, texts, names):
+    write_tar(tmp_path / "a.tar", samples(texts))
+    assert indexed(tmp_path).about.classes == names
+
+
+def test_whole_numbers_with_a_point_are_the_numbers(tmp_path):
+    write_tar(tmp_path / "a.tar", samples([b"0.0", b"11.0", b"2.0", b"0.5"]))
+    assert indexed(tmp_path).label.tolist() == [0, 11, 2, NO_LABEL]
+
+
+def test_a_label_longer_than_any_name_is_no_label_rather_than_a_part_of_it(tmp_path):
+    contents = [json.dumps({"label": "x" * 256 + end}).encode() for end in "ab"]
+    write_tar(tmp_path / "a.tar", samples([*contents, b'{"label": "\\ud800"}'], "json"))
+    index = indexed(tmp_path, label="label")
+    assert index.label.tolist() == [NO_LABEL, NO_LABEL, 0]
+
+
+def test_a_usable_label_comes_before_an_empty_one(tmp_path):
+    write_tar(tmp_path / "a.tar", [("1.png", picture()), ("1.cls", b""), ("1.fine.cls", b"7")])
+    assert indexed(tmp_path).label.tolist() == [7]
+
+
 def test_text_beside_numbers_is_no_label(tmp_path):
     write_tar(tmp_path / "a.tar", samples([b"0", b"cat", b"2"]))
     index = indexed(tmp_path)
@@ -282,6 +350,16 @@ def test_shards_that_came_later_join_and_keep_what_was_known(tmp_path):
     assert [part.fingerprint for part in grown.grown] == [before.fingerprint()]
     assert read_index(storage).fingerprint() == grown.fingerprint()
     assert find_index(storage, storage, grown=True).grown == grown.grown
+
+
+def test_a_number_in_a_later_shard_is_the_name_of_no_text_class(tmp_path):
+    write_tar(tmp_path / "a.tar", samples([b"daisy", b"rose"]))
+    indexed(tmp_path)
+    write_tar(tmp_path / "b.tar", samples([b"0", b"rose"]))
+    storage = open_storage(str(tmp_path))
+    grown = find_index(storage, storage, grown=True)
+    assert grown.label.tolist() == [0, 1, NO_LABEL, 1]
+    assert passed_over(grown) == {NEW_CLASS: 1}
 
 
 # Known at the start -------------------------------------------------------------------------------

@@ -90,6 +90,51 @@ def test_what_was_not_read_is_said(tmp_path):
         assert "metadata.csv has no 'label'; if its labels have another name, give --label" in metadata
 
 
+@pytest.mark.parametrize("names", [["img/1.png", "img/2.png"], ["img/a/1.png", "img/b/2.png"]])
+def test_a_table_beside_the_one_folder_of_all_images_is_read(tmp_path, names):
+    table = "file_name,label\n" + "".join(f"{name},{i}.0\n" for i, name in enumerate(names, 3))
+    for place in places(tmp_path, {"metadata.csv": table}, names):
+        assert open_source(place).labels == [3, 4]
+
+
+def test_a_table_that_is_not_read_beside_the_one_folder_is_named(tmp_path):
+    for place in places(tmp_path, {"labels.csv": "x"}, ["img/a/1.png", "img/b/2.png"]):
+        source = open_source(place)
+        assert source.classes == ["a", "b"]
+        assert source.notes[0].startswith("labels.csv was not read")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {
+                "metadata.csv": "file_name,label\na/1.png,x\n",
+                "a/metadata.csv": "file_name,label\n1.png,y\n",
+            },
+            r"a/1\.png has the label '.', but '.' in another table",
+        ),
+        ({"dataset.json": '{"labels": [["a/1.png", 3], ["a/1.png", 4]]}'}, r"a/1\.png is there twice"),
+    ],
+)
+def test_tables_that_contradict_each_other_are_refused(tmp_path, files, words):
+    for place in places(tmp_path, files, ["a/1.png"]):
+        with pytest.raises(DataError, match=words):
+            open_source(place)
+
+
+def test_a_field_beside_a_dataset_json_is_refused(tmp_path):
+    for place in places(tmp_path, {"dataset.json": '{"labels": null}'}, ["a/1.png"]):
+        with pytest.raises(UsageError, match=r"--label kind: the labels are in .*dataset\.json"):
+            open_source(place, field="kind")
+
+
+def test_text_in_json_may_hold_any_character(tmp_path):
+    line = '{"file_name": "1.png", "label": "a\u2028b\\ud800\x1b[31m"}'.replace("\x1b", "\\u001b")
+    for place in places(tmp_path, {"metadata.jsonl": line}, ["1.png"]):
+        assert open_source(place).classes == ["a\\u2028b\\ud800\\x1b[31m"]
+
+
 def test_of_two_kinds_of_tables_the_one_that_was_not_read_is_named(tmp_path):
     files = {"dataset.json": '{"labels": [["1.png", 3]]}', "metadata.csv": "file_name,label\n1.png,x\n"}
     for place in places(tmp_path, files, ["1.png"]):

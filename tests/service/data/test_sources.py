@@ -228,6 +228,63 @@ def test_a_source_whose_own_name_is_no_text_is_refused_with_that_reason(tmp_path
         pack.main([f"{tmp_path}/caf\udce9", str(tmp_path / "out")])
 
 
+def write_names(path: Path, names: list[str]) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            info = zipfile.ZipInfo("placeholder")
+            info.filename = name  # as other tools write it
+            archive.writestr(info, buffer.getvalue())
+    return str(path)
+
+
+@pytest.mark.parametrize("names", [["cat\\1.png", "dog\\1.png"], ["./cat/1.png", "dog//1.png"]])
+def test_names_in_a_zip_mean_the_same_however_they_are_written(tmp_path, names):
+    source = open_source(write_names(tmp_path / "a.zip", names))
+    assert (source.classes, source.labels) == (["cat", "dog"], [0, 1])
+    assert source.load(1, "RGB").size == (8, 8)
+
+
+def test_two_members_of_one_name_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"a\.zip: holds cat/1\.png twice"):
+        open_source(write_names(tmp_path / "a.zip", ["cat/1.png", "./cat/1.png"]))
+
+
+def test_names_in_a_zip_are_printed_as_one_line(tmp_path):
+    source = open_source(write_names(tmp_path / "a.zip", ["c\nat\x1b[31m/1.png"]))
+    assert source.classes == ["c\\nat\\x1b[31m"]
+
+
+def test_links_to_themselves_are_left_out_and_counted(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "loop").symlink_to("loop")
+    (tmp_path / "a" / "2.png").symlink_to("2.png")
+    source = open_source(str(tmp_path))
+    assert source.left_out == {"a link to itself": 2}
+
+
+@pytest.mark.parametrize("cut", [40, -40])
+def test_a_damaged_idx_file_is_named(tmp_path, cut):
+    header = struct.pack(">HBBIII", 0, 8, 3, 4, 8, 8)
+    data = gzip.compress(header + bytes(range(256)))
+    (tmp_path / "x-images-idx3-ubyte.gz").write_bytes(data[:cut])
+    with pytest.raises(DataError, match=r"x-images-idx3-ubyte\.gz: not an IDX file"):
+        open_source(str(tmp_path / "x-images-idx3-ubyte.gz"))
+
+
+def test_a_table_in_a_zip_that_cannot_be_unpacked_is_named(tmp_path):
+    path = Path(write_names(tmp_path / "a.zip", ["a/1.png"]))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("metadata.csv", "file_name,label\na/1.png,x\n" * 50)
+    data = path.read_bytes()
+    place = data.index(b"metadata.csv") + len("metadata.csv")
+    path.write_bytes(data[:place] + bytes(8) + data[place + 8 :])
+    with pytest.raises(DataError, match=r"a\.zip/metadata\.csv: cannot be unpacked"):
+        open_source(str(path))
+
+
 def test_a_member_that_unpacks_to_far_more_than_any_image_is_unreadable(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/bomb.png", bytes(5_000_000))
