@@ -18,22 +18,22 @@ from service.training.monitor import Monitor
 def rehearse(context: Context, state: TrainState, end: int) -> None:
     """Run two cycles of every span that begins before the clock `end`; `state` is used up.
 
-    At each rung, the signals are measured and the panel is drawn, and in the end the state is saved to
-    nowhere: each takes memory of its own. An error names its phase. The second cycle is timed, and the
-    forecast is recorded.
+    In the last span, where images are largest, the signals are measured and the panel is drawn; in the
+    end the state is saved to nowhere. Each takes memory of its own. An error names its phase. The second
+    cycle is timed, and the forecast is recorded.
     """
     config, curriculum = context.amended(state)
     step = Step(config, state, context.workers)
     monitor = Monitor(config, context.workers, context.panel, context.real, step)
     seconds: dict[str, float] = {}
-    for span in curriculum.spans:
-        if span.start >= end:
-            break
+    spans = [span for span in curriculum.spans if span.start < end]
+    for span in spans:
         try:
             cycle = curriculum.at(span.start)
-            monitor.prepare(cycle)
+            if span is spans[-1]:
+                monitor.prepare(cycle)
             seconds[span.name] = _rehearse_span(context, step, cycle)
-            if not span.fading:
+            if span is spans[-1]:
                 monitor.look(cycle)
                 _draw(context, state, cycle)
         except Exception as error:
