@@ -11,6 +11,7 @@ from service import environment
 from service.config import Config
 from service.driver.description import check_tracking, describe_run
 from service.driver.join import join_ray
+from service.driver.leaving import leaving_on_sigterm, node_is_leaving
 from service.driver.preflight import RunDir, open_run
 from service.driver.progress import Progress
 from service.driver.supervisor import supervise
@@ -41,9 +42,11 @@ def launch(config: Config, parent: str | None = None, again: bool = False) -> No
         _scorer(config, run) as scorer,
         Progress(recorder.latest, run.end),
     ):
-        job = Job(config.model_dump(), run.token, run.end, recorder, scorer)
+        asked = None if environment.ray_address() == "local" else node_is_leaving
+        job = Job(config.model_dump(), run.token, run.end, recorder, scorer, asked)
         try:
-            supervise(config, run.storage, job)
+            with leaving_on_sigterm(recorder) as leaving:
+                supervise(config, run.storage, job, leaving)
         except TrainingError as error:
             if isinstance(error.__cause__, ServiceError) and error.__cause__.lasts:
                 write_failure(run.storage, config, error)

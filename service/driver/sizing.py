@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
+from ray._private.state import state
 
 from service.config import Config
 
@@ -45,7 +45,7 @@ def choose_workers(config: Config, below: int | None = None) -> int:
     names = {node["NodeID"] for node in answering}
 
     def fitting() -> int:
-        free = available_resources_per_node()
+        free = state.available_resources_per_node()
         return room([free[name] for name in names & free.keys()], need)
 
     now = _wait_until(lambda: choose(counts, fitting()) >= choose(counts, most), fitting)
@@ -67,8 +67,9 @@ def _wait_until(is_free: Callable[[], bool], value: Callable[[], int]) -> int:
 
 
 def _answering() -> list[dict[str, Any]]:
-    """The nodes that answer. Ray itself needs up to a minute to notice a killed one."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    """The nodes that answer and are to stay. Ray needs up to a minute to notice a killed one."""
+    leaving = state.get_draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     with ThreadPoolExecutor(KNOCKS_AT_ONCE) as threads:
         answers = list(threads.map(_answers, nodes))
     for node, answered in zip(nodes, answers, strict=True):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,8 @@ def decide(outcome: Outcome, end: int, clock_before: int, failures: int, max_fai
     """What to do after a group ended. Failures add up until a new checkpoint is committed."""
     if outcome.error is None and outcome.clock >= end:
         return Action("done")
+    if outcome.error is None and outcome.clock > clock_before:
+        return Action("fit", failures, f"a notice made the workers leave at {outcome.clock} images")
     reason = outcome.error or f"the workers stopped at {outcome.clock} of {end} images"
     if outcome.cause:
         return Action("stop", reason=reason)
@@ -62,8 +65,11 @@ def decide(outcome: Outcome, end: int, clock_before: int, failures: int, max_fai
     return Action("fit", failures, reason)
 
 
-def supervise(config: Config, storage: Storage, job: Job) -> None:
-    """Train to the clock `job.end`, through deaths of workers; TrainingError if the run is given up."""
+def supervise(config: Config, storage: Storage, job: Job, leaving: threading.Event) -> None:
+    """Train to the clock `job.end`, through deaths of workers; TrainingError if the run is given up.
+
+    KeyboardInterrupt once the driver is `leaving` and the workers have stopped.
+    """
     failures, too_many = 0, None
     while True:
         before = checkpoint.newest_clock(storage)
@@ -72,6 +78,8 @@ def supervise(config: Config, storage: Storage, job: Job) -> None:
         workers = choose_workers(config, too_many)
         log.info("event=fit workers=%d clock=%d failures=%d", workers, before, failures)
         outcome = _fit(config, job, workers, storage)
+        if leaving.is_set() and outcome.clock < job.end:
+            raise KeyboardInterrupt
         action = decide(outcome, job.end, before, failures, config.scale.max_failures)
         if action.kind == "stop":
             raise TrainingError(action.reason) from outcome.cause

@@ -59,6 +59,7 @@ class Recorder:
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {}
         self._trouble = ""
+        self._leaving = False
         self._spool: Spool | None = None
         self._finish: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -85,6 +86,14 @@ class Recorder:
     def latest(self) -> dict[str, Any]:
         """The newest values and notes; `trouble` says in words why deliveries fail."""
         return self._latest | {"trouble": self._trouble, "metrics_port": self._live.port}
+
+    def leave(self) -> None:
+        """The driver was asked to end: the workers, which ask for this, are to save and stop."""
+        self._leaving = True
+
+    def is_leaving(self) -> bool:
+        """Whether the driver was asked to end."""
+        return self._leaving
 
     def settle(self) -> None:
         """Do nothing: calls are answered in order, so all that was sent before is spooled by then."""
@@ -167,6 +176,7 @@ class RecorderClient:
 
     def __init__(self, actor: Any):
         self._actor = actor
+        self._question: Any = None
 
     def write(self, record: Record) -> None:
         """Send a record."""
@@ -175,6 +185,23 @@ class RecorderClient:
     def draw(self, record: Record, images: NDArray[np.uint8], look: GridLook) -> None:
         """Send uint8 images [n, h, w, c] for a grid."""
         self._send(lambda: self._actor.draw.remote(record, images, look))
+
+    def leave(self) -> None:
+        """Let the workers know that they are to save and stop."""
+        self._send(lambda: self._actor.leave.remote())
+
+    def is_leaving(self) -> bool:
+        """The answer, if it has come, to the question asked at the last call: no worker waits for it."""
+        try:
+            before, self._question = self._question, None
+            if before is not None and not ray.wait([before], timeout=0)[0]:
+                self._question = before
+                return False
+            self._question = self._actor.is_leaving.remote()
+            return before is not None and ray.get(before)
+        except Exception as error:
+            log.info("event=recorder_silent error=%s", error)
+            return False
 
     def settle(self) -> None:
         """Wait for a limited time until all that was sent is in the spool."""

@@ -59,7 +59,9 @@ class FileEntry:
 class Manifest(Document):
     """What a checkpoint is made of. It is written last: without it there is no checkpoint.
 
-    `metrics` are the last values that the run recorded before it, for people.
+    `metrics` are the last values that the run recorded before it, for people. One that was not `due`,
+    but made because a node was about to go, is resumed from and then forgotten: no rewind goes back to
+    it, for a run that nothing disturbed does not have it.
     """
 
     remedy: ClassVar[str] = "restore it from a copy, or choose another checkpoint"
@@ -71,11 +73,12 @@ class Manifest(Document):
     state: PlainState
     config: Plain
     metrics: dict[str, float]
+    due: bool = True
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing was wrong with the training when this was saved."""
-        return self.state.collapse.verdict.level == Level.HEALTHY
+        """Whether a rewind may go back to it: it was due, and nothing was wrong with the training."""
+        return self.due and self.state.collapse.verdict.level == Level.HEALTHY
 
 
 @dataclass(frozen=True, order=True)
@@ -196,16 +199,29 @@ class Keep:
     best: int = 0
 
     def choose(
-        self, committed: Sequence[Name], healthy: Collection[Name], ranked: Sequence[Name]
+        self,
+        committed: Sequence[Name],
+        healthy: Collection[Name],
+        ranked: Sequence[Name],
+        undue: Collection[Name] = (),
     ) -> set[Name]:
         """Which of the committed ones stay; `committed` has the oldest first, `ranked` the best first.
 
-        Only the last commit at each clock counts: a rewind's repeated commit pushes none out.
+        Only the last commit at each clock counts: a rewind's repeated commit pushes none out. Nor does
+        one of the `undue`, which stay only while they are the last.
         """
-        of_clock = {name.clock: name for name in committed}
+        of_clock = {name.clock: name for name in committed if name not in undue}
         latest = sorted(of_clock.values())
         well = [name for name in latest if name in healthy]
-        return {*latest[-self.newest :], *well[-1:], *ranked[: self.best]}
+        return {*latest[-self.newest :], *well[-1:], *ranked[: self.best], *committed[-1:]}
+
+
+@dataclass(frozen=True)
+class Nature:
+    """Whether a rewind may go back to a checkpoint, and whether it was due."""
+
+    healthy: bool
+    due: bool
 
 
 class Checkpointer:
@@ -230,16 +246,18 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._buffer: Tensors | None = None
-        self._healthy: dict[Name, bool] = {}
+        self._nature: dict[Name, Nature] = {}
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None, due: bool = True) -> None:
         """Wait for the last commit, copy the state, and commit it in the background.
 
-        `metrics` are stored beside it, for people.
+        `metrics` are stored beside it, for people; `due` says whether the run saves at this clock
+        whatever happens to it.
         """
         self.wait()
         self._buffer = copy_to_cpu(state.tensors(), self._buffer)
-        self._pending = self._thread.submit(self._commit, self._buffer, state.plain(), metrics or {})
+        arguments = (self._buffer, state.plain(), metrics or {}, due)
+        self._pending = self._thread.submit(self._commit, *arguments)
 
     def wait(self) -> None:
         """Wait until the last save is committed; raises what went wrong with it."""
@@ -247,7 +265,7 @@ class Checkpointer:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _commit(self, tensors: Tensors, plain: PlainState, metrics: dict[str, float]) -> None:
+    def _commit(self, tensors: Tensors, plain: PlainState, metrics: dict[str, float], due: bool) -> None:
         present, keys = find(self.storage)
         sequence = max((name.sequence for name in keys), default=0) + 1
         name = Name(self.token, sequence, plain.clock)
@@ -261,12 +279,13 @@ class Checkpointer:
             state=plain,
             config=self.config,
             metrics=metrics,
+            due=due,
         )
         self.before_commit()
         check_token(self.storage, self.token)
         self.storage.put_if(f"{name.folder}/{MANIFEST}", manifest.to_bytes(), None)
         log.info("event=checkpoint clock=%d name=%s", name.clock, name.folder)
-        self._healthy[name] = manifest.is_healthy
+        self._nature[name] = Nature(manifest.is_healthy, manifest.due)
         self.after_commit(name, manifest)
         self._sweep([*present, name], keys, plain.collapse.protected)
 
@@ -285,16 +304,18 @@ class Checkpointer:
         self, committed: list[Name], keys: dict[Name, list[str]], protected: Collection[str]
     ) -> None:
         """Delete checkpoints beyond those kept, manifests first, and what was never committed."""
-        healthy = [name for name in committed if self._is_healthy(name)]
-        kept = self.keep.choose(sorted(committed), healthy, self.rank(committed))
+        natures = {name: self._nature_of(name) for name in committed}
+        healthy = [name for name in committed if natures[name].healthy]
+        undue = [name for name in committed if not natures[name].due]
+        kept = self.keep.choose(sorted(committed), healthy, self.rank(committed), undue)
         for name, files in keys.items():
             if name not in kept and name.folder not in protected:
                 self.storage.delete(sorted(files, key=lambda key: not key.endswith(MANIFEST)))
 
-    def _is_healthy(self, name: Name) -> bool:
-        if name not in self._healthy:
-            self._healthy[name] = _was_healthy(self.storage, name)
-        return self._healthy[name]
+    def _nature_of(self, name: Name) -> Nature:
+        if name not in self._nature:
+            self._nature[name] = _nature(self.storage, name)
+        return self._nature[name]
 
 
 class _Digesting(io.RawIOBase):
@@ -332,7 +353,7 @@ def healthy(storage: Storage, clock: int) -> Iterator[tuple[Name, Tensors, Manif
     committed = sorted(find(storage)[0], key=lambda name: (name.clock, name))
     early = [name for name in reversed(committed) if name.clock <= clock]
     late = [name for name in committed if name.clock > clock]
-    well = (name for name in [*early, *late] if _was_healthy(storage, name))
+    well = (name for name in [*early, *late] if _nature(storage, name).healthy)
     for name, tensors, manifest in verified(storage, well):
         if is_finite(tensors):
             yield name, tensors, manifest
@@ -340,11 +361,12 @@ def healthy(storage: Storage, clock: int) -> Iterator[tuple[Name, Tensors, Manif
             log.warning("event=checkpoint_refused name=%s error=holds NaN or infinity", name.folder)
 
 
-def _was_healthy(storage: Storage, name: Name) -> bool:
+def _nature(storage: Storage, name: Name) -> Nature:
     try:
-        return read_manifest(storage, name).is_healthy
+        manifest = read_manifest(storage, name)
+        return Nature(manifest.is_healthy, manifest.due)
     except (DataError, MissingError):
-        return False
+        return Nature(healthy=False, due=True)
 
 
 def is_finite(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """What a worker's loop needs beside the state: data, curriculum, storage, recorder and scorer."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -33,8 +33,10 @@ class Context:
         workers: Workers,
         recorder: RecorderClient,
         scorer: ScorerClient | None = None,
+        node_is_leaving: Callable[[], bool] | None = None,
     ):
         self.config, self.workers = config, workers
+        self._node_is_leaving = node_is_leaving
         self.recorder, self._scorer = recorder, scorer
         self._committed: checkpoint.Name | None = None
         self._scored: checkpoint.Name | None = None
@@ -58,6 +60,13 @@ class Context:
         """The precision of the training, for what is drawn beside it."""
         bf16 = self.config.training.precision == "bf16"
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=bf16)
+
+    def is_leaving(self) -> bool:
+        """Whether a node is about to go, or the driver was asked to end; the same on all workers."""
+        if self._node_is_leaving and self._node_is_leaving():  # Ray's answer is for the whole group
+            return True
+        asked = self.workers.is_first and self.recorder.is_leaving()
+        return bool(self.workers.agree(int(asked)))
 
     def amended(self, state: TrainState) -> tuple[Config, Curriculum]:
         """The configuration in force after the state's amendments, and its curriculum."""

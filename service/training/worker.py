@@ -1,7 +1,9 @@
 """The loop that every worker runs: rehearse, load, then cycle by cycle to the end."""
 
 import contextlib
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +25,22 @@ from service.training.context import Context
 from service.training.rehearsal import rehearse
 from service.training.respond import carry_out
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Job:
-    """What the supervisor hands to every worker; the configuration travels as plain data."""
+    """What the supervisor hands to every worker; the configuration travels as plain data.
+
+    `node_is_leaving` says whether a node of the group is about to go; all workers call it together.
+    """
 
     config: dict[str, Any]
     token: int
     end: int
     recorder: RecorderClient
     scorer: ScorerClient | None = None
+    node_is_leaving: Callable[[], bool] | None = None
 
 
 def train(job: Job) -> int:
@@ -41,7 +49,7 @@ def train(job: Job) -> int:
     workers = distributed.join()
     if workers.device.type == "cpu":
         torch.set_num_threads(config.scale.cpus)
-    context = Context(config, workers, job.recorder, job.scorer)
+    context = Context(config, workers, job.recorder, job.scorer, job.node_is_leaving)
     with context.feeders, contextlib.closing(context.real):
         try:
             return _train(context, job)
@@ -73,11 +81,15 @@ def _train(context: Context, job: Job) -> int:
 
 
 def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer) -> bool:
-    """Train to the clock `end`, cycle by cycle; False if a rewind put the state back first."""
+    """Train to the clock `end`, cycle by cycle; False if a rewind put the state back first.
+
+    On a notice, save and stop at a look: between two, the next point of the curves would lack a part.
+    """
     attempt = Attempt(context, state)
     config, saved, drawn = context.config, state.clock, state.clock
     with attempt.load(end) as batches:
         meter = Meter(context, batches, state.clock)
+        leaving = False
         for cycle in attempt.curriculum.cycles(state.clock, end):
             attempt.monitor.prepare(cycle)
             meter.add(attempt.step.cycle(cycle, batches))
@@ -85,12 +97,19 @@ def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer)
                 response = attempt.judge(cycle, meter)
                 if not carry_out(response, context, state, saver):
                     return False
+                leaving = context.is_leaving()
             if due(config.tracking.pictures_every_images, cycle.start, cycle.end):
                 _draw(context, state, cycle)
                 drawn = state.clock
             if due(config.checkpoint.every_images, cycle.start, cycle.end):
                 _save(context, saver, state, meter)
                 saved = state.clock
+            if leaving and state.clock < end:
+                log.warning("event=leaving clock=%d", state.clock)
+                if saved < state.clock and context.workers.is_first:
+                    saver.save(state, meter.latest, due=False)
+                saver.wait()
+                return True
     if drawn < state.clock:
         _draw(context, state, cycle)
     if saved < state.clock:
