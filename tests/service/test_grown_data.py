@@ -1,35 +1,49 @@
-"""A run whose data moves and grows between two starts of the command."""
+"""A run whose data moves and grows between two starts."""
 
 import shutil
-from pathlib import Path
 
-import yaml
+import pytest
+import torch
 
 from service.data.index import read_index
+from service.driver.preflight import open_run
+from service.recording.recorder import RecorderClient
 from service.run import checkpoint
 from service.run.directory import read_run
 from service.storage import open_storage
-from tests.conftest import run_command, tiny_values
+from service.training import worker
+from tests.conftest import tiny_config
 
 
-def test_a_run_goes_on_when_its_data_moved_and_grew(digits, stack, tmp_path):
-    shutil.copytree(digits, tmp_path / "before")
+class Silent:
+    """A recorder that takes everything."""
 
-    def train_to(images: int, data: Path, **settings: bool) -> str:
-        values = tiny_values(data, tmp_path / "run", run={"images": images}, data=settings)
-        (tmp_path / "moving.yaml").write_text(yaml.safe_dump(values))
-        command = ("service.train", "--config", str(tmp_path / "moving.yaml"))
-        code, output = run_command(*command, **stack.environment)
-        assert code == 0, output
-        return output
+    def __init__(self):
+        self.write = self.draw = self.settle = self
 
-    train_to(320, tmp_path / "before")
-    (tmp_path / "before").rename(tmp_path / "after")
-    shutil.copy(tmp_path / "after" / "shard-000000.tar", tmp_path / "after" / "more.tar")
-    output = train_to(640, tmp_path / "after", grown=True)
-    assert "the data grew; the run sees all of it from clock 320 on" in output
+    def remote(self, *_: object) -> None:
+        """Take it."""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_its_data_moved_and_grew(digits, tmp_path, capsys):
+    torch.set_num_threads(1)
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(digits, before)
+
+    def train_to(images: int, data, **settings: bool) -> None:
+        """As the driver does it, with one worker in this process."""
+        config = tiny_config(data, tmp_path / "run", run={"images": images}, data=settings)
+        with open_run(config) as run:
+            worker.train(worker.Job(config.model_dump(), run.token, run.end, RecorderClient(Silent())))
+
+    train_to(160, before)
+    before.rename(after)
+    shutil.copy(after / "shard-000000.tar", after / "more.tar")
+    train_to(320, after, grown=True)
+    assert "the data grew; the run sees all of it from clock 160 on" in capsys.readouterr().err
     run = read_run(open_storage(str(tmp_path / "run")))
-    index = read_index(open_storage(str(tmp_path / "after")))
+    index = read_index(open_storage(str(after)))
     assert run.fingerprint == index.fingerprint()
-    assert [(part.clock, len(index) - 500) for part in run.grown] == [(320, 1797)]
-    assert checkpoint.newest_clock(open_storage(str(tmp_path / "run"))) == 640
+    assert [(part.clock, len(index) - 500) for part in run.grown] == [(160, 1797)]
+    assert checkpoint.newest_clock(open_storage(str(tmp_path / "run"))) == 320

@@ -1,15 +1,13 @@
 """How many workers are fitted: the largest allowed count that fits into what is free, node by node."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.driver.sizing import choose, room, worker_resources
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import tiny_config
 
 COUNTS = st.sets(st.integers(1, 16), min_size=1, max_size=6).map(sorted)
 NODES = st.lists(
@@ -69,37 +67,3 @@ def test_gpus_count_where_they_are_asked_for():
         "GPU": 1.0,
     }
     assert worker_resources(tiny_config("unused", "unused")) == {"CPU": 1.0}
-
-
-TENANT = """
-import ray, sys
-from service.driver.join import join_ray
-from service.driver.sizing import choose_workers
-from tests.conftest import tiny_config
-
-@ray.remote(num_cpus=1)
-class Tenant:
-    def ready(self):
-        return True
-
-config = tiny_config("unused", "unused", scale={"workers": "1:2"})
-with join_ray(config):
-    alone = choose_workers(config)
-    tenant = Tenant.remote()
-    ray.get(tenant.ready.remote())
-    beside = choose_workers(config)
-    ray.kill(tenant)
-    after = choose_workers(config)
-print(alone, beside, after)
-"""
-
-
-@pytest.mark.slow
-def test_what_another_tenant_holds_is_left_to_it_and_taken_when_it_goes():
-    result = subprocess.run(
-        [sys.executable, "-c", f"import os; os.cpu_count = lambda: 2\n{TENANT}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.stdout.split()[-3:] == ["2", "1", "2"], result.stdout + result.stderr
