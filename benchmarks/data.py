@@ -145,8 +145,8 @@ def use_limit(resolution: int, jpegs: list[bytes]) -> Callable[[], int]:
     return batch
 
 
-def rates(resolution: int, jpegs: list[bytes]) -> dict[str, float]:
-    """Images a second of each reader: the median over rounds in which all take turns."""
+def rates(resolution: int, jpegs: list[bytes], rounds: int) -> dict[str, float]:
+    """Images a second of each reader: the median over `rounds` in which all take turns."""
     makers: dict[str, tuple[Callable[..., Callable[[], Any]], tuple, int]] = {
         "webdataset": (use_webdataset, (resolution,), TURN_BATCHES // 8),
         "loader": (use_loader, (resolution, 1), TURN_BATCHES),
@@ -156,7 +156,7 @@ def rates(resolution: int, jpegs: list[bytes]) -> dict[str, float]:
         makers["two_workers"] = (use_loader, (resolution, 2), TURN_BATCHES)
     variants = {name: Variant(build, *arguments) for name, (build, arguments, _) in makers.items()}
     measurements: dict[str, list[float]] = {name: [] for name in makers}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, variant in variants.items():
             variant.call(8)  # drop what it read ahead while it waited for its turn
             turn = makers[name][2]
@@ -222,7 +222,7 @@ class DataOptions(Options):
     """How much to measure."""
 
     quick: bool = False
-    """only 256 px and 8 px, without the memory test"""
+    """only 256 px and 8 px, in one turn each, without the memory test"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str]) -> None:
             upload(jpegs)
             lines["jpeg_bytes"] = statistics.mean(map(len, jpegs))
             for resolution in (256, 8) if options.quick else RESOLUTIONS:
-                speeds = rates(resolution, jpegs)
+                speeds = rates(resolution, jpegs, 1 if options.quick else ROUNDS)
                 for kind, rate in speeds.items():
                     lines[f"{kind}_{resolution}_images_per_s"] = rate
                 loader = speeds["loader"]
