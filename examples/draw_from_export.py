@@ -2,7 +2,6 @@
 
 It needs torch, safetensors, numpy and pillow, and nothing else of the service than what it imports.
 
-
 python -m service.export runs/digits exported/digits
 python examples/draw_from_export.py exported/digits/generator.safetensors digits.png
 """

@@ -24,6 +24,8 @@ from service.storage import MissingError, Storage
 from service.text import printable
 
 INDEX_KEY = "index.parquet"
+TAR_HEADERS = "tar headers"
+"""The source of an index that no pack wrote."""
 REMEDY = (
     f"pack again, or delete {INDEX_KEY} to have it made from the shards, which loses what only pack knew"
     " (the classes' names, the held-out share)"
@@ -51,7 +53,7 @@ class About:
     what was taken of each sample; `recipe` is the packing recipe.
     """
 
-    source: str = "tar headers"
+    source: str = TAR_HEADERS
     held_out: Annotated[float, Field(ge=0, lt=1)] | None = None
     resolution: Annotated[int, Field(ge=1, le=65536)] | None = None
     channels: Literal[1, 3] | None = None

@@ -5,6 +5,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Literal
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from service.data.index import (
     INDEX_KEY,
     REMEDY,
+    TAR_HEADERS,
     About,
     Grown,
     Index,
@@ -77,7 +79,7 @@ def find_index(
         return index
     _check_settings(place, known, held_out, choice)
     index = extend(shards, entries, known) if grown else known
-    check_shards(shards, index, place, entries)
+    check_shards(shards, index, place, entries, just_read=index.shards.keys() - known.shards.keys())
     check(index)
     if index is not known:
         _write(shards, place, index)
@@ -141,10 +143,8 @@ def make_index(
         choice=choice,
     )
     if not any(found.samples for found in scans):
-        told = "; ".join(passed_over_in_words(about))
-        raise DataError(
-            f"{storage.address}: no images in its shards ({len(names)})" + (f"; {told}" if told else "")
-        )
+        what = [f"no images in its shards ({len(names)})", *passed_over_in_words(about)]
+        raise DataError(f"{storage.address}: {'; '.join(what)}")
     return _index(entries, names, scans, labels, about)
 
 
@@ -157,7 +157,7 @@ def extend(storage: Storage, entries: dict[str, Entry], index: Index) -> Index:
     about = index.about
     scans = _scan(storage, entries, names, about.choice, "indexing new shards")
     raw = [sample.label for found in scans for sample in found.samples]
-    labels = _as_known(raw, about)
+    labels = _known_labels(about)(raw)
     passed_over = sum((found.passed_over for found in scans), Counter(about.passed_over))
     unknown = zip(raw, labels, strict=True)
     passed_over[NEW_CLASS] += sum(label == NO_LABEL != given for given, label in unknown)
@@ -245,12 +245,18 @@ def _numbered(
     return _as_numbers(labels, {name: i for i, name in enumerate(names)}), tuple(names)
 
 
-def _as_known(labels: Sequence[int | str], about: About) -> list[int]:
-    """The labels as numbers of the classes that are known; NO_LABEL for others."""
+def _known_labels(about: About) -> Callable[[Sequence[int | str]], list[int]]:
+    """What turns labels into numbers of the classes that are known; NO_LABEL for others."""
     number = {name: i for i, name in enumerate(about.classes)}
-    if number and about.recipe is None:  # the classes are texts, and a number is the name of none
-        labels = [label if label == NO_LABEL else str(label) for label in labels]
-    return _as_numbers(labels, number)
+    # where labels are texts, a number is the name of none of them
+    are_texts = bool(number) and about.source == TAR_HEADERS
+
+    def as_known(labels: Sequence[int | str]) -> list[int]:
+        if are_texts:
+            labels = [label if label == NO_LABEL else str(label) for label in labels]
+        return _as_numbers(labels, number)
+
+    return as_known
 
 
 def _as_numbers(labels: Sequence[int | str], number: dict[str, int]) -> list[int]:
@@ -290,12 +296,16 @@ def passed_over_in_words(about: About) -> list[str]:
 
 
 def check_shards(
-    storage: Storage, index: Index, place: Storage | None = None, entries: dict[str, Entry] | None = None
+    storage: Storage,
+    index: Index,
+    place: Storage | None = None,
+    entries: dict[str, Entry] | None = None,
+    just_read: AbstractSet[str] = frozenset(),
 ) -> None:
     """DataError unless exactly the index's shards are there, unchanged.
 
     Files whose marks at `place`, where the index lies, are not those of today are looked at again: they
-    were changed, or only copied.
+    were changed, or only copied. Those that were `just_read` need not be.
     """
     place = place or storage
     entries = storage.entries() if entries is None else entries
@@ -315,7 +325,7 @@ def check_shards(
     known = _read_marks(place) if any(entry.mark for entry in present.values()) else {}
     touched = [name for name in index.shards if present[name].mark != known.get(name, "")]
     if touched:
-        _look_again(storage, index, present, touched)
+        _look_again(storage, index, present, [name for name in touched if name not in just_read])
         write_marks(place, index, present)
 
 
@@ -355,10 +365,11 @@ def _look_again(storage: Storage, index: Index, entries: dict[str, Entry], names
     """DataError if one of these shards holds other samples or labels than the index says."""
     number = {name: i for i, name in enumerate(index.names)}
     scans = _scan(storage, entries, names, index.about.choice, "looking again")
+    as_known = _known_labels(index.about)
     ends = np.searchsorted(index.shard, np.arange(len(index.shards) + 1))
     for name, found in zip(names, scans, strict=True):
         rows = slice(*ends[number[name] : number[name] + 2].tolist())
-        labels = _as_known([sample.label for sample in found.samples], index.about)
+        labels = as_known([sample.label for sample in found.samples])
         if not _are(found.samples, labels, index, rows):
             raise DataError(
                 f"{storage.url(name)}: holds other samples or labels than in the index: it was changed;"

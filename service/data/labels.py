@@ -5,7 +5,6 @@ import io
 import json
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from service.data.listing import Classes, in_order
@@ -24,14 +23,6 @@ Label = int | str
 Read = Callable[[str], bytes]
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A file of labels: its address, for messages, and the label of each image by its path."""
-
-    where: str
-    labels: Mapping[str, Label]
-
-
 def classes_of_file(
     where: str, members: Sequence[str], tables: Sequence[str], read: Read, field: str | None
 ) -> Classes | None:
@@ -44,7 +35,7 @@ def classes_of_file(
         if field is not None:
             raise UsageError(f"--label {field}: the labels are in {where}/{DATASET}; leave it out")
         labels = _dataset(f"{where}/{DATASET}", read(DATASET))
-        return None if labels is None else _classes(_Table(f"{where}/{DATASET}", labels), members)
+        return None if labels is None else _classes(f"{where}/{DATASET}", labels, members)
     named = tables_read(tables)
     found: dict[str, Label] = {}
     for table in named:
@@ -57,7 +48,7 @@ def classes_of_file(
                 )
     if not found:
         return None
-    return _classes(_Table(f"{where}/{named[0]}", found), members)
+    return _classes(f"{where}/{named[0]}", found, members)
 
 
 def tables_read(tables: Sequence[str]) -> list[str]:
@@ -83,20 +74,21 @@ def unread(tables: Sequence[str], classes: Classes | None) -> Iterator[str]:
         yield f"{metadata[0]} has no {LABEL_FIELD!r}; if its labels have another name, give --label NAME"
 
 
-def _classes(table: _Table, members: Sequence[str]) -> Classes:
-    missing = [member for member in members if member not in table.labels]
+def _classes(table: str, label_of: Mapping[str, Label], members: Sequence[str]) -> Classes:
+    """Classes by the labels in the file at this address; DataError if an image has none there."""
+    missing = [member for member in members if member not in label_of]
     if missing:
         raise DataError(
-            f"{table.where}: has no label for {missing[0]} ({len(missing)} such images);"
+            f"{table}: has no label for {missing[0]} ({len(missing)} such images);"
             + (
                 ' add them, or set "labels" to null to take the folders as classes'
-                if table.where.endswith(DATASET)
+                if table.endswith(DATASET)
                 else " add them, or move the file away to take the folders as classes"
             )
         )
-    labels = [table.labels[member] for member in members]
-    beyond = len(table.labels) - len(set(members))
-    notes = (f"{table.where} lists {beyond:,} images that are not there",) if beyond > 0 else ()
+    labels = [label_of[member] for member in members]
+    beyond = len(label_of) - len(set(members))
+    notes = (f"{table} lists {beyond:,} images that are not there",) if beyond > 0 else ()
     numbers = [label for label in labels if isinstance(label, int)]
     if len(numbers) == len(labels):
         return Classes(numbers, [str(i) for i in range(max(numbers) + 1)], notes)

@@ -1,5 +1,6 @@
 """Sources of images to pack: digits, folders, zip archives, IDX files."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -10,7 +11,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from dataclasses import field as dataclass_field
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ class ImageSource:
     classes: list[str]
     open: Callable[[int], File]
     marks: Sequence[int] = ()
-    left_out: Mapping[str, int] = dataclass_field(default_factory=dict)
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def load(self, number: int, mode: Mode, background: str = BACKGROUND) -> Image.Image:
@@ -68,8 +68,8 @@ def open_source(source: str, labels: str | None = None, field: str | None = None
     `labels` is a file of labels for an IDX file, `field` names the labels in a folder's metadata.
     """
     path = Path(source).expanduser()
-    is_listed = path.is_dir() or (path.is_file() and zipfile.is_zipfile(path))
-    if field and (source == "digits" or not is_listed):
+    is_zip = path.is_file() and zipfile.is_zipfile(path)
+    if field and (source == "digits" or not (is_zip or path.is_dir())):
         raise UsageError(f"--label {field}: only a folder or archive with metadata has such a field")
     if labels and (source == "digits" or not path.is_file()):
         raise UsageError(f"--labels {labels}: only an IDX file of images takes a file of labels")
@@ -77,7 +77,7 @@ def open_source(source: str, labels: str | None = None, field: str | None = None
         return _digits()
     if path.is_dir():
         return _folder(path, field)
-    if path.is_file() and zipfile.is_zipfile(path):
+    if is_zip:
         return _zip(path, field)
     if path.suffix.lower() == ".zip" and path.is_file():
         raise DataError(f"{path}: the zip archive is incomplete or damaged; copy it again")

@@ -223,7 +223,7 @@ def _take(groups: Iterator[dict[str, Any]], choice: Choice, found: Scan) -> None
         members = {name: member for name, member in group.items() if not name.startswith("__")}
         label = _label_of(members)
         image = _image(members, choice.image, found.passed_over)
-        if image is None and choice.image is not None and _has_image(members):
+        if image is None and choice.image is not None and any(map(_is_image, members)):
             found.passed_over[OTHER_IMAGES] += 1
             continue
         if image is not None:
@@ -243,11 +243,10 @@ def _image(members: dict[str, _Member], chosen: str | None, passed_over: Counter
     """The chosen image of a sample; else one with a plain suffix, or else one such as `left.png`."""
     images = []
     for name, member in members.items():
-        suffix = f".{name.rpartition('.')[2]}"
-        if suffix in SUFFIXES or name == chosen:
+        if _is_image(name) or name == chosen:
             images.append(name)
         elif member.label is None:
-            passed_over[suffix] += 1
+            passed_over[_suffix(name)] += 1
     if chosen is not None:
         return members.get(chosen)
     images.sort(key=lambda name: "." in name)  # stable: plain ones come first
@@ -255,8 +254,13 @@ def _image(members: dict[str, _Member], chosen: str | None, passed_over: Counter
     return members[images[0]] if images else None
 
 
-def _has_image(members: dict[str, _Member]) -> bool:
-    return any(f".{name.rpartition('.')[2]}" in SUFFIXES for name in members)
+def _is_image(name: str) -> bool:
+    return _suffix(name) in SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    """The last suffix of a member, by its name within the sample."""
+    return f".{name.rpartition('.')[2]}"
 
 
 def _label_of(members: dict[str, _Member]) -> int | str | None:

@@ -30,8 +30,8 @@ def launch(config: Config, parent: str | None = None, again: bool = False) -> No
     """Train a settled configuration to its end, or resume the run in its run.dir.
 
     `parent` is the key of the MLflow run that this one is nested in; `again` tries anew what failed
-    for a reason that lasts. Raises a ServiceError if the run
-    fails, and KeyboardInterrupt if it is interrupted; the recorder closes with a matching status.
+    for a reason that lasts. Raises a ServiceError if the run fails, and KeyboardInterrupt if it is
+    interrupted; the recorder closes with a matching status.
     """
     if parent is None:  # a sweep has checked it for its trials
         check_tracking(config)

@@ -13,7 +13,7 @@ import models
 import service
 from service import pretrained
 from service.errors import ServiceError
-from service.recording.mlflow import HTTP_TIMEOUT_S, HTTP_TRIES
+from service.recording.mlflow import limit_requests
 from service.run.best import Trained, load
 
 CHECKPOINT_TAG = "gan.checkpoint"
@@ -32,8 +32,7 @@ def register(address: str, uri: str, experiment: str, name: str, alias: str) -> 
     checkpoint, and RegistryError if the registry at the tracking address `uri` fails.
     """
     trained = load(address)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
+    limit_requests()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         version = _registered(uri, name, trained) or _register(uri, experiment, name, trained)

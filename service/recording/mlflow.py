@@ -45,13 +45,18 @@ class Description:
     parent: str | None = None
 
 
+def limit_requests() -> None:
+    """Keep MLflow's own retries from blocking for minutes, unless the environment says otherwise."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
+
+
 def check_store(uri: str, experiment: str) -> None:
     """UsageError if no run can ever be recorded there, with the remedy.
 
     A server that does not answer now may do so later: the recorder's spool waits for it.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
+    limit_requests()
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -64,8 +69,8 @@ def check_store(uri: str, experiment: str) -> None:
         ) from error
     except mlflow.MlflowException as error:
         if remedy := _lasting(error):
-            told = str(error).partition("\n")[0].strip()
-            raise UsageError(f"tracking.uri: {uri} takes no runs ({told}); {remedy}") from error
+            answer = str(error).partition("\n")[0].strip()
+            raise UsageError(f"tracking.uri: {uri} takes no runs ({answer}); {remedy}") from error
         log.warning("event=tracking_away uri=%s error=%s", uri, error)
         return
     except Exception as error:  # a database's own: it may be starting
@@ -94,9 +99,7 @@ class MlflowLog:
     """Delivers records to MLflow. Any method may raise while the server is away, and may be repeated."""
 
     def __init__(self, description: Description):
-        # The recorder's spool retries; MLflow's own retries would block it for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT_S))
+        limit_requests()  # the recorder's spool retries
         self.description = description
         self._client: Any = None
         self._run_id: str | None = None

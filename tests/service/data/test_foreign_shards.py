@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service import pack
 from service.data.index import INDEX_KEY, Index, read_index
 from service.data.indexing import MARKS_KEY, NEW_CLASS, OTHER_REASONS, find_index, passed_over_in_words
 from service.data.stream import read_samples
@@ -360,6 +361,34 @@ def test_a_number_in_a_later_shard_is_the_name_of_no_text_class(tmp_path):
     grown = find_index(storage, storage, grown=True)
     assert grown.label.tolist() == [0, 1, NO_LABEL, 1]
     assert passed_over(grown) == {NEW_CLASS: 1}
+
+
+def test_packed_shards_with_names_grow_twice_and_may_be_copied(tmp_path):
+    for name in ("daisy", "rose"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").write_bytes(picture())
+    data = tmp_path / "data"
+    pack.main([str(tmp_path / "images"), str(data), "--resolution", "32", "--held-out", "0"])
+    storage = open_storage(str(data))
+    for count, name in ((2, "x.tar"), (4, "y.tar")):
+        write_tar(data / name, samples([b"1", b"0"]))
+        grown = find_index(storage, storage, grown=True)
+        assert grown.label[count:].tolist() == [1, 0]
+    assert grown.about.classes == ("daisy", "rose")
+    for shard in data.glob("*.tar"):
+        os.utime(shard, (1, 1))
+    assert find_index(storage, storage).fingerprint() == grown.fingerprint()
+
+
+def test_later_shards_are_read_once(tmp_path):
+    write_tar(tmp_path / "a.tar", samples([b"0", b"1"]))
+    indexed(tmp_path)
+    write_tar(tmp_path / "b.tar", samples([b"0", b"1"]))
+    storage = open_storage(str(tmp_path))
+    find_index(storage, storage, grown=True)
+    assert storage.traffic.requests == 3  # the index, the shard, the marks
+    find_index(storage, storage)
+    assert storage.traffic.requests == 5
 
 
 # Known at the start -------------------------------------------------------------------------------

@@ -160,9 +160,9 @@ def test_verify_finds_an_image_that_is_damaged_and_packing_again_mends_a_changed
     renamed[start : start + 512] = header
     shard.write_bytes(renamed)
     pack.main(arguments)
-    told = capsys.readouterr()
-    assert f"packing again: {shard}: holds other samples" in told.err
-    assert "verified: 1797 images" in told.out
+    printed = capsys.readouterr()
+    assert f"packing again: {shard}: holds other samples" in printed.err
+    assert "verified: 1797 images" in printed.out
     assert shard.read_bytes() == good
 
 
