@@ -29,7 +29,8 @@ from service.data.stream import read_samples
 from service.documents import Count, Document
 from service.errors import DataError, UsageError
 from service.random import philox
-from service.storage import Storage, Writer, open_storage
+from service.storage import Storage, open_storage
+from service.storage.digest import DigestingFile
 from service.storage.lock import RunLock
 
 log = logging.getLogger(__name__)
@@ -263,22 +264,6 @@ def _images(
         yield made.popleft().result()
 
 
-class _Counted:
-    """A writer that counts the bytes written, and digests them."""
-
-    def __init__(self, writer: Writer):
-        self._writer = writer
-        self.count = 0
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        """Append bytes."""
-        self._writer.write(data)
-        self.sha256.update(data)
-        self.count += len(data)
-        return len(data)
-
-
 def _write_shard(
     recipe: Recipe,
     source: ImageSource,
@@ -292,8 +277,8 @@ def _write_shard(
     with storage.writer(name) as writer:
         import webdataset  # imports torch, which --help and usage errors do not need
 
-        counted = _Counted(writer)
-        with webdataset.TarWriter(counted, encoder=False, mtime=0) as tar:
+        file = DigestingFile(writer)
+        with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
             for number, image in images:
                 if isinstance(image, DataError):
                     part.unreadable.append(f"{source.names[number]}: {image}")
@@ -306,7 +291,7 @@ def _write_shard(
                 part.sizes.append(len(image))
                 # Members of a sample are written in the order of their names: the image comes last.
                 part.offsets.append(tar.tarstream.offset - -(-len(image) // TAR_BLOCK) * TAR_BLOCK)
-    part.size, part.digest = counted.count, counted.sha256.hexdigest()
+    part.size, part.digest = file.count, file.sha256.hexdigest()
     part.etag = storage.entries(name)[name].etag
     return part
 

@@ -24,7 +24,8 @@ from service.collapse.state import Level
 from service.documents import Count, Digest, Document, Plain
 from service.engine.state import PlainState, TrainState
 from service.errors import DataError
-from service.storage import MissingError, Storage, Writer
+from service.storage import MissingError, Storage
+from service.storage.digest import DigestingFile
 from service.storage.lock import check_token
 
 log = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ class Checkpointer:
     def _upload(self, key: str, content: dict[str, Any]) -> FileEntry:
         """Store tensors while they are serialised, without a second copy of them in memory."""
         with self.storage.writer(key) as writer:
-            file = _Digesting(writer)
+            file = DigestingFile(writer)
             try:
                 torch.save(content, cast(IO[bytes], file))
             except RuntimeError as error:
@@ -316,32 +317,6 @@ class Checkpointer:
         if name not in self._nature:
             self._nature[name] = _nature(self.storage, name)
         return self._nature[name]
-
-
-class _Digesting(io.RawIOBase):
-    """A file that passes on what is written, counts it and digests it."""
-
-    def __init__(self, writer: Writer):
-        self._writer = writer
-        self.count = 0
-        self.sha256 = hashlib.sha256()
-        self.error: Exception | None = None
-
-    def writable(self) -> bool:
-        """True."""
-        return True
-
-    def write(self, data: Any, /) -> int:
-        """Append bytes."""
-        piece = bytes(data)
-        try:
-            self._writer.write(piece)
-        except Exception as error:
-            self.error = error
-            raise
-        self.sha256.update(piece)
-        self.count += len(piece)
-        return len(piece)
 
 
 def healthy(storage: Storage, clock: int) -> Iterator[tuple[Name, Tensors, Manifest]]:
