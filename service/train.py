@@ -49,7 +49,7 @@ def _print_places(config: Config) -> None:
     if grids:
         print(f"final picture: {config.run.dir}/{grids[-1][1]}")
     if config.tracking.uri is None:
-        database = shlex.quote(f"sqlite:///{config.run.dir}/mlflow.db")
+        database = shlex.quote(config.tracking_uri)
         print(f"MLflow: mlflow ui --backend-store-uri {database}")
 
 

@@ -28,6 +28,7 @@ from service.config.sections import (
 from service.config.vocabulary import RANKING
 from service.storage import is_s3
 
+MLFLOW_DATABASE = "mlflow.db"
 CACHE_BLOCK_BYTES = 4 << 20
 """`data.cache_dir` holds blocks of this size; each lane reads from one."""
 
@@ -79,6 +80,11 @@ class Config(BaseModel):
     def shape(self) -> models.Shape:
         """The networks' own configuration, the family's defaults filled in."""
         return models.configure(self.model.family, **self.model_settings)
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where the run is recorded: at tracking.uri, or in a database in run.dir."""
+        return self.tracking.uri or f"sqlite:///{self.run.dir}/{MLFLOW_DATABASE}"
 
     @property
     def worker_counts(self) -> list[int]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from service import environment
 from service.config import Config
 from service.config.identity import flatten
+from service.config.schema import MLFLOW_DATABASE
 from service.config.yaml import to_yaml
 from service.data.index import Index, class_counts
 from service.driver.preflight import RunDir
 from service.recording.mlflow import Description, check_store
 
 LONGEST_TAG = 500
-DATABASE = "mlflow.db"
 PACKAGES = ("torch", "ray", "webdataset", "mlflow", "boto3", "numpy")
 
 
@@ -21,7 +21,7 @@ def describe_run(config: Config, run: RunDir, parent: str | None) -> Description
     """What MLflow records of a run; `parent` is the key of the run that it is nested in."""
     versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
     return Description(
-        uri=tracking_uri(config),
+        uri=config.tracking_uri,
         experiment=config.tracking.experiment,
         artifacts=None if config.tracking.uri else (Path(config.run.dir) / "artifacts").as_uri(),
         key=run.key,
@@ -39,16 +39,11 @@ def describe_run(config: Config, run: RunDir, parent: str | None) -> Description
     )
 
 
-def tracking_uri(config: Config) -> str:
-    """Where the run is recorded: at tracking.uri, or in a database in the run's folder."""
-    return config.tracking.uri or f"sqlite:///{config.run.dir}/{DATABASE}"
-
-
 def check_tracking(config: Config) -> None:
     """UsageError if MLflow will never take the run."""
-    new = config.tracking.uri is None and not (Path(config.run.dir) / DATABASE).exists()
+    new = config.tracking.uri is None and not (Path(config.run.dir) / MLFLOW_DATABASE).exists()
     if not new:  # a new database takes it, and importing MLflow takes seconds
-        check_store(tracking_uri(config), config.tracking.experiment)
+        check_store(config.tracking_uri, config.tracking.experiment)
 
 
 def _classes_text(index: Index) -> dict[str, str]:

@@ -85,7 +85,7 @@ def _description(plan: Plan, key: str) -> Description:
     fixed = {name: str(value) for name, value in settings.items() if name not in plan.space.keys}
     local = plan.config.tracking.uri is None
     return Description(
-        uri=plan.tracking_uri,
+        uri=plan.config.tracking_uri,
         experiment=plan.config.tracking.experiment,
         artifacts=(Path(plan.dir) / "artifacts").as_uri() if local else None,
         key=key,

@@ -87,11 +87,6 @@ class Plan:
         """The clock at which a trial ends, unless it is stopped."""
         return end_of(self.config)
 
-    @property
-    def tracking_uri(self) -> str:
-        """MLflow's address: one database for the whole sweep if no server is named."""
-        return self.config.tracking.uri or f"sqlite:///{self.dir}/mlflow.db"
-
     def run_dir(self, trial: str) -> str:
         """The run.dir of a trial."""
         return f"{self.dir}/{TRIALS}/{trial}"
@@ -113,7 +108,7 @@ class Plan:
                 "every_images": evaluation.every_images or checkpoint.every_images,
                 "niceness": 0,
             },
-            "tracking": {"uri": self.tracking_uri, "prometheus_port": 0},
+            "tracking": {"uri": self.config.tracking_uri, "prometheus_port": 0},
         }
         changed = {
             name: getattr(config, name).model_copy(update=section) for name, section in sections.items()

@@ -83,12 +83,12 @@ def conclude(plan: Plan, rows: Sequence[TrialRow], parent: Parent, model: str, a
               file=sys.stderr)  # fmt: skip
     try:
         version = register(
-            best.checkpoint, plan.tracking_uri, plan.config.tracking.experiment, model, alias
+            best.checkpoint, plan.config.tracking_uri, plan.config.tracking.experiment, model, alias
         )
         print(f"registered: {version}")
     except RegistryError as error:
         later = ["python", "-m", "service.register", best.checkpoint, "--name", model, "--alias", alias,
-                 "--tracking-uri", plan.tracking_uri]  # fmt: skip
+                 "--tracking-uri", plan.config.tracking_uri]  # fmt: skip
         print(f"not registered: {error}; nothing is lost: run the same command again, or\n  "
               + shlex.join(later), file=sys.stderr)  # fmt: skip
 
