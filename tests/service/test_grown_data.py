@@ -13,16 +13,7 @@ from service.run.directory import read_run
 from service.storage import open_storage
 from service.training import worker
 from tests.conftest import tiny_config
-
-
-class Silent:
-    """A recorder that takes everything."""
-
-    def __init__(self):
-        self.write = self.draw = self.settle = self
-
-    def remote(self, *_: object) -> None:
-        """Take it."""
+from tests.live import SilentRecorder
 
 
 @pytest.mark.slow
@@ -35,7 +26,9 @@ def test_a_run_goes_on_when_its_data_moved_and_grew(digits, tmp_path, capsys):
         """As the driver does it, with one worker in this process."""
         config = tiny_config(data, tmp_path / "run", run={"images": images}, data=settings)
         with open_run(config) as run:
-            worker.train(worker.Job(config.model_dump(), run.token, run.end, RecorderClient(Silent())))
+            worker.train(
+                worker.Job(config.model_dump(), run.token, run.end, RecorderClient(SilentRecorder()))
+            )
 
     train_to(160, before)
     before.rename(after)

@@ -19,21 +19,12 @@ from service.storage.lock import RunLock
 from service.training import rehearsal, worker
 from service.training.monitor import PanelReader
 from tests.conftest import tiny_config, tiny_values
+from tests.live import SilentRecorder
 
 pytestmark = pytest.mark.slow
 
 WORKERS = 2
 END = 64
-
-
-class Silent:
-    """A recorder that takes everything."""
-
-    def __init__(self):
-        self.write = self.draw = self.settle = self
-
-    def remote(self, *_: object) -> None:
-        """Take it."""
 
 
 def work(index: int, values: dict, token: int, folder: str) -> None:
@@ -44,7 +35,7 @@ def work(index: int, values: dict, token: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=index, world_size=WORKERS, store=store)
     if index == 1:
         PanelReader.take = lambda self: None
-    worker.train(worker.Job(values, token, END, RecorderClient(Silent())))
+    worker.train(worker.Job(values, token, END, RecorderClient(SilentRecorder())))
     dist.destroy_process_group()
 
 
@@ -73,7 +64,7 @@ def test_too_little_memory_is_told_with_its_phase_and_the_remedy(digits, tmp_pat
 
     monkeypatch.setattr(*where, lack)
     config = tiny_config(digits, tmp_path / "run")
-    job = worker.Job(config.model_dump(), 1, END, RecorderClient(Silent()))
+    job = worker.Job(config.model_dump(), 1, END, RecorderClient(SilentRecorder()))
     with pytest.raises(
         MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*accumulation"
     ):
