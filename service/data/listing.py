@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from service.data.image import SUFFIXES
 from service.errors import DataError
+from service.storage.links import Folders
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 TABLES = frozenset({".json", ".jsonl", ".csv", ".tsv"})
@@ -67,37 +68,14 @@ def is_hidden(member: str) -> bool:
 def list_folder(folder: Path) -> Listing:
     """The images below a folder. Links to folders outside are followed, each folder once."""
     listing = Listing()
-    for entry, member in _walk(folder, "", _Folders(folder), listing):
+    for entry, member in _walk(folder, "", Folders(folder), listing):
         listing.add(member, regular=entry.is_file() or _is_broken(entry))
     listing.sort()
     return listing
 
 
-class _Folders:
-    """The folders that were walked: links to them, or to what lies around them, lead in circles."""
-
-    def __init__(self, root: Path):
-        self.root = root.resolve()
-        self.seen = {self._identity(self.root)}
-
-    def enter(self, path: str, link: bool) -> bool:
-        """Whether to walk this folder; what a link into the root leads to is met anyway."""
-        target = Path(path).resolve()
-        if link and (target.is_relative_to(self.root) or self.root.is_relative_to(target)):
-            return False
-        identity = self._identity(target)
-        new = identity not in self.seen
-        self.seen.add(identity)
-        return new
-
-    @staticmethod
-    def _identity(path: Path) -> tuple[int, int]:
-        found = path.stat()
-        return found.st_dev, found.st_ino
-
-
 def _walk(
-    folder: Path | str, prefix: str, folders: _Folders, listing: Listing
+    folder: Path | str, prefix: str, folders: Folders, listing: Listing
 ) -> Iterator[tuple[os.DirEntry, str]]:
     """Everything below that is no folder, and its path from the root."""
     try:

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from service.errors import StorageError
 from service.storage.base import ConflictError, Entry, MissingError, Storage, Writer
+from service.storage.links import Folders
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ class FolderStorage(Storage):
     def entries(self, prefix: str = "") -> dict[str, Entry]:
         def walk() -> dict[str, Entry]:
             entries = {}
-            for path in _walk(self.root / os.path.dirname(prefix)):
+            for path in _walk(self.root / os.path.dirname(prefix), Folders(self.root)):
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix) and not path.name.startswith(_UNFINISHED):
                     # deleted meanwhile, or a link to nothing or to itself
@@ -164,20 +165,13 @@ def _suppressed(*codes: int) -> Iterator[None]:
             raise
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """All that is no folder below the root; links to folders are followed, but not in circles."""
-    around: dict[str, set[tuple[int, int]]] = {}
-    for folder, inner, names in os.walk(root, followlinks=True):
-        found = os.stat(folder)
-        here = around.pop(folder, set()) | {(found.st_dev, found.st_ino)}
-        for name in list(inner):
-            path = os.path.join(folder, name)
-            with _suppressed(errno.ENOENT, errno.ELOOP):
-                found = os.stat(path)
-                if (found.st_dev, found.st_ino) in here:
-                    inner.remove(name)
-                else:
-                    around[path] = here
+def _walk(start: Path, folders: Folders) -> Iterator[Path]:
+    """All that is no folder below `start`; links to folders elsewhere are followed, each once."""
+    for folder, inner, names in os.walk(start, followlinks=True):
+        paths = {name: os.path.join(folder, name) for name in sorted(inner)}
+        inner[:] = [
+            name for name, path in paths.items() if folders.enter(path, link=os.path.islink(path))
+        ]
         yield from (Path(folder, name) for name in names)
 
 

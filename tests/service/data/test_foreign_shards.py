@@ -218,6 +218,7 @@ def test_links_in_circles_pipes_and_copies_of_macos_are_no_shards(tmp_path):
     write_tar(tmp_path / "inner" / "a.tar", [("1.png", picture())])
     (tmp_path / "inner" / "around").symlink_to(tmp_path)
     (tmp_path / "inner" / "self").symlink_to(".")
+    (tmp_path / "again").symlink_to("inner")
     os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "._b.tar").write_bytes(b"AppleDouble")
     assert indexed(tmp_path).names == ["inner/a.tar"]
