@@ -27,6 +27,8 @@ torch.set_num_threads(1)
 # A deadline would time an example against a number of seconds, which a busy machine exceeds.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+# A call that reaches Ray by mistake fails; Ray would start a cluster of its own in the test's process.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 # Ray Train looks for the end of its workers this often; shorter tests.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 

@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from service.recording.recorder import RecorderClient
 from service.recording.spool import FOLDER, MARK_KEY
 from service.storage import Storage
 
@@ -35,11 +36,18 @@ def segments(storage: Storage) -> list[str]:
     return [key for key in storage.sizes(f"{FOLDER}/") if key != MARK_KEY]
 
 
-class SilentRecorder:
-    """Takes every call of a RecorderClient as the actor would, and keeps nothing."""
+class SilentRecorder(RecorderClient):
+    """A recorder without an actor, for workers that run outside Ray: it takes all and keeps nothing."""
 
-    def __init__(self):
-        self.write = self.draw = self.settle = self
+    def __init__(self) -> None:
+        super().__init__(None)
 
-    def remote(self, *_: object) -> None:
-        """Take it."""
+    def is_leaving(self) -> bool:
+        """Nobody asked."""
+        return False
+
+    def settle(self) -> None:
+        """Nothing to wait for."""
+
+    def _send(self, send: Callable[[], object]) -> None:
+        """Nobody takes it."""

@@ -7,7 +7,6 @@ import torch
 
 from service.data.index import read_index
 from service.driver.preflight import open_run
-from service.recording.recorder import RecorderClient
 from service.run import checkpoint
 from service.run.directory import read_run
 from service.storage import open_storage
@@ -26,9 +25,7 @@ def test_a_run_goes_on_when_its_data_moved_and_grew(digits, tmp_path, capsys):
         """As the driver does it, with one worker in this process."""
         config = tiny_config(data, tmp_path / "run", run={"images": images}, data=settings)
         with open_run(config) as run:
-            worker.train(
-                worker.Job(config.model_dump(), run.token, run.end, RecorderClient(SilentRecorder()))
-            )
+            worker.train(worker.Job(config.model_dump(), run.token, run.end, SilentRecorder()))
 
     train_to(160, before)
     before.rename(after)

@@ -12,7 +12,6 @@ from service.config import Config
 from service.engine.panel import draw_panel
 from service.engine.step import Step
 from service.errors import MemoryLackError
-from service.recording.recorder import RecorderClient
 from service.run import checkpoint
 from service.storage import open_storage
 from service.storage.lock import RunLock
@@ -35,7 +34,7 @@ def work(index: int, values: dict, token: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=index, world_size=WORKERS, store=store)
     if index == 1:
         PanelReader.take = lambda self: None
-    worker.train(worker.Job(values, token, END, RecorderClient(SilentRecorder())))
+    worker.train(worker.Job(values, token, END, SilentRecorder()))
     dist.destroy_process_group()
 
 
@@ -64,7 +63,7 @@ def test_too_little_memory_is_told_with_its_phase_and_the_remedy(digits, tmp_pat
 
     monkeypatch.setattr(*where, lack)
     config = tiny_config(digits, tmp_path / "run")
-    job = worker.Job(config.model_dump(), 1, END, RecorderClient(SilentRecorder()))
+    job = worker.Job(config.model_dump(), 1, END, SilentRecorder())
     with pytest.raises(
         MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*accumulation"
     ):
