@@ -3,9 +3,11 @@
 The same command on the same run.dir continues from the last committed checkpoint.
 """
 
+import math
 import shlex
 from collections.abc import Sequence
 
+from service import environment
 from service.cli import run_command
 from service.config import Config
 from service.config.command_line import ConfigOptions, parse_config
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     from service.driver.launch import launch  # loads torch and Ray, which errors do not need
 
-    launch(config, again=options.again)
+    # Nobody sits before a submitted job to start it once more when the run is free.
+    launch(config, again=options.again, patience_s=math.inf if environment.is_ray_job() else 0)
     _print_places(config)
 
 

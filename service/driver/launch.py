@@ -26,17 +26,20 @@ from service.training.worker import Job
 CLOSE_LIMIT_S = 60.0
 
 
-def launch(config: Config, parent: str | None = None, again: bool = False) -> None:
+def launch(
+    config: Config, parent: str | None = None, again: bool = False, patience_s: float = 0
+) -> None:
     """Train a settled configuration to its end, or resume the run in its run.dir.
 
     `parent` is the key of the MLflow run that this one is nested in; `again` tries anew what failed
-    for a reason that lasts. Raises a ServiceError if the run fails, and KeyboardInterrupt if it is
-    interrupted; the recorder closes with a matching status.
+    for a reason that lasts; for `patience_s` it waits until another process is done with the run.
+    Raises a ServiceError if the run fails, and KeyboardInterrupt if it is interrupted; the recorder
+    closes with a matching status.
     """
     if parent is None:  # a sweep has checked it for its trials
         check_tracking(config)
     with (
-        open_run(config, again) as run,
+        open_run(config, again, patience_s) as run,
         join_ray(config),
         _recorder(config, run, parent) as recorder,
         _scorer(config, run) as scorer,
@@ -46,7 +49,7 @@ def launch(config: Config, parent: str | None = None, again: bool = False) -> No
         job = Job(config.model_dump(), run.token, run.end, recorder, scorer, asked)
         try:
             with leaving_on_sigterm(recorder) as leaving:
-                supervise(config, run.storage, job, leaving)
+                supervise(config, run, job, leaving)
         except TrainingError as error:
             if isinstance(error.__cause__, ServiceError) and error.__cause__.lasts:
                 write_failure(run.storage, config, error)

@@ -25,9 +25,13 @@ EARLY_RETRY_S = 10.0
 
 @dataclass(frozen=True)
 class RunDir:
-    """An open run: its storage, the lock's token, its key, the data's index, the clock of its end."""
+    """An open run: its storage, its lock, its key, the data's index, the clock of its end.
+
+    `token` is the lock's when the run was opened.
+    """
 
     storage: Storage
+    lock: RunLock
     token: int
     key: str
     index: Index
@@ -35,8 +39,8 @@ class RunDir:
 
 
 @contextlib.contextmanager
-def open_run(config: Config, again: bool = False) -> Iterator[RunDir]:
-    """Check the data, take the run's lock, and check that it is still the same run.
+def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iterator[RunDir]:
+    """Check the data, take the run's lock within `patience_s`, and check that it is still the same run.
 
     Raises DataError, StorageError, LockError, UsageError if the configuration has changed, and
     TrainingError if the run has failed for a reason that lasts, unless it is to be tried `again`.
@@ -45,14 +49,14 @@ def open_run(config: Config, again: bool = False) -> Iterator[RunDir]:
     curriculum = Curriculum(config.phases, config.training.d_steps)
     early = open_storage(config.run.dir, min(config.storage.retry_s, EARLY_RETRY_S))
     lock = RunLock(early)  # which tries again at each renewal
-    token = lock.acquire()
+    token = lock.acquire(patience_s)
     try:
         before = tuple(part.fingerprint for part in index.grown)
         data = RunData(index.fingerprint(), index.about.classes, before)
         key = same_run(early, config, data)
         check_failure(early, config, again)
         storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
-        yield RunDir(storage, token, key, index, config.run.images or curriculum.end)
+        yield RunDir(storage, lock, token, key, index, config.run.images or curriculum.end)
     finally:
         lock.release()
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ray.exceptions import RayError
@@ -14,6 +14,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from service import environment
 from service.config import Config
+from service.driver.preflight import RunDir
 from service.driver.sizing import choose_workers, worker_resources
 from service.errors import ServiceError, TrainingError
 from service.glibc import KEEP_FREED_MEMORY
@@ -65,11 +66,13 @@ def decide(outcome: Outcome, end: int, clock_before: int, failures: int, max_fai
     return Action("fit", failures, reason)
 
 
-def supervise(config: Config, storage: Storage, job: Job, leaving: threading.Event) -> None:
+def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -> None:
     """Train to the clock `job.end`, through deaths of workers; TrainingError if the run is given up.
 
+    Each group of workers has a token of its own, so that an orphan of the one before commits nothing.
     KeyboardInterrupt once the driver is `leaving` and the workers have stopped.
     """
+    storage = run.storage
     failures, too_many = 0, None
     while True:
         before = checkpoint.newest_clock(storage)
@@ -87,6 +90,7 @@ def supervise(config: Config, storage: Storage, job: Job, leaving: threading.Eve
             return
         failures = action.failures
         too_many = workers if outcome.waiting else None
+        job = replace(job, token=run.lock.advance(storage))
         log.warning("event=fit_again failures=%d reason=%s", failures, action.reason)
 
 

@@ -287,6 +287,8 @@ class Checkpointer:
         self.storage.put_if(f"{name.folder}/{MANIFEST}", manifest.to_bytes(), None)
         log.info("event=checkpoint clock=%d name=%s", name.clock, name.folder)
         self._nature[name] = Nature(manifest.is_healthy, manifest.due)
+        # A group that came after us may be reading what a sweep would delete.
+        check_token(self.storage, self.token)
         self.after_commit(name, manifest)
         self._sweep([*present, name], keys, plain.collapse.protected)
 
@@ -310,7 +312,8 @@ class Checkpointer:
         undue = [name for name in committed if not natures[name].due]
         kept = self.keep.choose(sorted(committed), healthy, self.rank(committed), undue)
         for name, files in keys.items():
-            if name not in kept and name.folder not in protected:
+            is_ours = name.token <= self.token
+            if is_ours and name not in kept and name.folder not in protected:
                 self.storage.delete(sorted(files, key=lambda key: not key.endswith(MANIFEST)))
 
     def _nature_of(self, name: Name) -> Nature:

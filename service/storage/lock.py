@@ -1,4 +1,7 @@
-"""The run lock: one holder for a folder, with a rising token, so that an old holder can do no harm."""
+"""The run lock: one holder for a folder, with a rising token, so that an old holder can do no harm.
+
+It stands on conditional writes. A store that takes the condition and ignores it is found and refused.
+"""
 
 import logging
 import os
@@ -11,7 +14,7 @@ import psutil
 from pydantic import Field
 
 from service.documents import Count, Document, Seconds
-from service.errors import DataError, LockError, StorageError
+from service.errors import DataError, LockError, RefusedError, ServiceError, StorageError
 from service.storage.base import ConflictError, MissingError, Storage
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,7 @@ LEASE_S = 60.0
 LARGEST_TOKEN = 10**12
 """No folder has had more holders; the next one's token must be a valid one too."""
 _POLL_S = 1.0
+_NO_VERSION = '"none"'
 
 
 class Holder(Document):
@@ -50,13 +54,8 @@ class Holder(Document):
         return self.is_here and time.time() <= self.renewed + self.lease_s
 
     def is_same(self, other: "Holder") -> bool:
-        """Whether it is the same process that took the lock once, however often it renewed it."""
-        return (self.token, self.host, self.pid, self.started) == (
-            other.token,
-            other.host,
-            other.pid,
-            other.started,
-        )
+        """Whether it is the same process, however often it renewed the lock or raised its token."""
+        return (self.host, self.pid, self.started) == (other.host, other.pid, other.started)
 
     @property
     def dead(self) -> bool:
@@ -92,15 +91,30 @@ class RunLock:
         self.lease_s = lease_s
         self._holder: Holder | None = None
         self._version: str | None = None
+        self._writing = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self) -> int:
-        """Take the lock and return its token; LockError if a live process holds it.
+    def acquire(self, patience_s: float = 0) -> int:
+        """Take the lock and return its token; LockError if a live process still holds it by then.
 
         A holder that may be dead is watched for the length of its lease, by this process's own clock:
-        that of another host may be ahead of ours or behind.
+        that of another host may be ahead of ours or behind. RefusedError if the storage cannot lock.
         """
+        deadline, waiting = time.monotonic() + patience_s, False
+        while True:
+            try:
+                return self._acquire()
+            except LockError as error:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+                if not waiting:
+                    log.warning("event=lock_wait s=%.0f error=%s", left, error)
+                waiting = True
+            time.sleep(min(_POLL_S, left))
+
+    def _acquire(self) -> int:
         holder, version = read_holder(self.storage)
         if holder and not holder.dead:
             holder, version = self._outwait(holder)
@@ -114,15 +128,35 @@ class RunLock:
             lease_s=self.lease_s,
         )
         try:
-            self._version = self._put(self._holder, version)
+            self._version = self.storage.put_if(LOCK_KEY, self._holder.to_bytes(), version)
         except ConflictError as error:
             raise LockError(
                 f"{self.storage.address}: another process took it first; wait for it, end it, or"
                 " choose another address"
             ) from error
+        self._probe(self._holder)
         self._thread = threading.Thread(target=self._renew, name="run-lock", daemon=True)
         self._thread.start()
         return self._holder.token
+
+    def advance(self, storage: Storage) -> int:
+        """A higher token for this holder, written through `storage`, whose patience may be another.
+
+        What still works with the token before commits nothing from now on. LockError if another process
+        has taken the lock.
+        """
+        with self._writing:
+            assert self._holder is not None
+            ours = self._holder.model_copy(
+                update={"token": self._holder.token + 1, "renewed": time.time()}
+            )
+            try:
+                self._replace(ours, storage)
+            except ConflictError as error:
+                raise LockError(
+                    f"{storage.address}: taken over by another process; this one writes nothing more"
+                ) from error
+            return self._holder.token
 
     def release(self) -> None:
         """Release the lock; the token stays, and the next holder's is one higher."""
@@ -131,8 +165,8 @@ class RunLock:
             self._thread.join()
         if self._holder:
             try:
-                self._replace(self._holder.model_copy(update={"pid": 0}))
-            except StorageError as error:
+                self._replace(self._holder.model_copy(update={"pid": 0}), self.storage)
+            except ServiceError as error:
                 log.warning("event=lock_not_released error=%s", error)
 
     def _outwait(self, holder: Holder) -> tuple[Holder | None, str | None]:
@@ -157,29 +191,46 @@ class RunLock:
         assert self._holder is not None
         while not self._stop.wait(self.lease_s / 4):
             try:
-                self._replace(self._holder.model_copy(update={"renewed": time.time()}))
-            except ConflictError:
-                log.error("event=lock_lost run=%s", self.storage.address)
+                with self._writing:
+                    ours = self._holder.model_copy(update={"renewed": time.time()})
+                    self._replace(ours, self.storage)
+            except (ConflictError, DataError) as error:
+                log.error("event=lock_lost run=%s error=%s", self.storage.address, error)
                 return
             except StorageError as error:  # the lease covers a few failures
                 log.warning("event=lock_not_renewed error=%s", error)
 
-    def _replace(self, holder: Holder) -> None:
+    def _replace(self, holder: Holder, storage: Storage) -> None:
         """Write what is new of us; ConflictError if another process has taken the lock.
 
         An earlier write may have been applied though its answer was lost: what is there then is ours.
         """
         try:
-            self._version = self._put(holder, self._version)
+            self._version = storage.put_if(LOCK_KEY, holder.to_bytes(), self._version)
         except ConflictError:
-            present, version = read_holder(self.storage)
+            present, version = read_holder(storage)
             if present is None or self._holder is None or not present.is_same(self._holder):
                 raise
-            self._version = self._put(holder, version)
+            holder = holder.model_copy(update={"token": max(holder.token, present.token)})
+            self._version = storage.put_if(LOCK_KEY, holder.to_bytes(), version)
         self._holder = holder
 
-    def _put(self, holder: Holder, version: str | None) -> str:
-        return self.storage.put_if(LOCK_KEY, holder.to_bytes(), version)
+    def _probe(self, holder: Holder) -> None:
+        """RefusedError if the storage writes though a condition is not met.
+
+        What it writes then is no more than a renewal.
+        """
+        other = holder.model_copy(update={"renewed": holder.renewed + 0.001})
+        for condition, version in (("If-None-Match", None), ("If-Match", _NO_VERSION)):
+            try:
+                self.storage.put_if(LOCK_KEY, other.to_bytes(), version)
+            except ConflictError:
+                continue
+            self.storage.put(LOCK_KEY, holder.model_copy(update={"pid": 0}).to_bytes())
+            raise RefusedError(
+                f"{self.storage.address}: this storage ignores {condition}, so two processes could train"
+                " one run; use one with conditional writes, such as Amazon S3, MinIO or SeaweedFS"
+            )
 
 
 def check_token(storage: Storage, token: int) -> None:

@@ -23,7 +23,7 @@ from service.cli import run_command
 from service.collapse.response import CollapseError
 from service.config import Config
 from service.driver.launch import launch
-from service.errors import LockError, TrainingError
+from service.errors import TrainingError
 from service.run import checkpoint, ranking
 from service.run.best import load
 from service.scoring.scorer import Scorer
@@ -44,25 +44,14 @@ def main(arguments: Sequence[str]) -> None:
     threading.Thread(target=_stop_with_stdin, name="stdin", daemon=True).start()
     try:
         config = Config(**job["config"])
-        _launch(config, job["parent"])
+        # an earlier driver of this trial may still be stopping
+        launch(config, job["parent"], patience_s=LOCK_LIMIT_S)
         _score_last(config)
     except TrainingError as error:
         if not isinstance(error.__cause__, CollapseError):
             raise
         print(error, file=sys.stderr)
         sys.exit(COLLAPSED)
-
-
-def _launch(config: Config, parent: str) -> None:
-    """`launch`, after waiting for an earlier driver of this trial, which may still be stopping."""
-    deadline = time.monotonic() + LOCK_LIMIT_S
-    while True:
-        try:
-            return launch(config, parent)
-        except LockError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
 
 
 def _score_last(config: Config) -> None:

@@ -159,6 +159,26 @@ def test_a_zombie_that_lost_the_lock_commits_nothing(storage, state, token):
     assert [name.clock for name in checkpoint.find(storage)[0]] == [16]
 
 
+def test_one_that_is_overtaken_while_it_commits_sweeps_nothing_of_the_next(storage, state):
+    lock = RunLock(storage)
+    token = lock.acquire()
+    save(storage, token, state, 16, keep=1)
+    orphan = saver(storage, token, keep=1)
+    orphan.before_commit = lambda: storage.put(
+        f"checkpoints/000000000048-{token + 1:06d}-000009/ema.pt", b"what the next group writes"
+    )
+    orphan.after_commit = lambda *_: lock.advance(storage)
+    state.clock = 32
+    orphan.save(state)
+    orphan.wait()  # it was the holder when it committed
+    assert [name.token for name in checkpoint.find(storage)[1]].count(token + 1) == 1
+    state.clock = 48
+    orphan.save(state)
+    with pytest.raises(LockError, match="taken over"):
+        orphan.wait()
+    assert {name.clock for name in checkpoint.find(storage)[0]} == {32}
+
+
 def test_what_a_higher_token_wrote_comes_first_whatever_its_clock(storage, state):
     for clock in (64, 32):
         lock = RunLock(storage)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from service.errors import DataError, LockError, StorageError
+from service.errors import DataError, LockError, RefusedError, StorageError
 from service.storage import open_storage
 from service.storage.lock import LOCK_KEY, Holder, RunLock, check_token, read_holder
 from tests.conftest import PLACES
@@ -88,6 +88,49 @@ def test_a_live_holder_whose_clock_is_an_hour_behind_is_not_overtaken(storage):
         thread.join()
 
 
+def test_one_that_waits_takes_it_when_the_holder_is_done(storage):
+    first = RunLock(storage)
+    first.acquire()
+    timer = threading.Timer(0.5, first.release)
+    timer.start()
+    assert RunLock(storage).acquire(patience_s=100) == 2
+    timer.join()
+
+
+def test_each_group_of_workers_has_a_higher_token_and_the_one_before_writes_no_more(storage):
+    lock = RunLock(storage)
+    first = lock.acquire()
+    assert lock.advance(storage) == first + 1
+    with pytest.raises(LockError, match="its token is 2, ours is 1"):
+        check_token(storage, first)
+    check_token(storage, first + 1)
+    lock.release()
+    assert RunLock(storage).acquire() == first + 2
+
+
+def test_a_lock_that_was_taken_gives_no_higher_token(storage):
+    lock = RunLock(storage)
+    lock.acquire()
+    holder, _ = read_holder(storage)
+    storage.put(LOCK_KEY, holder.model_copy(update={"host": "another-host", "token": 7}).to_bytes())
+    with pytest.raises(LockError, match="taken over by another process"):
+        lock.advance(storage)
+    lock.release()
+    assert read_holder(storage)[0].host == "another-host"
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("ignored", ["IfNoneMatch", "IfMatch"])
+def test_a_store_that_ignores_conditions_is_refused_and_left_unlocked(s3, tmp_path, ignored):
+    storage = open_storage(f"{s3}/{tmp_path.name}")
+    storage.client.meta.events.register(
+        "provide-client-params.s3.PutObject", lambda params, **_: params.pop(ignored, None) and None
+    )
+    with pytest.raises(RefusedError, match=f"ignores {ignored[:2]}-.*use one with conditional writes"):
+        RunLock(storage).acquire()
+    assert read_holder(storage)[0].dead
+
+
 def test_a_renewal_that_was_applied_but_not_answered_is_recognised(storage, monkeypatch):
     lock = RunLock(storage, lease_s=0.4)
     token = lock.acquire()
@@ -163,3 +206,13 @@ def test_a_token_that_none_can_follow_is_damage(storage):
     storage.put(LOCK_KEY, holder.model_copy(update={"token": 2**62, "pid": 0}).to_bytes())
     with pytest.raises(DataError, match=r"lock\.json: damaged \(token: \d+ is too large\)"):
         RunLock(storage).acquire()
+
+
+def test_a_lock_that_was_damaged_while_it_was_held_is_lost_and_told(storage, caplog):
+    lock = RunLock(storage, lease_s=0.4)
+    lock.acquire()
+    storage.put(LOCK_KEY, b"{")
+    wait_for(lambda: "event=lock_lost" in caplog.text)
+    lock.release()
+    assert "event=lock_not_released" in caplog.text
+    assert storage.get(LOCK_KEY) == b"{"
