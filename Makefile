@@ -59,7 +59,7 @@ test: $(READY) $(HELM) ## Run all tests on real servers; FLAGS=… are pytest's
 	HELM_REQUIRED=1 $(PYTEST) $(FLAGS)
 
 chaos: $(READY) ## Kill workers, nodes, drivers and S3 under real runs, and check that the runs continue
-	$(BIN)/python -m pytest -s tests/chaos
+	$(BIN)/python -m pytest -s tests/chaos $(FLAGS)
 
 chart: $(READY) $(HELM) ## Check the Helm chart with helm 4.3 and 3.17
 	HELM_REQUIRED=1 $(PYTEST) tests/helm

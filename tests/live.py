@@ -6,7 +6,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from service.recording.recorder import RecorderClient
+from service.recording.life import Beat
+from service.recording.recorder import Leaving, RecorderClient
 from service.recording.spool import FOLDER, MARK_KEY
 from service.storage import Storage
 
@@ -42,8 +43,12 @@ class SilentRecorder(RecorderClient):
     def __init__(self) -> None:
         super().__init__(None)
 
-    def is_leaving(self) -> bool:
+    def leaving(self) -> Leaving:
         """Nobody asked."""
+        return Leaving.NO
+
+    def beat(self, beat: Beat) -> bool:
+        """Nobody waits for anybody."""
         return False
 
     def settle(self) -> None:

@@ -209,6 +209,12 @@ class ScaleSettings(Section):
     """Restarts in a row without a new checkpoint before the run is given up."""
     group_timeout_s: int = Field(default=300, ge=10)
     """How long a worker waits for the others before it considers them dead."""
+    hang_s: float | None = Field(default=None, gt=0)
+    """How long a cycle may take before a worker ends; null takes a minute, or five of the slowest."""
+    patience_s: float = Field(default=0, ge=0)
+    """How long a start waits for an autoscaler to bring room for the largest number of workers."""
+    grow_after_s: float = Field(default=60, ge=0)
+    """How long there must be room for more workers before a checkpoint lets the group grow."""
 
     @field_validator("workers")
     @classmethod
@@ -230,6 +236,8 @@ class CheckpointSettings(Section):
 
     every_images: Images
     """Interval between checkpoints; one more is made at the end."""
+    every_s: float | None = Field(default=None, gt=0)
+    """Save at a look too when the last checkpoint is so old; a rewind goes back to none of these."""
     keep: Count = 3
     """How many of the newest checkpoints stay."""
     keep_best: int = Field(default=1, ge=0)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -32,8 +33,12 @@ from service.data.stream import READ_OVER_BYTES, Stream, Window, WindowReader
 from service.errors import DataError, ServiceError
 from service.glibc import KEEP_FREED_MEMORY
 from service.storage import StorageError
+from service.storage.base import LONGEST_PAUSE_S
 
 END_LIMIT_S = 10.0
+SIGN_EVERY_S = 1.0
+SILENT_S = 15.0
+"""A process that gave no sign for so long has been stopped."""
 SPARE_SLOTS = 16
 
 
@@ -69,6 +74,27 @@ class Ticket:
     clock: int
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """How the training waits for a batch: how long, and seconds since signs of the processes.
+
+    `silent_s` is that of the one of them that gave none for longest; `retry_s` that of the reading
+    process's last try to repeat a request.
+    """
+
+    for_s: float
+    silent_s: float
+    retry_s: float
+
+    def may_end(self, limit_s: float, timeout_s: float) -> bool:
+        """Whether it may still end well: the processes live, and storage is tried, or not for long.
+
+        A request may take `timeout_s`, and then a pause comes before the next.
+        """
+        in_time = self.for_s < limit_s + timeout_s
+        return self.silent_s < SILENT_S and (in_time or self.retry_s < timeout_s + LONGEST_PAUSE_S)
+
+
 class Feeders:
     """One reading process, and decoding ones that each own lanes; together they fill batches.
 
@@ -82,19 +108,26 @@ class Feeders:
         self._turn = 0
         self._bad = BadSamples(dataset)
         self._counts: dict[str, int] = {}
+        self._waiting_since: float | None = None
         pairs = [socket.socketpair() for _ in range(decoders)]
+        signs = _shared_memory(_Signs.size(decoders))
+        self._signs = _Signs(signs)
         memory = _shared_memory(batches * batch_bytes)
         self._memory = mmap.mmap(memory, batches * batch_bytes)
         slots = _Slots.for_windows(dataset)
         arenas = [_shared_memory(slots.count * slots.size) for _ in range(decoders)]
         lines = [(end.fileno(), arena) for (end, _), arena in zip(pairs, arenas, strict=True)]
-        self._reader = _Process(_serve_windows, list(itertools.chain(*lines)), (dataset, slots))
-        setup = (dataset.order, unlabelled(dataset), slots)
+        files = [signs, *itertools.chain(*lines)]
+        self._reader = _Process(_serve_windows, files, (dataset, slots))
         self._decoders = [
-            _Process(_serve_batches, [end.fileno(), arena, memory], setup)
-            for (_, end), arena in zip(pairs, arenas, strict=True)
+            _Process(
+                _serve_batches,
+                [signs, end.fileno(), arena, memory],
+                (dataset.order, unlabelled(dataset), slots, 1 + i),
+            )
+            for i, ((_, end), arena) in enumerate(zip(pairs, arenas, strict=True))
         ]
-        for file in (memory, *arenas):
+        for file in (signs, memory, *arenas):
             os.close(file)
         for pair in pairs:
             for end in pair:
@@ -117,6 +150,21 @@ class Feeders:
 
     def receive(self, ticket: Ticket) -> Batch:
         """The batch. Its images stay in shared memory until `batches` others have been started."""
+        self._waiting_since = time.monotonic()
+        try:
+            return self._receive(ticket)
+        finally:
+            self._waiting_since = None
+
+    def waiting(self) -> Waiting | None:
+        """How a thread waits for a batch, asked from another; None if none does."""
+        since = self._waiting_since
+        if since is None:
+            return None
+        now = time.monotonic()
+        return Waiting(now - since, now - self._signs.oldest(), now - self._signs.retried)
+
+    def _receive(self, ticket: Ticket) -> Batch:
         rows = np.empty(ticket.shape[0], np.int64)
         for decoder, places in ticket.shares:
             answer = decoder.receive()
@@ -209,6 +257,44 @@ def _view(memory: mmap.mmap, begin: int, shape: Sequence[int]) -> NDArray[np.uin
     return np.frombuffer(memory, np.uint8, int(np.prod(shape)), begin).reshape(shape)
 
 
+class _Signs:
+    """Shared memory for signs of life: when each process last gave one, and when storage was retried.
+
+    Times are those of the machine's monotonic clock, which all processes share.
+    """
+
+    def __init__(self, file: int):
+        self._times = np.frombuffer(mmap.mmap(file, 0), np.float64)
+
+    @staticmethod
+    def size(decoders: int) -> int:
+        """Bytes for the reading process and so many decoding ones."""
+        return 8 * (2 + decoders)
+
+    def oldest(self) -> float:
+        """When the one that is silent for longest gave its last sign; one that starts gave none yet."""
+        given = self._times[1:][self._times[1:] > 0]
+        return float(given.min()) if len(given) else time.monotonic()
+
+    @property
+    def retried(self) -> float:
+        """When a request to storage was last repeated."""
+        return float(self._times[0])
+
+    def give(self, process: int, retries: Callable[[], int] = lambda: 0) -> None:
+        """Give signs for this process, in a thread, as long as it lives; process 0 reads."""
+        threading.Thread(target=self._give, args=(process, retries), daemon=True).start()
+
+    def _give(self, process: int, retries: Callable[[], int]) -> None:
+        before = 0
+        while True:
+            now = time.monotonic()
+            self._times[1 + process] = now
+            if (count := retries()) != before:
+                before, self._times[0] = count, now
+            time.sleep(SIGN_EVERY_S)
+
+
 # Memory for windows, shared by the processes -------------------------------------------------------
 
 
@@ -244,10 +330,11 @@ class _Slots:
 # The reading process -----------------------------------------------------------------------------
 
 
-def _serve_windows(parent: Connection, *files: int) -> None:
+def _serve_windows(parent: Connection, signs: int, *files: int) -> None:
     """Read the windows that the decoders request, until the parent ends."""
     setup: tuple[Dataset, _Slots] = parent.recv()
     reader = setup[0].open_reader()
+    _Signs(signs).give(0, lambda: reader.counts()["data_retries"])
     for decoder, arena in zip(files[::2], files[1::2], strict=True):
         line = _Line(socket.socket(fileno=decoder), memoryview(mmap.mmap(arena, 0)), setup[1], reader)
         for work in (line.take_asks, line.send_windows):
@@ -386,10 +473,11 @@ def _receive_into(end: socket.socket, blob: bytearray) -> None:
         view = view[count:]
 
 
-def _serve_batches(parent: Connection, reader: int, arena: int, memory: int) -> None:
+def _serve_batches(parent: Connection, signs: int, reader: int, arena: int, memory: int) -> None:
     """Fill batches, job by job, until the parent ends."""
-    setup: tuple[Order, NDArray[np.int64], _Slots] = parent.recv()
-    order, bad_rows, slots = setup
+    setup: tuple[Order, NDArray[np.int64], _Slots, int] = parent.recv()
+    order, bad_rows, slots, number = setup
+    _Signs(signs).give(number)
     remote = _RemoteReader(reader, memoryview(mmap.mmap(arena, 0)), slots)
     samples, pixels = Samples(Stream(order, remote.ask), bad_rows), mmap.mmap(memory, 0)
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from service import environment
 from service.config import Config
 from service.driver.description import check_tracking, describe_run
+from service.driver.group import asking_the_autoscaler
 from service.driver.join import join_ray
 from service.driver.leaving import leaving_on_sigterm, node_is_leaving
 from service.driver.preflight import RunDir, open_run
@@ -41,6 +42,7 @@ def launch(
     with (
         open_run(config, again, patience_s) as run,
         join_ray(config),
+        asking_the_autoscaler(config),
         _recorder(config, run, parent) as recorder,
         _scorer(config, run) as scorer,
         Progress(recorder.latest, run.end),

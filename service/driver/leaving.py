@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.train import get_preemption_info
 
-from service.recording.recorder import RecorderClient
+from service.recording.recorder import Leaving, RecorderClient
 
 SAVE_LIMIT_S = 20.0
 """How long the workers may take; Kubernetes kills a process 30 s after it asked it to end."""
@@ -39,7 +39,7 @@ def leaving_on_sigterm(recorder: RecorderClient) -> Iterator[threading.Event]:
         if over.is_set():
             return
         if "stage" in recorder.latest():  # cycles have been trained
-            recorder.leave()
+            recorder.leave(Leaving.AT_LOOK)
             over.wait(SAVE_LIMIT_S)
         if not over.is_set():
             os.kill(os.getpid(), signal.SIGINT)

@@ -44,25 +44,6 @@ class Forecast:
         return self.seconds(clock, self.end) * self._factor
 
 
-class Pulse:
-    """Notices that the clock stands still: for three times as long as it took last, and a minute."""
-
-    LEAST_S = 60.0
-    TIMES = 3.0
-
-    def __init__(self) -> None:
-        self._clock = -1
-        self._at = self._gap_s = 0.0
-
-    def still_s(self, clock: int, now: float) -> float:
-        """How long the clock has not moved at the time `now`; 0 while that is as usual."""
-        if clock != self._clock:
-            self._gap_s = now - self._at if self._clock >= 0 else 0.0
-            self._clock, self._at = clock, now
-        still = now - self._at
-        return still if still > max(self.LEAST_S, self.TIMES * self._gap_s) else 0.0
-
-
 def duration(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, second = divmod(int(seconds + 0.5), 60)
@@ -97,7 +78,6 @@ class Progress:
             bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} images{postfix}",
         )
         shown, at = 0, 0.0
-        pulse = Pulse()
         with bar:
             stopped = False
             while not stopped:
@@ -106,10 +86,7 @@ class Progress:
                 self._announce(values)
                 if "stage" not in values:
                     continue
-                text = self._describe(values)
-                clock = int(values["clock"])
-                if still := pulse.still_s(clock, time.monotonic()):
-                    text = f"no news for {duration(still)}, {values['stage']}"
+                text, clock = self._describe(values), int(values["clock"])
                 bar.n = min(clock, self._end)
                 bar.set_postfix_str(text)
                 due = time.monotonic() > at + LINE_EVERY_S or (stopped and clock > shown)
@@ -134,6 +111,8 @@ class Progress:
         self._out.flush()
 
     def _describe(self, values: dict[str, Any]) -> str:
+        if still := values.get("still"):
+            return f"standing still: {still}, {values['stage']}"
         left = self._forecast.left_s(values["clock"], time.monotonic()) if self._forecast else 0.0
         return (
             f"{values['images_per_s']:.0f} images/s, left {duration(left)}, {values['stage']},"

@@ -1,24 +1,7 @@
-"""How many workers to fit: what is free on each node that answers, and the counts that are allowed."""
+"""How many workers train: a judgement without side effects, over what is free and what is allowed."""
 
-import logging
-import socket
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import ray
-from ray._private.state import state
-
-from service.config import Config
-
-log = logging.getLogger(__name__)
-
-KNOCK_LIMIT_S = 5.0
-KNOCKS_AT_ONCE = 32
-RELEASE_LIMIT_S = 10.0
-"""A group that ended holds its resources for some seconds more."""
-_POLL_S = 0.5
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 Resources = Mapping[str, float]
 
@@ -37,51 +20,88 @@ def choose(counts: Sequence[int], fitting: int, below: int | None = None) -> int
     return max((count for count in smaller if count <= fitting), default=counts[0])
 
 
-def choose_workers(config: Config, below: int | None = None) -> int:
-    """The number of workers to fit now; waits a moment for what a group before has not yet released."""
-    need, counts = worker_resources(config), config.worker_counts
-    answering = _answering()
-    most = room([node["Resources"] for node in answering], need)
-    names = {node["NodeID"] for node in answering}
+@dataclass(frozen=True)
+class Limits:
+    """The allowed `counts`, rising, and times in seconds.
 
-    def fitting() -> int:
-        free = state.available_resources_per_node()
-        return room([free[name] for name in names & free.keys()], need)
+    The first group waits `patience_s` for the largest count; room for a larger group must last
+    `grow_after_s` before it is used; a group that has not begun after `start_s` is given up by Ray.
+    """
 
-    now = _wait_until(lambda: choose(counts, fitting()) >= choose(counts, most), fitting)
-    if now < counts[0]:
-        log.warning("event=waiting_for_nodes workers=%d each=%s free_for=%d", counts[0], dict(need), now)
-    return choose(counts, now, below)
+    counts: tuple[int, ...]
+    patience_s: float
+    grow_after_s: float
+    start_s: float
 
 
-def worker_resources(config: Config) -> dict[str, float]:
-    """What Ray reserves for one worker."""
-    return {"CPU": float(config.scale.cpus)} | ({"GPU": 1.0} if config.scale.gpu else {})
+@dataclass(frozen=True)
+class Size:
+    """What the driver knows of its group. Times are seconds of one monotonic clock.
+
+    `workers` is 0 while there is no group, and `started` once there was one. `since` is when the driver
+    began to wait for the first, or when room for a larger one was first seen, which counts from `begun`
+    on: until then the group itself may be about to take that room. A group of `failed` did not begin
+    although it seemed to fit: `below` it is tried next, and it is grown to again from `until` on; each
+    failure doubles that pause.
+    """
+
+    workers: int = 0
+    started: bool = False
+    since: float | None = None
+    begun: float = 0.0
+    below: int | None = None
+    failed: int | None = None
+    until: float = 0.0
+    pause_s: float = 0.0
 
 
-def _wait_until(is_free: Callable[[], bool], value: Callable[[], int]) -> int:
-    deadline = time.monotonic() + RELEASE_LIMIT_S
-    while not is_free() and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-    return value()
+@dataclass(frozen=True)
+class Action:
+    """What to do: nothing, if `workers` is None; `fit` so many; or let the group `grow` to so many."""
+
+    workers: int | None = None
+    grow: bool = False
 
 
-def _answering() -> list[dict[str, Any]]:
-    """The nodes that answer and are to stay. Ray needs up to a minute to notice a killed one."""
-    leaving = state.get_draining_nodes()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    with ThreadPoolExecutor(KNOCKS_AT_ONCE) as threads:
-        answers = list(threads.map(_answers, nodes))
-    for node, answered in zip(nodes, answers, strict=True):
-        if not answered:
-            log.warning("event=node_silent node=%s", node["NodeID"])
-    return [node for node, answered in zip(nodes, answers, strict=True) if answered]
+WAIT = Action()
 
 
-def _answers(node: dict[str, Any]) -> bool:
-    try:
-        place = (node["NodeManagerAddress"], node["NodeManagerPort"])
-        socket.create_connection(place, KNOCK_LIMIT_S).close()
-        return True
-    except OSError:
-        return False
+def decide(limits: Limits, size: Size, fitting: int, now: float) -> tuple[Size, Action]:
+    """What to do when so many workers fit, those of the group included, and what to remember."""
+    if size.workers:
+        return _decide_growth(limits, size, fitting, now)
+    workers = choose(limits.counts, fitting, size.below)
+    since = now if size.since is None else size.since
+    if not size.started and workers < limits.counts[-1] and now < since + limits.patience_s:
+        return replace(size, since=since), WAIT
+    begun = now if workers <= fitting else now + limits.start_s
+    return replace(size, workers=workers, started=True, since=None, begun=begun), Action(workers)
+
+
+def _decide_growth(limits: Limits, size: Size, fitting: int, now: float) -> tuple[Size, Action]:
+    tried = size.failed if size.failed and now < size.until else None
+    larger = choose(limits.counts, fitting, tried)
+    if now < size.begun or not size.workers < larger <= fitting:
+        return replace(size, since=None), WAIT
+    since = now if size.since is None else size.since
+    if now < since + limits.grow_after_s:
+        return replace(size, since=since), WAIT
+    return replace(size, since=since), Action(larger, grow=True)
+
+
+def ended(limits: Limits, size: Size, began: bool, now: float) -> Size:
+    """What to remember after the group's end; `began` is False if its nodes were not there in time."""
+    if began:
+        failed = size.failed if size.failed and size.workers < size.failed else None
+        pause_s = size.pause_s if failed else 0.0
+        return replace(size, workers=0, since=None, below=None, failed=failed, pause_s=pause_s)
+    pause_s = max(2 * size.pause_s, limits.grow_after_s)
+    return replace(
+        size,
+        workers=0,
+        since=None,
+        below=size.workers,
+        failed=size.workers,
+        until=now + pause_s,
+        pause_s=pause_s,
+    )

@@ -14,10 +14,11 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from service import environment
 from service.config import Config
+from service.driver.group import Group, worker_resources
 from service.driver.preflight import RunDir
-from service.driver.sizing import choose_workers, worker_resources
 from service.errors import ServiceError, TrainingError
 from service.glibc import KEEP_FREED_MEMORY
+from service.recording.recorder import Leaving
 from service.run import checkpoint
 from service.storage import Storage, is_s3
 from service.storage.base import S3_SCHEME
@@ -54,7 +55,7 @@ def decide(outcome: Outcome, end: int, clock_before: int, failures: int, max_fai
     if outcome.error is None and outcome.clock >= end:
         return Action("done")
     if outcome.error is None and outcome.clock > clock_before:
-        return Action("fit", failures, f"a notice made the workers leave at {outcome.clock} images")
+        return Action("fit", failures, f"the workers were asked to leave at {outcome.clock} images")
     reason = outcome.error or f"the workers stopped at {outcome.clock} of {end} images"
     if outcome.cause:
         return Action("stop", reason=reason)
@@ -73,14 +74,16 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
     KeyboardInterrupt once the driver is `leaving` and the workers have stopped.
     """
     storage = run.storage
-    failures, too_many = 0, None
+    failures, group = 0, Group(config, job.recorder)
     while True:
         before = checkpoint.newest_clock(storage)
         if before >= job.end:
             return
-        workers = choose_workers(config, too_many)
+        workers = group.choose()
         log.info("event=fit workers=%d clock=%d failures=%d", workers, before, failures)
-        outcome = _fit(config, job, workers, storage)
+        with group.watched():
+            outcome = _fit(config, job, workers, storage)
+        group.ended(began=not outcome.waiting)
         if leaving.is_set() and outcome.clock < job.end:
             raise KeyboardInterrupt
         action = decide(outcome, job.end, before, failures, config.scale.max_failures)
@@ -89,8 +92,11 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
         if action.kind == "done":
             return
         failures = action.failures
-        too_many = workers if outcome.waiting else None
-        job = replace(job, token=run.lock.advance(storage))
+        job.recorder.leave(Leaving.NO)
+        rehearsed = job.rehearsed
+        if outcome.clock > before:
+            rehearsed = min(rehearsed or workers, workers)
+        job = replace(job, token=run.lock.advance(storage), rehearsed=rehearsed)
         log.warning("event=fit_again failures=%d reason=%s", failures, action.reason)
 
 

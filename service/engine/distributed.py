@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from service import environment
 
+PIECE_BYTES = 64 << 20
+
 
 class _Sum(torch.autograd.Function):
     """All-reduce. It is its own adjoint, so it can be differentiated any number of times."""
@@ -97,6 +99,19 @@ class Workers:
         tensor = torch.tensor([value], device=self.device)
         dist.broadcast(tensor, src=0)
         return int(tensor.item())
+
+    def spread(self, data: bytes) -> bytes:
+        """The first worker's bytes, on all of them."""
+        size = self.agree(len(data))
+        if self.count == 1 or not size:
+            return data
+        whole = torch.frombuffer(bytearray(data if self.is_first else size), dtype=torch.uint8)
+        for piece in whole.split(PIECE_BYTES):  # a device need not hold all of it
+            passed = piece.to(self.device)
+            dist.broadcast(passed, src=0)
+            if not self.is_first:
+                piece.copy_(passed)
+        return whole.numpy().tobytes()
 
 
 def join() -> Workers:

@@ -21,6 +21,8 @@ class EventAction(StrEnum):
     STOP = "stop"
     BEST = "best"
     UNSCORED = "unscored"
+    RESIZE = "resize"
+    HANG = "hang"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,12 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """Records of one kind come in the order of the clock."""
+        """Records of one kind come in the order of the clock.
+
+        What befalls a group has an order of its own: it goes on from a checkpoint before other events.
+        """
+        if self.event and self.event.action in (EventAction.RESIZE, EventAction.HANG):
+            return self.event.action
         for kind in ("picture", "checkpoint", "scores", "event"):
             if getattr(self, kind):
                 return kind

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import ray
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from service.recording.life import Beat, Life, Sign, longest_still
 from service.recording.mlflow import Description, MlflowLog, Status
 from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
@@ -24,6 +26,14 @@ FLUSH_S = 2.0
 LONGEST_PAUSE_S = 30.0
 SETTLE_LIMIT_S = 10.0
 ANSWER_LIMIT_S = 10.0
+
+
+class Leaving(IntEnum):
+    """Whether the workers are to stop: at their next checkpoint, or saved at their next look."""
+
+    NO = 0
+    AT_COMMIT = 1
+    AT_LOOK = 2
 
 
 class Recorder:
@@ -59,7 +69,8 @@ class Recorder:
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {}
         self._trouble = ""
-        self._leaving = False
+        self._leaving = Leaving.NO
+        self._life = Life()
         self._spool: Spool | None = None
         self._finish: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -84,15 +95,32 @@ class Recorder:
         self.write(Record(record.clock, record.time, record.attempt, picture=key))
 
     def latest(self) -> dict[str, Any]:
-        """The newest values and notes; `trouble` says in words why deliveries fail."""
-        return self._latest | {"trouble": self._trouble, "metrics_port": self._live.port}
+        """The newest values and notes.
 
-    def leave(self) -> None:
-        """The driver was asked to end: the workers, which ask for this, are to save and stop."""
-        self._leaving = True
+        `trouble` says in words why deliveries fail, and `still` whom the others wait for, or "".
+        """
+        still = longest_still(self.signs())
+        now = {"trouble": self._trouble, "still": still.in_words() if still else ""}
+        return self._latest | now | {"metrics_port": self._live.port}
 
-    def is_leaving(self) -> bool:
-        """Whether the driver was asked to end."""
+    def beat(self, beat: Beat, worker: Any) -> bool:
+        """Take a worker's sign of life; returns whether it may be waiting for another one."""
+        return self._life.take(beat, worker, time.monotonic())
+
+    def forget(self, token: int, rank: int) -> None:
+        """A worker of the group with this token has ended in order."""
+        self._life.forget(token, rank)
+
+    def signs(self) -> list[Sign]:
+        """The newest sign of life of each worker."""
+        return self._life.signs(time.monotonic())
+
+    def leave(self, leaving: Leaving) -> None:
+        """The driver's wish, which the workers ask for."""
+        self._leaving = leaving
+
+    def leaving(self) -> Leaving:
+        """The driver's last wish."""
         return self._leaving
 
     def settle(self) -> None:
@@ -186,22 +214,43 @@ class RecorderClient:
         """Send uint8 images [n, h, w, c] for a grid."""
         self._send(lambda: self._actor.draw.remote(record, images, look))
 
-    def leave(self) -> None:
-        """Let the workers know that they are to save and stop."""
-        self._send(lambda: self._actor.leave.remote())
+    def leave(self, leaving: Leaving) -> None:
+        """Let the workers know whether they are to stop."""
+        self._send(lambda: self._actor.leave.remote(leaving))
 
-    def is_leaving(self) -> bool:
+    def leaving(self) -> Leaving:
         """The answer, if it has come, to the question asked at the last call: no worker waits for it."""
         try:
             before, self._question = self._question, None
             if before is not None and not ray.wait([before], timeout=0)[0]:
                 self._question = before
-                return False
-            self._question = self._actor.is_leaving.remote()
-            return before is not None and ray.get(before)
+                return Leaving.NO
+            self._question = self._actor.leaving.remote()
+            return Leaving.NO if before is None else ray.get(before)
         except Exception as error:
             log.info("event=recorder_silent error=%s", error)
-            return False
+            return Leaving.NO
+
+    def beat(self, beat: Beat) -> bool:
+        """Give a sign of life of this worker; whether it may be waiting for another, or nobody knows."""
+        try:
+            me = ray.get_runtime_context().current_actor
+            return ray.get(self._actor.beat.remote(beat, me), timeout=ANSWER_LIMIT_S)
+        except Exception as error:
+            log.info("event=recorder_silent error=%s", error)
+            return True
+
+    def forget(self, token: int, rank: int) -> None:
+        """A worker of the group with this token ends in order."""
+        self._send(lambda: self._actor.forget.remote(token, rank))
+
+    def signs(self) -> list[Sign]:
+        """The newest sign of life of each worker; none while the recorder restarts."""
+        try:
+            return ray.get(self._actor.signs.remote(), timeout=ANSWER_LIMIT_S)
+        except Exception as error:
+            log.info("event=recorder_silent error=%s", error)
+            return []
 
     def settle(self) -> None:
         """Wait for a limited time until all that was sent is in the spool."""

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Annotated, Any, ClassVar, Literal, cast
+from typing import IO, Annotated, Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from pydantic import Field
@@ -47,6 +47,21 @@ UNREADABLE = (
 _NAME = re.compile(rf"{FOLDER}/(\d+)-(\d+)-(\d+)/(.+)")
 
 Tensors = dict[str, dict[str, Any]]
+
+
+class Readable(Protocol):
+    """Where checkpoints are read: a storage, or what several workers read together."""
+
+    address: str
+
+    def get(self, key: str, /) -> bytes:
+        """The object; MissingError if there is none."""
+
+    def sizes(self, prefix: str, /) -> dict[str, int]:
+        """Bytes of every object whose key starts with `prefix`, by key, sorted."""
+
+    def url(self, key: str, /) -> str:
+        """The address of an object, for people."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,7 @@ class Name:
         return f"{FOLDER}/{self.clock:012d}-{self.token:06d}-{self.sequence:06d}"
 
 
-def find(storage: Storage) -> tuple[list[Name], dict[Name, list[str]]]:
+def find(storage: Readable) -> tuple[list[Name], dict[Name, list[str]]]:
     """Committed checkpoints, oldest first, and every checkpoint's keys, even debris."""
     keys: dict[Name, list[str]] = {}
     committed = []
@@ -111,7 +126,9 @@ def find(storage: Storage) -> tuple[list[Name], dict[Name, list[str]]]:
     return sorted(committed), keys
 
 
-def read(storage: Storage, name: Name, parts: Collection[str] | None = None) -> tuple[Tensors, Manifest]:
+def read(
+    storage: Readable, name: Name, parts: Collection[str] | None = None
+) -> tuple[Tensors, Manifest]:
     """The tensors of all parts, or of those named, on the CPU, and the manifest.
 
     DataError if a file is not what was committed.
@@ -137,7 +154,7 @@ def read(storage: Storage, name: Name, parts: Collection[str] | None = None) -> 
     return tensors, manifest
 
 
-def read_manifest(storage: Storage, name: Name) -> Manifest:
+def read_manifest(storage: Readable, name: Name) -> Manifest:
     """The manifest of a checkpoint; DataError if it is damaged, or of another version or checkpoint."""
     key = f"{name.folder}/{MANIFEST}"
     manifest = Manifest.from_bytes(storage.get(key), storage.url(key))
@@ -152,12 +169,12 @@ def newest_clock(storage: Storage) -> int:
     return committed[-1].clock if committed else 0
 
 
-def newest(storage: Storage) -> Iterator[tuple[Name, Tensors, Manifest]]:
+def newest(storage: Readable) -> Iterator[tuple[Name, Tensors, Manifest]]:
     """Checkpoints that verify, newest first."""
     return verified(storage, reversed(find(storage)[0]))
 
 
-def verified(storage: Storage, names: Iterable[Name]) -> Iterator[tuple[Name, Tensors, Manifest]]:
+def verified(storage: Readable, names: Iterable[Name]) -> Iterator[tuple[Name, Tensors, Manifest]]:
     """The checkpoints that verify; the others are logged and skipped.
 
     If storage cannot be read at all, its StorageError is raised: that is no reason to go back further.
@@ -169,7 +186,7 @@ def verified(storage: Storage, names: Iterable[Name]) -> Iterator[tuple[Name, Te
             log.warning("event=checkpoint_refused name=%s error=%s", name.folder, error)
 
 
-def resume(storage: Storage, state: TrainState) -> tuple[Name, Manifest] | None:
+def resume(storage: Readable, state: TrainState) -> tuple[Name, Manifest] | None:
     """Load the newest checkpoint that verifies; its name and manifest, or None if there are none.
 
     DataError if there are some but none verifies: a new start would delete them.
@@ -322,7 +339,7 @@ class Checkpointer:
         return self._nature[name]
 
 
-def healthy(storage: Storage, clock: int) -> Iterator[tuple[Name, Tensors, Manifest]]:
+def healthy(storage: Readable, clock: int) -> Iterator[tuple[Name, Tensors, Manifest]]:
     """Checkpoints to go back to from `clock`, best first: from it backwards, then later ones.
 
     They verify, were healthy when they were saved, and hold finite numbers only: a NaN may be there
@@ -339,7 +356,7 @@ def healthy(storage: Storage, clock: int) -> Iterator[tuple[Name, Tensors, Manif
             log.warning("event=checkpoint_refused name=%s error=holds NaN or infinity", name.folder)
 
 
-def _nature(storage: Storage, name: Name) -> Nature:
+def _nature(storage: Readable, name: Name) -> Nature:
     try:
         manifest = read_manifest(storage, name)
         return Nature(manifest.is_healthy, manifest.due)

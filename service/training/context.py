@@ -16,32 +16,36 @@ from service.engine.state import TrainState
 from service.errors import DataError
 from service.recording.pictures import LEAST_SHOWN_PIXELS, GridLook
 from service.recording.record import Event, EventAction, Record
-from service.recording.recorder import RecorderClient
+from service.recording.recorder import Leaving, RecorderClient
 from service.run import checkpoint, ranking
 from service.scoring.actor import ScorerClient
 from service.storage import open_storage
 from service.training.feed import check_memory, dataset_of, open_feeders, requests
+from service.training.heart import Heart
 from service.training.monitor import PanelReader, panel_of
+from service.training.relay import Relay
 
 
 class Context:
-    """Opened once by each worker; use `feeders` and `real` as context managers."""
+    """Opened once by each worker; use `feeders`, `real` and `heart` as context managers."""
 
     def __init__(
         self,
         config: Config,
         workers: Workers,
+        token: int,
         recorder: RecorderClient,
         scorer: ScorerClient | None = None,
         node_is_leaving: Callable[[], bool] | None = None,
     ):
         self.config, self.workers = config, workers
-        self._node_is_leaving = node_is_leaving
+        self._token, self._node_is_leaving = token, node_is_leaving
         self.recorder, self._scorer = recorder, scorer
         self._committed: checkpoint.Name | None = None
         self._scored: checkpoint.Name | None = None
         self.curriculum = Curriculum(config.phases, config.training.d_steps)
         self.storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
+        self.relay = Relay(self.storage, workers)
         place = open_storage(config.data.index_address, config.storage.retry_s, config.storage.timeout_s)
         dataset = dataset_of(config, read_index(place))
         check_memory(config, dataset, workers.count)
@@ -54,6 +58,8 @@ class Context:
         )
         self.real = PanelReader(self.panel.dataset)
         self.feeders = open_feeders(config, dataset, workers.count)
+        hang_s, timeout_s = config.scale.hang_s, config.storage.timeout_s
+        self.heart = Heart(recorder, token, workers.index, hang_s, self.feeders, timeout_s)
 
     @property
     def autocast(self) -> torch.autocast:
@@ -61,12 +67,19 @@ class Context:
         bf16 = self.config.training.precision == "bf16"
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=bf16)
 
-    def is_leaving(self) -> bool:
-        """Whether a node is about to go, or the driver was asked to end; the same on all workers."""
+    def leaving(self) -> Leaving:
+        """Whether to stop: a node is about to go, or the driver wishes it; the same on all workers."""
         if self._node_is_leaving and self._node_is_leaving():  # Ray's answer is for the whole group
-            return True
-        asked = self.workers.is_first and self.recorder.is_leaving()
-        return bool(self.workers.agree(int(asked)))
+            return Leaving.AT_LOOK
+        asked = self.recorder.leaving() if self.workers.is_first else Leaving.NO
+        return Leaving(self.workers.agree(asked))
+
+    def is_late(self, saved_at: float) -> bool:
+        """Whether the last checkpoint, of `saved_at`, is too old; the same on all workers."""
+        every_s = self.config.checkpoint.every_s
+        if every_s is None:
+            return False
+        return bool(self.workers.agree(int(time.monotonic() >= saved_at + every_s)))
 
     def amended(self, state: TrainState) -> tuple[Config, Curriculum]:
         """The configuration in force after the state's amendments, and its curriculum."""
@@ -85,25 +98,18 @@ class Context:
         """This worker's share of the batches of the cycles."""
         return Loader(self.feeders, requests(self.config, cycles, self.workers.share, attempt))
 
-    def saver(self, token: int) -> checkpoint.Checkpointer:
+    def saver(self) -> checkpoint.Checkpointer:
         """Commits checkpoints, each after all earlier records are safe, and records it."""
         settings = self.config.checkpoint
         return checkpoint.Checkpointer(
             self.storage,
-            token,
+            self._token,
             checkpoint.Keep(settings.keep, settings.keep_best),
             self.config.model_dump(),
             self.recorder.settle,
             self.record_checkpoint,
             lambda names: ranking.rank(self.storage, names),
         )
-
-    def check_same(self, name: checkpoint.Name | None) -> None:
-        """RuntimeError unless the first worker loaded this checkpoint too; the group then restarts."""
-        sequence = name.sequence if name else 0
-        first = self.workers.agree(sequence)
-        if sequence != first:
-            raise RuntimeError(f"loaded checkpoint {sequence}, but the first worker loaded {first}")
 
     def record_event(self, state: TrainState, action: EventAction, reason: str, **details: Any) -> None:
         """Record what happened to the run; only the first worker does."""
@@ -114,7 +120,7 @@ class Context:
     def record_checkpoint(self, name: checkpoint.Name, manifest: checkpoint.Manifest) -> None:
         """Record a committed checkpoint with its files' digests; request its score if that is due."""
         if self.workers.is_first:
-            files: Any = manifest.model_dump(include={"files"})
+            files: Any = manifest.model_dump(include={"files", "due"})
             committed = {"address": self.storage.url(name.folder)} | files
             attempt = manifest.state.attempt
             self.recorder.write(Record(name.clock, time.time(), attempt, checkpoint=committed))

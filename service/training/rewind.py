@@ -61,11 +61,9 @@ def _limit(before: PlainState) -> int:
 
 def _go_back(context: Context, state: TrainState, limit: int) -> checkpoint.Name | None:
     """Load the latest healthy checkpoint up to the clock `limit`, or else the earliest one after it."""
-    for name, tensors, manifest in checkpoint.healthy(context.storage, limit):
-        context.check_same(name)
+    for name, tensors, manifest in checkpoint.healthy(context.relay, limit):
         state.load(tensors, manifest.state)
         return name
-    context.check_same(None)
     start = new_state(context.config, context.workers.device)
     state.load(start.tensors(), start.plain())
     return None

@@ -15,13 +15,14 @@ from service.engine.curriculum import Cycle, due
 from service.engine.panel import draw_panel
 from service.engine.state import TrainState, new_state
 from service.errors import MemoryLackError
-from service.recording.record import Record
-from service.recording.recorder import RecorderClient
+from service.recording.record import EventAction, Record
+from service.recording.recorder import Leaving, RecorderClient
 from service.run import checkpoint
 from service.run.checkpoint import Checkpointer
 from service.scoring.actor import ScorerClient
 from service.training.attempt import Attempt, Meter
 from service.training.context import Context
+from service.training.heart import DRAWING, MEASURING, SAVING, TRAINING
 from service.training.rehearsal import rehearse
 from service.training.respond import carry_out
 
@@ -33,6 +34,7 @@ class Job:
     """What the supervisor hands to every worker; the configuration travels as plain data.
 
     `node_is_leaving` says whether a node of the group is about to go; all workers call it together.
+    `rehearsed` is the smallest number of workers that this driver has seen training, 0 for none.
     """
 
     config: dict[str, Any]
@@ -41,6 +43,7 @@ class Job:
     recorder: RecorderClient
     scorer: ScorerClient | None = None
     node_is_leaving: Callable[[], bool] | None = None
+    rehearsed: int = 0
 
 
 def train(job: Job) -> int:
@@ -49,8 +52,8 @@ def train(job: Job) -> int:
     workers = distributed.join()
     if workers.device.type == "cpu":
         torch.set_num_threads(config.scale.cpus)
-    context = Context(config, workers, job.recorder, job.scorer, job.node_is_leaving)
-    with context.feeders, contextlib.closing(context.real):
+    context = Context(config, workers, job.token, job.recorder, job.scorer, job.node_is_leaving)
+    with context.feeders, contextlib.closing(context.real), context.heart:
         try:
             return _train(context, job)
         except torch.OutOfMemoryError as error:
@@ -63,70 +66,102 @@ def train(job: Job) -> int:
 
 def _train(context: Context, job: Job) -> int:
     state = new_state(context.config, context.workers.device)
-    # The rehearsal uses the state up; drawing large orthogonal weights again may take a minute.
-    start = checkpoint.copy_to_cpu(state.tensors()), state.plain()
-    rehearse(context, state, job.end)
-    resumed = checkpoint.resume(context.storage, state)
-    context.check_same(resumed[0] if resumed else None)
+    start = None
+    if not job.rehearsed or context.workers.count < job.rehearsed:  # fewer need more memory each
+        # The rehearsal uses the state up; drawing large orthogonal weights again may take a minute.
+        start = checkpoint.copy_to_cpu(state.tensors()), state.plain()
+        rehearse(context, state, job.end)
+    resumed = checkpoint.resume(context.relay, state)
     if resumed:
         # again: the last driver may have died right after the commit
         context.record_checkpoint(*resumed)
-    else:
+        _tell_size(context, state, resumed[1])
+    elif start:
         state.load(*start)
     del start
-    saver = context.saver(job.token)
+    saver = context.saver()
     while not _advance(context, job.end, state, saver):
         pass  # a rewind has put the state back: the next attempt starts from there
     return state.clock
 
 
+def _tell_size(context: Context, state: TrainState, manifest: checkpoint.Manifest) -> None:
+    """Record that there are more workers than made this checkpoint, or fewer."""
+    before, now = int(manifest.metrics.get("workers", 0)), context.workers.count
+    if before and before != now:
+        reason = f"{before} → {now} workers"
+        context.record_event(state, EventAction.RESIZE, reason, before=before, now=now)
+
+
 def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer) -> bool:
     """Train to the clock `end`, cycle by cycle; False if a rewind put the state back first.
 
-    On a notice, save and stop at a look: between two, the next point of the curves would lack a part.
+    When the group is to leave, it stops at a commit, or on a notice saves and stops at a look: between
+    two, the next point of the curves would lack a part.
     """
     attempt = Attempt(context, state)
-    config, saved, drawn = context.config, state.clock, state.clock
+    config, saves, drawn = context.config, _Saves(context, state, saver), state.clock
     with attempt.load(end) as batches:
         meter = Meter(context, batches, state.clock)
-        leaving = False
+        leaving, late = Leaving.NO, False
         for cycle in attempt.curriculum.cycles(state.clock, end):
+            context.heart.doing(TRAINING, cycle.start, cycle.span.name)
             attempt.monitor.prepare(cycle)
             meter.add(attempt.step.cycle(cycle, batches))
             if due(config.tracking.every_images, cycle.start, cycle.end):
+                context.heart.doing(MEASURING, cycle.end, cycle.span.name)
                 response = attempt.judge(cycle, meter)
                 if not carry_out(response, context, state, saver):
                     return False
-                leaving = context.is_leaving()
+                leaving, late = context.leaving(), context.is_late(saves.at)
             if due(config.tracking.pictures_every_images, cycle.start, cycle.end):
                 _draw(context, state, cycle)
                 drawn = state.clock
-            if due(config.checkpoint.every_images, cycle.start, cycle.end):
-                _save(context, saver, state, meter)
-                saved = state.clock
-            if leaving and state.clock < end:
+            is_due = due(config.checkpoint.every_images, cycle.start, cycle.end)
+            if is_due or (late and state.clock < end):  # that of the end is due in any case
+                saves.save(meter, is_due)
+                late = False
+            if state.clock < end and saves.may_leave(leaving):
                 log.warning("event=leaving clock=%d", state.clock)
-                if saved < state.clock and context.workers.is_first:
-                    saver.save(state, meter.latest, due=False)
-                saver.wait()
+                saves.end(meter, is_due=False)
                 return True
     if drawn < state.clock:
         _draw(context, state, cycle)
-    if saved < state.clock:
-        _save(context, saver, state, meter)
-    saver.wait()
+    saves.end(meter)
     context.score_last()
     return True
+
+
+class _Saves:
+    """The checkpoints of a stretch of training: of which clock the last one is, and when it was made."""
+
+    def __init__(self, context: Context, state: TrainState, saver: Checkpointer):
+        self._context, self._state, self._saver = context, state, saver
+        self.clock, self.at = state.clock, time.monotonic()
+
+    def save(self, meter: Meter, is_due: bool = True) -> None:
+        """Save the state at this clock; only the first worker does."""
+        self.clock, self.at = self._state.clock, time.monotonic()
+        if self._context.workers.is_first:
+            self._context.heart.doing(SAVING, self.clock)
+            self._saver.save(self._state, meter.latest, is_due)
+
+    def may_leave(self, leaving: Leaving) -> bool:
+        """Whether the group is to stop at this clock."""
+        is_saved = self.clock == self._state.clock
+        return leaving == Leaving.AT_LOOK or (leaving == Leaving.AT_COMMIT and is_saved)
+
+    def end(self, meter: Meter, is_due: bool = True) -> None:
+        """Save what is not saved yet, and wait until all is committed."""
+        if self.clock < self._state.clock:
+            self.save(meter, is_due)
+        self._saver.wait()
 
 
 def _draw(context: Context, state: TrainState, cycle: Cycle) -> None:
     """Send the panel at this clock; only the first worker draws."""
     if context.workers.is_first:
+        context.heart.doing(DRAWING, state.clock)
         images = draw_panel(context.config, state.ema, cycle.stage, context.autocast)
         record = Record(state.clock, time.time(), state.attempt)
         context.recorder.draw(record, images, context.grid_look)
-
-
-def _save(context: Context, saver: Checkpointer, state: TrainState, meter: Meter) -> None:
-    if context.workers.is_first:
-        saver.save(state, meter.latest)

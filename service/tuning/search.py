@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from service.config import Config
-from service.driver.sizing import worker_resources
+from service.driver.group import worker_resources
 from service.driver.supervisor import ray_storage
 from service.errors import ServiceError, UsageError
 from service.tuning.plan import Plan

@@ -169,7 +169,7 @@ def run(request, tmp_path, data) -> Iterator[ChaosRun]:
 
 
 # In float64 another number of workers rounds differently by too little to grow into something.
-CONFIG = {"scale": {"workers": "1:2"}, "training": {"precision": "fp64"}}
+CONFIG = {"scale": {"workers": "1:2", "grow_after_s": 2}, "training": {"precision": "fp64"}}
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,7 @@ import os
 os.cpu_count = lambda: 2
 import ray
 from service.driver.join import join_ray
-from service.driver import sizing
-from service.driver.sizing import choose_workers
+from service.driver import group
 from tests.conftest import tiny_config
 
 @ray.remote(num_cpus=1)
@@ -24,16 +23,20 @@ class Tenant:
     def ready(self):
         return True
 
-sizing.RELEASE_LIMIT_S = 2.0
+group.RELEASE_LIMIT_S = 2.0
 config = tiny_config("unused", "unused", scale={"workers": "1:2"})
+
+def choose(config):
+    return group.Group(config, None).choose()
+
 with join_ray(config):
     environment = sorted(ray.get_runtime_context().runtime_env)
-    alone = choose_workers(config)
+    alone = choose(config)
     tenant = Tenant.remote()
     ray.get(tenant.ready.remote())
-    beside = choose_workers(config)
+    beside = choose(config)
     ray.kill(tenant)
-    after = choose_workers(config)
+    after = choose(config)
 print(environment, alone, beside, after)
 """
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from service.driver import progress
-from service.driver.progress import Forecast, Progress, Pulse, duration
+from service.driver.progress import Forecast, Progress, duration
 from service.recording.record import SpanTime
 
 SPANS = (SpanTime(0, 100, 10, 1.0), SpanTime(100, 200, 20, 4.0))  # 10 s, then 20 s
@@ -27,7 +27,7 @@ def test_durations_are_written_as_people_do():
     assert [duration(59.6), duration(125), duration(3723)] == ["1:00", "2:05", "1:02:03"]
 
 
-def lines(values: dict, monkeypatch, **last: float) -> str:
+def lines(values: dict, monkeypatch, **last: float | str) -> str:
     """What is printed of these values, off a terminal, and of the `last` ones at the end."""
     monkeypatch.setattr(progress, "POLL_S", 0.01)
     out = io.StringIO()
@@ -60,11 +60,8 @@ def test_the_last_line_tells_where_it_ended(monkeypatch):
     assert text.splitlines()[-1].startswith("100% 200 images, ")
 
 
-def test_a_clock_that_stands_still_is_noticed_after_its_usual_time():
-    pulse = Pulse()
-    assert [pulse.still_s(0, now) for now in (0.0, 30.0)] == [0.0, 0.0]
-    assert pulse.still_s(0, 70.0) == 70.0
-    assert pulse.still_s(16, 100.0) == 0.0  # it took 100 s
-    assert pulse.still_s(16, 390.0) == 0.0
-    assert pulse.still_s(16, 410.0) == 310.0
-    assert pulse.still_s(32, 411.0) == 0.0
+def test_whom_the_others_wait_for_stands_in_the_place_of_the_last_rate(monkeypatch):
+    values = {"clock": 50, "images_per_s": 10.0, "stage": "hold 8 px"}
+    still = "worker 1 (process 7 on b): waiting for data for 40 s"
+    text = lines(values, monkeypatch, clock=100, still=still)
+    assert f" 50% 100 images, standing still: {still}, hold 8 px" in text.splitlines()[-1]

@@ -49,7 +49,7 @@ class Watched:
 
 def advance(config: Config, state: TrainState, cycles: int):
     """Take `cycles` cycles; returns the rows of every micro-batch and the measures of every cycle."""
-    context = Context(config, distributed.join(), None)
+    context = Context(config, distributed.join(), 0, None)
     step = Step(config, state, context.workers)
     curriculum = context.curriculum
     measures = []
@@ -158,7 +158,7 @@ FAMILIES = {
         {"loss": "lsgan", "gradient_penalty": 1, "gradient_penalty_every": 3, "orthogonal": 1e-4},
     ),
 }
-FEW_CYCLES = 14
+FEW_CYCLES = 10
 
 
 def family_config(name: str, digits: Path, run: Path, precision: str) -> Config:
@@ -166,7 +166,7 @@ def family_config(name: str, digits: Path, run: Path, precision: str) -> Config:
     model, training = FAMILIES[name]
     phases = [
         {"resolution": 8, "hold_images": 64, "batch": 16, "accumulation": 2},
-        {"resolution": 16, "fade_images": 96, "hold_images": 96, "batch": 16, "accumulation": 2},
+        {"resolution": 16, "fade_images": 64, "hold_images": 96, "batch": 16, "accumulation": 2},
     ]
     common = {"resolution": 16, "channels": 1, "classes": 10, "latents": 16}
     values = tiny_values(digits, run, training={"precision": precision, "loss": "hinge", **training})

@@ -27,7 +27,7 @@ def config_of(digits: Path, **training: Any) -> Config:
 
 def take(config: Config, cycles: int) -> tuple[TrainState, list[dict[str, float]]]:
     """The state after so many cycles, and what each measured."""
-    context = Context(config, distributed.join(), None)
+    context = Context(config, distributed.join(), 0, None)
     state = new_state(config, torch.device("cpu"))
     step = Step(config, state, context.workers)
     planned = list(context.curriculum.cycles(0, 10**4))[:cycles]
@@ -45,7 +45,7 @@ def test_measures_travel_by_their_names(digits):
 def test_a_batch_for_another_clock_is_refused(digits):
     """The loader and the loop walk iterators of their own; a step would train on the wrong samples."""
     config = config_of(digits)
-    context = Context(config, distributed.join(), None)
+    context = Context(config, distributed.join(), 0, None)
     step = Step(config, new_state(config, torch.device("cpu")), context.workers)
     first, second = list(context.curriculum.cycles(0, 32))
     with (

@@ -192,6 +192,7 @@ def test_the_latest_are_the_clock_the_values_and_the_notes_that_were_last_seen(t
     recorder.write(Record(32, 2.0, values={"loss_d": 3.0}, note=Note(verdict=verdict)))
     latest = recorder.latest()
     assert latest.pop("metrics_port") > 0
+    assert latest.pop("still") == ""
     assert latest == {
         "clock": 32, "loss_d": 3.0, "loss_g": 2.0, "stage": "hold 8 px", "forecast": forecast,
         "verdict": verdict, "trouble": "",

@@ -1,44 +1,41 @@
-"""A group that is asked to leave saves at the next look, and nothing else of the run changes."""
+"""A group that is asked to leave stops at a commit, or saves at the next look; its run is the same."""
 
 import pytest
 import torch
 
 from service.config import Config
 from service.engine.state import PlainState
-from service.recording.recorder import RecorderClient
+from service.recording.recorder import Leaving
 from service.run import checkpoint
 from service.run.checkpoint import Keep, Name
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import worker
 from tests.conftest import assert_equal, tiny_config
+from tests.live import SilentRecorder
 
 END = 240
 
 
-class Asking(RecorderClient):
-    """Takes all records, and asks to leave after so many questions."""
+class Asking(SilentRecorder):
+    """Asks to leave after so many questions."""
 
-    def __init__(self, after: int):
-        self._left = after
+    def __init__(self, after: int, leaving: Leaving):
+        super().__init__()
+        self._left, self._leaving = after, leaving
 
-    def __getattribute__(self, name: str):
-        """Take every record."""
-        if name in ("write", "draw", "settle"):
-            return lambda *_: None
-        return super().__getattribute__(name)
-
-    def is_leaving(self) -> bool:
-        """Whether the questions are used up."""
+    def leaving(self) -> Leaving:
+        """The wish, once the questions are used up."""
         self._left -= 1
-        return self._left < 0
+        return Leaving.NO if self._left >= 0 else self._leaving
 
 
-def train(config: Config, after: int = 10**9) -> int:
+def train(config: Config, after: int = 10**9, leaving: Leaving = Leaving.AT_LOOK) -> int:
     """As the supervisor has a worker do it; returns the clock that it came to."""
     lock = RunLock(open_storage(config.run.dir))
     try:
-        return worker.train(worker.Job(config.model_dump(), lock.acquire(), END, Asking(after)))
+        asking = Asking(after, leaving)
+        return worker.train(worker.Job(config.model_dump(), lock.acquire(), END, asking))
     finally:
         lock.release()
 
@@ -70,9 +67,40 @@ def test_on_a_notice_it_saves_at_once_and_nothing_is_trained_twice_or_lost(
         assert checkpoint.newest_clock(storage) == clocks[-1]
         assert not final(configs[1])[1].due
     assert 0 < clocks[0] < clocks[1] < 160
+    assert train(configs[1], 0, Leaving.AT_COMMIT) == 160  # to grow, it waits for one that is due
+    assert final(configs[1])[1].due
     assert train(configs[1]) == END
     assert [name.clock for name in checkpoint.find(storage)[0]] == [160, END]  # as if none had come
     (tensors, manifest), (expected, undisturbed) = final(configs[1]), final(configs[0])
+    assert_equal(tensors, expected)
+    assert manifest.state == undisturbed.state
+
+
+@pytest.mark.slow
+def test_saving_by_time_changes_nothing_of_the_run_and_no_rewind_goes_back_to_it(
+    digits, tmp_path, monkeypatch
+):
+    torch.set_num_threads(1)
+    saves: list[tuple[int, bool]] = []
+    save = checkpoint.Checkpointer.save
+
+    def noted(self, state, metrics=None, due=True):
+        saves.append((state.clock, due))
+        save(self, state, metrics, due)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", noted)
+    runs = []
+    for every_s in (None, 1e-9):
+        config = tiny_config(
+            digits,
+            tmp_path / str(every_s),
+            checkpoint={"every_images": 160, "every_s": every_s},
+            tracking={"every_images": 80, "pictures_every_images": 10**6},
+        )
+        assert train(config, leaving=Leaving.NO) == END
+        runs.append(final(config))
+    assert saves == [(160, True), (END, True), (80, False), (160, True), (END, True)]
+    (expected, undisturbed), (tensors, manifest) = runs
     assert_equal(tensors, expected)
     assert manifest.state == undisturbed.state
 

@@ -1,0 +1,166 @@
+"""The group of workers and Ray's nodes: what is free, who lives, and whether the group is to grow."""
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray.autoscaler.sdk import request_resources
+
+from service import environment
+from service.config import Config
+from service.driver.sizing import Limits, Size, choose, decide, ended, room
+from service.recording.life import Beat
+from service.recording.recorder import Leaving, RecorderClient
+
+log = logging.getLogger(__name__)
+
+KNOCK_LIMIT_S = 5.0
+KNOCKS_AT_ONCE = 32
+RELEASE_LIMIT_S = 10.0
+"""A group that ended holds its resources for some seconds more."""
+SILENCE_S = 60.0
+"""A worker gives a sign of life every few seconds, whatever it is doing."""
+_POLL_S = 0.5
+# HTTP/2's preface and empty settings; a server with TLS refuses them, which is an answer too
+_GRPC_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_LOOK_S = 2.0
+
+
+def worker_resources(config: Config) -> dict[str, float]:
+    """What Ray reserves for one worker."""
+    return {"CPU": float(config.scale.cpus)} | ({"GPU": 1.0} if config.scale.gpu else {})
+
+
+class Group:
+    """The group of workers, seen from the driver: how many there are to be, and whether they live."""
+
+    def __init__(self, config: Config, recorder: RecorderClient):
+        scale = config.scale
+        self._need = worker_resources(config)
+        counts = tuple(config.worker_counts)
+        self._limits = Limits(counts, scale.patience_s, scale.grow_after_s, environment.start_limit_s())
+        self._recorder = recorder
+        self._silence_s = scale.hang_s or SILENCE_S
+        self._size = Size()
+
+    def choose(self) -> int:
+        """The number of workers to fit now; waits a moment for what the last group still holds."""
+        counts = self._limits.counts
+        answering = _answering()
+        most = choose(counts, room([node["Resources"] for node in answering], self._need))
+        deadline = time.monotonic() + RELEASE_LIMIT_S
+        while choose(counts, self._free()) < most and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        while True:
+            free = self._free()
+            self._size, action = decide(self._limits, self._size, free, time.monotonic())
+            if action.workers is not None:
+                break
+            time.sleep(_LOOK_S)
+        workers = action.workers
+        if workers > free:
+            need = dict(self._need)
+            log.warning("event=waiting_for_nodes workers=%d each=%s free_for=%d", workers, need, free)
+        return workers
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """While the group trains: a worker without signs of life is ended.
+
+        Where more workers fit for a while, the group is let go at its next checkpoint.
+        """
+        over = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(over,), name="group", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(KNOCK_LIMIT_S)  # Ray may be away
+
+    def ended(self, began: bool) -> None:
+        """Take note that the group ended; `began` is False if its nodes were not there in time."""
+        self._size = ended(self._limits, self._size, began, time.monotonic())
+
+    def _watch(self, over: threading.Event) -> None:
+        size, asked = self._size, False
+        ended: set[Beat] = set()
+        while not over.wait(_LOOK_S):
+            self._end_silent(ended)
+            if size.workers == self._limits.counts[-1]:
+                continue
+            try:
+                fitting = size.workers + self._free()
+            except Exception as error:  # Ray's own, while its head is away
+                log.info("event=ray_silent error=%s", error)
+                continue
+            size, action = decide(self._limits, size, fitting, time.monotonic())
+            if action.grow and not asked:
+                log.warning("event=growing workers=%d to=%d", size.workers, action.workers)
+            asked = asked or action.grow
+            if asked and not over.is_set():  # each time: the recorder may have been started again
+                self._recorder.leave(Leaving.AT_COMMIT)
+
+    def _end_silent(self, ended: set[Beat]) -> None:
+        """End the workers that have given no sign for too long: stopped, or on a node that is away."""
+        for sign in self._recorder.signs():
+            if sign.age_s > self._silence_s and sign.beat not in ended:
+                log.error("event=worker_silent reason=%s", sign.in_words())
+                ended.add(sign.beat)
+                ray.kill(sign.worker)
+
+    def _free(self) -> int:
+        free = state.available_resources_per_node()
+        names = {node["NodeID"] for node in _answering()}
+        return room([free[name] for name in names & free.keys()], self._need)
+
+
+@contextlib.contextmanager
+def asking_the_autoscaler(config: Config) -> Iterator[None]:
+    """Ask Ray's autoscaler, if there is one, for room for the largest number of workers.
+
+    Its requests belong to the cluster, not to a run: that of the run that asked last counts.
+    """
+    counts = config.worker_counts
+    if len(counts) == 1 or environment.ray_address() == "local":
+        yield
+        return
+    request_resources(bundles=[worker_resources(config)] * counts[-1])
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            request_resources(bundles=[])
+
+
+def _answering() -> list[dict[str, Any]]:
+    """The nodes that answer and are to stay. Ray needs up to a minute to notice a killed one."""
+    leaving = state.get_draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    with ThreadPoolExecutor(KNOCKS_AT_ONCE) as threads:
+        answers = list(threads.map(_answers, nodes))
+    for node, answered in zip(nodes, answers, strict=True):
+        if not answered:
+            log.warning("event=node_silent node=%s", node["NodeID"])
+    return [node for node, answered in zip(nodes, answers, strict=True) if answered]
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether its raylet says anything; the kernel alone would take a connection for a stopped one."""
+    place = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    try:
+        with socket.create_connection(place, KNOCK_LIMIT_S) as line:
+            line.sendall(_GRPC_GREETING)
+            line.recv(1)
+    except ConnectionResetError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,118 @@
+"""A worker's heart: tells what the worker is doing, and ends it when it stands still."""
+
+import faulthandler
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from service.data.feeder import Feeders
+from service.recording.life import Beat
+from service.recording.record import Event, EventAction, Record
+from service.recording.recorder import RecorderClient
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 2.0
+LEAST_LIMIT_S = 60.0
+TIMES = 5.0
+FIRST_LIMIT_S = 1800.0
+"""What is done for the first time may compile kernels; a checkpoint may be large, its storage away."""
+_RECENT = 20
+
+STARTING = "starting"
+TRAINING = "training a cycle"
+READING = "waiting for data"
+MEASURING = "measuring"
+DRAWING = "drawing"
+SAVING = "saving"
+
+
+@dataclass(frozen=True)
+class _Doing:
+    """What the worker is doing at a clock, since when, and how long it may take."""
+
+    what: str
+    clock: int
+    since: float
+    limit_s: float
+    span: str = ""
+
+
+class Heart:
+    """Beats in a thread while the worker trains; use as a context manager.
+
+    A worker stands still when what it is doing takes longer than `hang_s`; if that is None, longer than
+    a minute and five times the slowest of late. It may take longer while another worker, which it may
+    wait for, is in time with something else, and while its reading process still tries a storage whose
+    requests may each take `timeout_s`.
+    """
+
+    def __init__(
+        self,
+        recorder: RecorderClient,
+        token: int,
+        rank: int,
+        hang_s: float | None,
+        feeders: Feeders,
+        timeout_s: float,
+    ):
+        self._recorder, self._token, self._rank, self._hang_s = recorder, token, rank, hang_s
+        self._feeders, self._timeout_s = feeders, timeout_s
+        self._place = f"process {os.getpid()} on {socket.gethostname()}"
+        self._recent: dict[tuple[str, str], deque[float]] = {}
+        self._doing = _Doing(STARTING, 0, time.monotonic(), FIRST_LIMIT_S)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+
+    def __enter__(self) -> "Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._recorder.forget(self._token, self._rank)
+
+    def doing(self, what: str, clock: int, span: str = "") -> None:
+        """From now on the worker does something else, or the same once more; each span has its pace."""
+        now, before = time.monotonic(), self._doing
+        times = self._recent.setdefault((before.what, before.span), deque(maxlen=_RECENT))
+        times.append(now - before.since)
+        self._doing = _Doing(what, clock, now, self._limit_s(what, span), span)
+
+    def _limit_s(self, what: str, span: str) -> float:
+        recent = self._recent.get((what, span))
+        if not recent or what == SAVING:
+            return FIRST_LIMIT_S
+        return self._hang_s or max(LEAST_LIMIT_S, TIMES * max(recent))
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            doing = self._doing
+            what, limit_s, for_s, patient = (
+                doing.what,
+                doing.limit_s,
+                time.monotonic() - doing.since,
+                False,
+            )
+            if waiting := self._feeders.waiting():
+                what, limit_s, for_s = READING, self._hang_s or LEAST_LIMIT_S, waiting.for_s
+                patient = waiting.may_end(limit_s, self._timeout_s)
+            beat = Beat(self._token, self._rank, self._place, what, for_s, limit_s, patient)
+            waits = self._recorder.beat(beat)
+            if for_s > limit_s and not (patient or waits):
+                self._end(doing, f"worker {self._rank} ({self._place}): {what} for {for_s:.0f} s")
+
+    def _end(self, doing: _Doing, reason: str) -> None:
+        """Write down where it stands, and end this process: the group starts again."""
+        log.error("event=hang reason=%s", reason)
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        event = Event(EventAction.HANG, reason, {"rank": self._rank})
+        self._recorder.write(Record(doing.clock, time.time(), event=event))
+        self._recorder.settle()
+        os._exit(1)
