@@ -329,8 +329,7 @@ class Checkpointer:
         undue = [name for name in committed if not natures[name].due]
         kept = self.keep.choose(sorted(committed), healthy, self.rank(committed), undue)
         for name, files in keys.items():
-            is_ours = name.token <= self.token
-            if is_ours and name not in kept and name.folder not in protected:
+            if name not in kept and name.folder not in protected:
                 self.storage.delete(sorted(files, key=lambda key: not key.endswith(MANIFEST)))
 
     def _nature_of(self, name: Name) -> Nature:

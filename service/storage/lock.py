@@ -135,7 +135,7 @@ class RunLock:
                 " choose another address"
             ) from error
         self._probe(self._holder)
-        self._thread = threading.Thread(target=self._renew, name="run-lock", daemon=True)
+        self._thread = threading.Thread(target=self._keep_renewing, name="run-lock", daemon=True)
         self._thread.start()
         return self._holder.token
 
@@ -187,18 +187,23 @@ class RunLock:
             )
         return present, version
 
-    def _renew(self) -> None:
-        assert self._holder is not None
-        while not self._stop.wait(self.lease_s / 4):
-            try:
-                with self._writing:
-                    ours = self._holder.model_copy(update={"renewed": time.time()})
-                    self._replace(ours, self.storage)
-            except (ConflictError, DataError) as error:
-                log.error("event=lock_lost run=%s error=%s", self.storage.address, error)
-                return
-            except StorageError as error:  # the lease covers a few failures
-                log.warning("event=lock_not_renewed error=%s", error)
+    def renew(self) -> bool:
+        """Renew the lease, which happens in the background too; False once the lock is lost."""
+        try:
+            with self._writing:
+                assert self._holder is not None
+                ours = self._holder.model_copy(update={"renewed": time.time()})
+                self._replace(ours, self.storage)
+        except (ConflictError, DataError) as error:
+            log.error("event=lock_lost run=%s error=%s", self.storage.address, error)
+            return False
+        except StorageError as error:  # the lease covers a few failures
+            log.warning("event=lock_not_renewed error=%s", error)
+        return True
+
+    def _keep_renewing(self) -> None:
+        while not self._stop.wait(self.lease_s / 4) and self.renew():
+            pass
 
     def _replace(self, holder: Holder, storage: Storage) -> None:
         """Write what is new of us; ConflictError if another process has taken the lock.
