@@ -23,7 +23,7 @@ export RAY_AUTH_MODE := token
 # Silences mkdocs-material's note about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image bench quick-bench collapse sweep families gpu clean
+.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image bench quick-bench collapse sweep recovery families gpu clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -58,7 +58,7 @@ quick: $(READY) $(HELM) ## Check what a change most likely broke, in two minutes
 test: $(READY) $(HELM) ## Run all tests on real servers; FLAGS=… are pytest's
 	HELM_REQUIRED=1 $(PYTEST) $(FLAGS)
 
-chaos: $(READY) ## Kill workers, nodes, drivers and S3 under real runs, and check that the runs continue
+chaos: $(READY) ## Kill and stop workers, nodes, drivers and S3 under real runs, and check that the runs continue
 	$(BIN)/python -m pytest -s tests/chaos $(FLAGS)
 
 chart: $(READY) $(HELM) ## Check the Helm chart with helm 4.3 and 3.17
@@ -111,6 +111,10 @@ collapse: $(READY) ## Drive trainings to collapse and write docs/collapse.md, in
 
 sweep: $(READY) ## Sweep eight trials on digits, in about a quarter of an hour
 	$(BIN)/python -m benchmarks.sweep
+
+recovery: $(READY) ## Measure what a death, a notice and a checkpoint cost, in about ten minutes
+	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.checkpoint
 
 families: $(READY) ## Train each family on Fashion-MNIST and write docs/families.md, in about an hour
 	$(BIN)/python -m benchmarks.families

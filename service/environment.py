@@ -29,11 +29,6 @@ def is_ray_job() -> bool:
     return bool(_value("RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
-def start_limit_s() -> float:
-    """RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S: how long Ray Train waits for a group's nodes."""
-    return float(_value("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S") or 60.0)
-
-
 def local_rank() -> int:
     """LOCAL_RANK: which of its node's GPUs a worker has. Ray Train sets it."""
     return int(os.environ["LOCAL_RANK"])

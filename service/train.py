@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     from service.driver.launch import launch  # loads torch and Ray, which errors do not need
 
-    # Nobody sits before a submitted job to start it once more when the run is free.
+    # Nobody is there to start a submitted job again once the run is free.
     launch(config, again=options.again, patience_s=math.inf if environment.is_ray_job() else 0)
     _print_places(config)
 

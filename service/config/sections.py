@@ -210,7 +210,7 @@ class ScaleSettings(Section):
     group_timeout_s: int = Field(default=300, ge=10)
     """How long a worker waits for the others before it considers them dead."""
     hang_s: float | None = Field(default=None, gt=0)
-    """How long a cycle may take before a worker ends; null takes a minute, or five of the slowest."""
+    """How long a worker may take over one thing; null: a minute, or 5 times the slowest of late."""
     patience_s: float = Field(default=0, ge=0)
     """How long a start waits for an autoscaler to bring room for the largest number of workers."""
     grow_after_s: float = Field(default=60, ge=0)
@@ -237,7 +237,7 @@ class CheckpointSettings(Section):
     every_images: Images
     """Interval between checkpoints; one more is made at the end."""
     every_s: float | None = Field(default=None, gt=0)
-    """Save at a look too when the last checkpoint is so old; a rewind goes back to none of these."""
+    """Also save at a look once the last checkpoint is this old; rewinds never go back to such a one."""
     keep: Count = 3
     """How many of the newest checkpoints stay."""
     keep_best: int = Field(default=1, ge=0)

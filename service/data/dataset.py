@@ -84,11 +84,12 @@ class BadWindow(Exception):
 class Samples:
     """Decodes samples from the windows of a stream. The `unlabelled` rows are bad ones.
 
-    `bad` maps each failed row and resolution to what was wrong.
+    `bad` maps each failed row and resolution to what was wrong; `tried` counts all that were decoded.
     """
 
     def __init__(self, stream: Stream, unlabelled: NDArray[np.int64]):
         self.bad: dict[tuple[int, int], str] = {}
+        self.tried = 0
         self._stream = stream
         self._unlabelled = frozenset(unlabelled.tolist())
 
@@ -111,6 +112,7 @@ class Samples:
             row = window.rows[i]
             if self.bad and (row, resolution) in self.bad:
                 continue
+            self.tried += 1
             try:
                 if self._unlabelled and row in self._unlabelled:
                     raise DataError("its label is missing or not a number")

@@ -37,7 +37,7 @@ from service.storage.base import LONGEST_PAUSE_S
 
 END_LIMIT_S = 10.0
 SIGN_EVERY_S = 1.0
-SILENT_S = 15.0
+SILENT_S = 30.0
 """A process that gave no sign for so long has been stopped."""
 SPARE_SLOTS = 16
 
@@ -78,21 +78,23 @@ class Ticket:
 class Waiting:
     """How the training waits for a batch: how long, and seconds since signs of the processes.
 
-    `silent_s` is that of the one of them that gave none for longest; `retry_s` that of the reading
-    process's last try to repeat a request.
+    `silent_s` is that of the one of them that gave none for longest, `idle_s` that of the last request
+    to storage, answer or decoded image. A request is for `request_bytes` at most.
     """
 
     for_s: float
     silent_s: float
-    retry_s: float
+    idle_s: float
+    request_bytes: int
 
     def may_end(self, limit_s: float, timeout_s: float) -> bool:
-        """Whether it may still end well: the processes live, and storage is tried, or not for long.
+        """Whether it may still end well: all processes live, and something moves, or did until now.
 
-        A request may take `timeout_s`, and then a pause comes before the next.
+        A request may take `timeout_s`, and as much for each MiB, and then a pause comes before the next.
         """
-        in_time = self.for_s < limit_s + timeout_s
-        return self.silent_s < SILENT_S and (in_time or self.retry_s < timeout_s + LONGEST_PAUSE_S)
+        request_s = timeout_s * (1 + self.request_bytes / (1 << 20))
+        moves = self.idle_s < request_s + max(limit_s, LONGEST_PAUSE_S)
+        return self.silent_s < SILENT_S and (moves or self.for_s < limit_s)
 
 
 class Feeders:
@@ -115,6 +117,7 @@ class Feeders:
         memory = _shared_memory(batches * batch_bytes)
         self._memory = mmap.mmap(memory, batches * batch_bytes)
         slots = _Slots.for_windows(dataset)
+        self._request_bytes = slots.size
         arenas = [_shared_memory(slots.count * slots.size) for _ in range(decoders)]
         lines = [(end.fileno(), arena) for (end, _), arena in zip(pairs, arenas, strict=True)]
         files = [signs, *itertools.chain(*lines)]
@@ -162,7 +165,8 @@ class Feeders:
         if since is None:
             return None
         now = time.monotonic()
-        return Waiting(now - since, now - self._signs.oldest(), now - self._signs.retried)
+        silent_s, idle_s = now - self._signs.oldest(), now - self._signs.moved
+        return Waiting(now - since, silent_s, idle_s, self._request_bytes)
 
     def _receive(self, ticket: Ticket) -> Batch:
         rows = np.empty(ticket.shape[0], np.int64)
@@ -258,7 +262,7 @@ def _view(memory: mmap.mmap, begin: int, shape: Sequence[int]) -> NDArray[np.uin
 
 
 class _Signs:
-    """Shared memory for signs of life: when each process last gave one, and when storage was retried.
+    """Shared memory for signs of life: when each process last gave one, and when anything moved.
 
     Times are those of the machine's monotonic clock, which all processes share.
     """
@@ -277,20 +281,20 @@ class _Signs:
         return float(given.min()) if len(given) else time.monotonic()
 
     @property
-    def retried(self) -> float:
-        """When a request to storage was last repeated."""
+    def moved(self) -> float:
+        """When a process had last read, retried or decoded something."""
         return float(self._times[0])
 
-    def give(self, process: int, retries: Callable[[], int] = lambda: 0) -> None:
-        """Give signs for this process, in a thread, as long as it lives; process 0 reads."""
-        threading.Thread(target=self._give, args=(process, retries), daemon=True).start()
+    def give(self, process: int, done: Callable[[], object]) -> None:
+        """Give signs for this process, in a thread, as long as it lives; `done` counts what it does."""
+        threading.Thread(target=self._give, args=(process, done), daemon=True).start()
 
-    def _give(self, process: int, retries: Callable[[], int]) -> None:
-        before = 0
+    def _give(self, process: int, done: Callable[[], object]) -> None:
+        before = None
         while True:
             now = time.monotonic()
             self._times[1 + process] = now
-            if (count := retries()) != before:
+            if (count := done()) != before:
                 before, self._times[0] = count, now
             time.sleep(SIGN_EVERY_S)
 
@@ -334,7 +338,7 @@ def _serve_windows(parent: Connection, signs: int, *files: int) -> None:
     """Read the windows that the decoders request, until the parent ends."""
     setup: tuple[Dataset, _Slots] = parent.recv()
     reader = setup[0].open_reader()
-    _Signs(signs).give(0, lambda: reader.counts()["data_retries"])
+    _Signs(signs).give(0, reader.counts)
     for decoder, arena in zip(files[::2], files[1::2], strict=True):
         line = _Line(socket.socket(fileno=decoder), memoryview(mmap.mmap(arena, 0)), setup[1], reader)
         for work in (line.take_asks, line.send_windows):
@@ -477,9 +481,9 @@ def _serve_batches(parent: Connection, signs: int, reader: int, arena: int, memo
     """Fill batches, job by job, until the parent ends."""
     setup: tuple[Order, NDArray[np.int64], _Slots, int] = parent.recv()
     order, bad_rows, slots, number = setup
-    _Signs(signs).give(number)
     remote = _RemoteReader(reader, memoryview(mmap.mmap(arena, 0)), slots)
     samples, pixels = Samples(Stream(order, remote.ask), bad_rows), mmap.mmap(memory, 0)
+    _Signs(signs).give(number, lambda: samples.tried)
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     threading.Thread(target=_await_end, args=(parent, jobs.put), daemon=True).start()
     while True:

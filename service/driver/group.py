@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray.autoscaler.sdk import request_resources
 from service import environment
 from service.config import Config
 from service.driver.sizing import Limits, Size, choose, decide, ended, room
-from service.recording.life import Beat
+from service.recording.life import Beat, Sign
 from service.recording.recorder import Leaving, RecorderClient
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ KNOCK_LIMIT_S = 5.0
 KNOCKS_AT_ONCE = 32
 RELEASE_LIMIT_S = 10.0
 """A group that ended holds its resources for some seconds more."""
-SILENCE_S = 60.0
+LEAST_SILENCE_S, SILENCE_S = 20.0, 60.0
 """A worker gives a sign of life every few seconds, whatever it is doing."""
 _POLL_S = 0.5
 # HTTP/2's preface and empty settings; a server with TLS refuses them, which is an answer too
@@ -44,10 +44,9 @@ class Group:
     def __init__(self, config: Config, recorder: RecorderClient):
         scale = config.scale
         self._need = worker_resources(config)
-        counts = tuple(config.worker_counts)
-        self._limits = Limits(counts, scale.patience_s, scale.grow_after_s, environment.start_limit_s())
+        self._limits = Limits(tuple(config.worker_counts), scale.patience_s, scale.grow_after_s)
         self._recorder = recorder
-        self._silence_s = scale.hang_s or SILENCE_S
+        self._silence_s = max(LEAST_SILENCE_S, min(scale.hang_s or SILENCE_S, SILENCE_S))
         self._size = Size()
 
     def choose(self) -> int:
@@ -56,10 +55,10 @@ class Group:
         answering = _answering()
         most = choose(counts, room([node["Resources"] for node in answering], self._need))
         deadline = time.monotonic() + RELEASE_LIMIT_S
-        while choose(counts, self._free()) < most and time.monotonic() < deadline:
+        while choose(counts, self._free(answering)) < most and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         while True:
-            free = self._free()
+            free = self._free(_answering())
             self._size, action = decide(self._limits, self._size, free, time.monotonic())
             if action.workers is not None:
                 break
@@ -71,13 +70,13 @@ class Group:
         return workers
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """While the group trains: a worker without signs of life is ended.
+    def watched(self, token: int) -> Iterator[None]:
+        """While the group with this token trains: a worker without signs of life is ended.
 
         Where more workers fit for a while, the group is let go at its next checkpoint.
         """
         over = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(over,), name="group", daemon=True)
+        thread = threading.Thread(target=self._watch, args=(token, over), name="group", daemon=True)
         thread.start()
         try:
             yield
@@ -89,36 +88,48 @@ class Group:
         """Take note that the group ended; `began` is False if its nodes were not there in time."""
         self._size = ended(self._limits, self._size, began, time.monotonic())
 
-    def _watch(self, over: threading.Event) -> None:
-        size, asked = self._size, False
-        ended: set[Beat] = set()
+    def _watch(self, token: int, over: threading.Event) -> None:
+        size, killed = self._size, set[Beat]()
+        growing = False
         while not over.wait(_LOOK_S):
-            self._end_silent(ended)
-            if size.workers == self._limits.counts[-1]:
-                continue
+            signs = [sign for sign in self._recorder.signs() if sign.beat.token == token]
             try:
-                fitting = size.workers + self._free()
+                self._end_silent(signs, killed)
+                if len(signs) < size.workers:
+                    continue  # until all have begun, what is free may be what they are about to take
+                size, action = decide(self._limits, size, self._fitting(size.workers), time.monotonic())
             except Exception as error:  # Ray's own, while its head is away
                 log.info("event=ray_silent error=%s", error)
                 continue
-            size, action = decide(self._limits, size, fitting, time.monotonic())
-            if action.grow and not asked:
+            if action.grow and not growing:
                 log.warning("event=growing workers=%d to=%d", size.workers, action.workers)
-            asked = asked or action.grow
-            if asked and not over.is_set():  # each time: the recorder may have been started again
+            if over.is_set():
+                return
+            if action.grow:  # each time: the recorder may have been started again
                 self._recorder.leave(Leaving.AT_COMMIT)
+            elif growing:  # another tenant was faster
+                self._recorder.stay()
+            growing = action.grow
 
-    def _end_silent(self, ended: set[Beat]) -> None:
+    def _end_silent(self, signs: Iterable[Sign], killed: set[Beat]) -> None:
         """End the workers that have given no sign for too long: stopped, or on a node that is away."""
-        for sign in self._recorder.signs():
-            if sign.age_s > self._silence_s and sign.beat not in ended:
+        for sign in signs:
+            if sign.age_s > self._silence_s and sign.beat not in killed:
                 log.error("event=worker_silent reason=%s", sign.in_words())
-                ended.add(sign.beat)
+                killed.add(sign.beat)
                 ray.kill(sign.worker)
 
-    def _free(self) -> int:
+    def _fitting(self, workers: int) -> int:
+        """How many fit, so many being there. Nodes are asked to answer only if that is more."""
+        counts = self._limits.counts
+        if workers == counts[-1] or choose(counts, workers + self._free(_staying())) <= workers:
+            return workers
+        return workers + self._free(_answering())
+
+    def _free(self, nodes: Iterable[dict[str, Any]]) -> int:
+        """How many workers fit into what these nodes have free."""
         free = state.available_resources_per_node()
-        names = {node["NodeID"] for node in _answering()}
+        names = {node["NodeID"] for node in nodes}
         return room([free[name] for name in names & free.keys()], self._need)
 
 
@@ -140,10 +151,15 @@ def asking_the_autoscaler(config: Config) -> Iterator[None]:
             request_resources(bundles=[])
 
 
+def _staying() -> list[dict[str, Any]]:
+    """The nodes that Ray counts as alive, but for those that are about to go."""
+    leaving = state.get_draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+
 def _answering() -> list[dict[str, Any]]:
     """The nodes that answer and are to stay. Ray needs up to a minute to notice a killed one."""
-    leaving = state.get_draining_nodes()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    nodes = _staying()
     with ThreadPoolExecutor(KNOCKS_AT_ONCE) as threads:
         answers = list(threads.map(_answers, nodes))
     for node, answered in zip(nodes, answers, strict=True):

@@ -17,9 +17,9 @@ from service.recording.prometheus import free_port
 
 LOOPBACK = "127.0.0.1"
 KNOCK_LIMIT_S = 10.0
-# On one machine nobody reclaims the node or scrapes Ray, and watching for it costs CPU time.
 # Ray Train looks for dead workers this often, instead of every two seconds.
 WATCHFUL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+# On one machine nobody reclaims the node or scrapes Ray, and watching for it costs CPU time.
 LOCAL_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 QUIET: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
 

@@ -25,13 +25,12 @@ class Limits:
     """The allowed `counts`, rising, and times in seconds.
 
     The first group waits `patience_s` for the largest count; room for a larger group must last
-    `grow_after_s` before it is used; a group that has not begun after `start_s` is given up by Ray.
+    `grow_after_s` before it is used.
     """
 
     counts: tuple[int, ...]
     patience_s: float
     grow_after_s: float
-    start_s: float
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,14 @@ class Size:
     """What the driver knows of its group. Times are seconds of one monotonic clock.
 
     `workers` is 0 while there is no group, and `started` once there was one. `since` is when the driver
-    began to wait for the first, or when room for a larger one was first seen, which counts from `begun`
-    on: until then the group itself may be about to take that room. A group of `failed` did not begin
-    although it seemed to fit: `below` it is tried next, and it is grown to again from `until` on; each
-    failure doubles that pause.
+    began to wait for the first, or when room for a larger one was first seen. A group of `failed` did
+    not begin although it seemed to fit: fewer than `below` are tried next, and so many from `until` on;
+    each failure doubles that pause.
     """
 
     workers: int = 0
     started: bool = False
     since: float | None = None
-    begun: float = 0.0
     below: int | None = None
     failed: int | None = None
     until: float = 0.0
@@ -67,21 +64,24 @@ WAIT = Action()
 
 
 def decide(limits: Limits, size: Size, fitting: int, now: float) -> tuple[Size, Action]:
-    """What to do when so many workers fit, those of the group included, and what to remember."""
+    """What to do when so many workers fit, those of the group included, and what to remember.
+
+    A group counts once all its workers have begun: until then they may be about to take what is free.
+    """
     if size.workers:
         return _decide_growth(limits, size, fitting, now)
-    workers = choose(limits.counts, fitting, size.below)
+    tried = size.failed if size.failed and now < size.until else None
+    workers = choose(limits.counts, fitting, size.below or tried)
     since = now if size.since is None else size.since
     if not size.started and workers < limits.counts[-1] and now < since + limits.patience_s:
         return replace(size, since=since), WAIT
-    begun = now if workers <= fitting else now + limits.start_s
-    return replace(size, workers=workers, started=True, since=None, begun=begun), Action(workers)
+    return replace(size, workers=workers, started=True, since=None), Action(workers)
 
 
 def _decide_growth(limits: Limits, size: Size, fitting: int, now: float) -> tuple[Size, Action]:
     tried = size.failed if size.failed and now < size.until else None
     larger = choose(limits.counts, fitting, tried)
-    if now < size.begun or not size.workers < larger <= fitting:
+    if not size.workers < larger <= fitting:
         return replace(size, since=None), WAIT
     since = now if size.since is None else size.since
     if now < since + limits.grow_after_s:

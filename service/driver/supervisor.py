@@ -81,7 +81,7 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
             return
         workers = group.choose()
         log.info("event=fit workers=%d clock=%d failures=%d", workers, before, failures)
-        with group.watched():
+        with group.watched(job.token):
             outcome = _fit(config, job, workers, storage)
         group.ended(began=not outcome.waiting)
         if leaving.is_set() and outcome.clock < job.end:
@@ -93,6 +93,8 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
             return
         failures = action.failures
         job.recorder.leave(Leaving.NO)
+        if leaving.is_set():
+            raise KeyboardInterrupt
         rehearsed = job.rehearsed
         if outcome.clock > before:
             rehearsed = min(rehearsed or workers, workers)

@@ -103,15 +103,17 @@ class Workers:
     def spread(self, data: bytes) -> bytes:
         """The first worker's bytes, on all of them."""
         size = self.agree(len(data))
-        if self.count == 1 or not size:
+        if self.count == 1:
             return data
-        whole = torch.frombuffer(bytearray(data if self.is_first else size), dtype=torch.uint8)
-        for piece in whole.split(PIECE_BYTES):  # a device need not hold all of it
-            passed = piece.to(self.device)
-            dist.broadcast(passed, src=0)
+        received = bytearray(0 if self.is_first else size)
+        for start in range(0, size, PIECE_BYTES):  # a device need not hold all of it
+            end = min(start + PIECE_BYTES, size)
+            piece = bytearray(data[start:end]) if self.is_first else bytearray(end - start)
+            tensor = torch.frombuffer(piece, dtype=torch.uint8).to(self.device)
+            dist.broadcast(tensor, src=0)
             if not self.is_first:
-                piece.copy_(passed)
-        return whole.numpy().tobytes()
+                received[start:end] = tensor.cpu().numpy().data
+        return data if self.is_first else bytes(received)
 
 
 def join() -> Workers:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 STILL_LEAST_S = 20.0
-"""Nothing that takes less is told."""
+"""Shorter waits are not reported."""
 
 
 @dataclass(frozen=True)

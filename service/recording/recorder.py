@@ -116,8 +116,13 @@ class Recorder:
         return self._life.signs(time.monotonic())
 
     def leave(self, leaving: Leaving) -> None:
-        """The driver's wish, which the workers ask for."""
-        self._leaving = leaving
+        """The driver's wish, which the workers ask for; NO takes all back, others only add to it."""
+        self._leaving = leaving and max(self._leaving, leaving)
+
+    def stay(self) -> None:
+        """Take AT_COMMIT back; whoever is asked to end, ends."""
+        if self._leaving == Leaving.AT_COMMIT:
+            self._leaving = Leaving.NO
 
     def leaving(self) -> Leaving:
         """The driver's last wish."""
@@ -217,6 +222,10 @@ class RecorderClient:
     def leave(self, leaving: Leaving) -> None:
         """Let the workers know whether they are to stop."""
         self._send(lambda: self._actor.leave.remote(leaving))
+
+    def stay(self) -> None:
+        """Let the workers know that they need not stop at a commit."""
+        self._send(lambda: self._actor.stay.remote())
 
     def leaving(self) -> Leaving:
         """The answer, if it has come, to the question asked at the last call: no worker waits for it."""

@@ -75,9 +75,9 @@ class FileEntry:
 class Manifest(Document):
     """What a checkpoint is made of. It is written last: without it there is no checkpoint.
 
-    `metrics` are the last values that the run recorded before it, for people. One that was not `due`,
-    but made because a node was about to go, is resumed from and then forgotten: no rewind goes back to
-    it, for a run that nothing disturbed does not have it.
+    `metrics` are the last values that the run recorded before it, for people. One that was not `due` at
+    its clock, but made on a notice or by time, is resumed from and then forgotten: no rewind goes back
+    to it, for a run that nothing disturbed does not have it.
     """
 
     remedy: ClassVar[str] = "restore it from a copy, or choose another checkpoint"

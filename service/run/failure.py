@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from service.collapse.response import CollapseError
 from service.config import Config
 from service.config.identity import flatten
 from service.documents import Document, Plain
@@ -17,23 +18,28 @@ FAILURE_KEY = "failure.json"
 
 
 class FailureDocument(Document):
-    """Why the run ended, in the words of then, and the configuration that it ended with."""
+    """Why the run ended, in the words of then, and the configuration that it ended with.
+
+    `collapsed` says whether it was a collapse: that is a result of a trial, not a failure of a sweep.
+    """
 
     remedy: ClassVar[str] = "delete it"
 
     version: Literal[1] = 1
     message: Annotated[str, Field(max_length=100_000)]
     config: Plain
+    collapsed: bool = False
 
 
 def write_failure(storage: Storage, config: Config, error: TrainingError) -> None:
     """Write down that the run ended for a reason that lasts."""
-    failure = FailureDocument(message=str(error), config=config.model_dump())
+    collapsed = isinstance(error.__cause__, CollapseError)
+    failure = FailureDocument(message=str(error), config=config.model_dump(), collapsed=collapsed)
     storage.put(FAILURE_KEY, failure.to_bytes())
 
 
 def check_failure(storage: Storage, config: Config, again: bool) -> None:
-    """TrainingError, in its words, if the run ended for a reason that lasts.
+    """TrainingError, in its words, if the run ended for a reason that lasts; a collapse is its cause.
 
     Nothing if a setting has changed since, or if the start is to be tried `again`: then the failure is
     forgotten.
@@ -46,5 +52,5 @@ def check_failure(storage: Storage, config: Config, again: bool) -> None:
         raise TrainingError(
             f"{failure.message}\nThis ended the run before, and no setting has changed since: mend the"
             " cause, then start it with --again"
-        )
+        ) from (CollapseError(failure.message) if failure.collapsed else None)
     storage.delete([FAILURE_KEY])

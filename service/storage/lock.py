@@ -110,7 +110,7 @@ class RunLock:
                 if left <= 0:
                     raise
                 if not waiting:
-                    log.warning("event=lock_wait s=%.0f error=%s", left, error)
+                    log.warning("event=lock_busy patience_s=%.0f error=%s", left, error)
                 waiting = True
             time.sleep(min(_POLL_S, left))
 

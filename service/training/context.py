@@ -58,8 +58,7 @@ class Context:
         )
         self.real = PanelReader(self.panel.dataset)
         self.feeders = open_feeders(config, dataset, workers.count)
-        hang_s, timeout_s = config.scale.hang_s, config.storage.timeout_s
-        self.heart = Heart(recorder, token, workers.index, hang_s, self.feeders, timeout_s)
+        self.heart = Heart(recorder, token, workers.index, config, self.feeders)
 
     @property
     def autocast(self) -> torch.autocast:
@@ -124,6 +123,8 @@ class Context:
             committed = {"address": self.storage.url(name.folder)} | files
             attempt = manifest.state.attempt
             self.recorder.write(Record(name.clock, time.time(), attempt, checkpoint=committed))
+            if not manifest.due:
+                return
             before, self._committed = self._committed, name
             every = self.config.evaluation.every_images
             if every and due(every, before.clock if before else 0, name.clock):

@@ -12,6 +12,7 @@ from service.engine.step import Measures, Step
 from service.recording.record import Note, Record, SpanTime
 from service.run import checkpoint
 from service.training.context import Context
+from service.training.heart import REHEARSING
 from service.training.monitor import Monitor
 
 
@@ -28,6 +29,7 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
     seconds: dict[str, float] = {}
     spans = [span for span in curriculum.spans if span.start < end]
     for span in spans:
+        context.heart.turn_to(REHEARSING, span.start, span.name)
         try:
             cycle = curriculum.at(span.start)
             if span is spans[-1]:

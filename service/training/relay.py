@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from enum import IntEnum
 
 from service.engine.distributed import Workers
 from service.errors import RefusedError, StorageError
 from service.storage import MissingError, Storage
+
+SIGN_EVERY_S = 5.0
 
 
 class _Answer(IntEnum):
@@ -23,6 +26,14 @@ _ERRORS = {
     _Answer.REFUSED: RefusedError,
     _Answer.FAILED: StorageError,
 }
+
+
+def _read(read: Callable[[], bytes]) -> tuple[_Answer, bytes]:
+    try:
+        return _Answer.DATA, read()
+    except StorageError as error:
+        answer = next(answer for answer, kind in _ERRORS.items() if isinstance(error, kind))
+        return answer, str(error).encode()
 
 
 class Relay:
@@ -47,13 +58,12 @@ class Relay:
     def _relay(self, read: Callable[[], bytes]) -> bytes:
         if self._workers.count == 1:
             return read()
-        answer, data = _Answer.DATA, b""
-        if self._workers.is_first:
-            try:
-                data = read()
-            except StorageError as error:
-                answer = next(a for a, kind in _ERRORS.items() if isinstance(error, kind))
-                data = str(error).encode()
+        with ThreadPoolExecutor(1, thread_name_prefix="relay") as thread:
+            reading = thread.submit(_read, read) if self._workers.is_first else None
+            # Small signs in between, because the others give up on one that is silent for too long.
+            while not self._workers.agree(int(bool(reading and wait([reading], SIGN_EVERY_S).done))):
+                pass
+        answer, data = reading.result() if reading else (_Answer.DATA, b"")
         answer = _Answer(self._workers.agree(answer))
         data = self._workers.spread(data)
         if answer is not _Answer.DATA:

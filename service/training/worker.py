@@ -22,7 +22,7 @@ from service.run.checkpoint import Checkpointer
 from service.scoring.actor import ScorerClient
 from service.training.attempt import Attempt, Meter
 from service.training.context import Context
-from service.training.heart import DRAWING, MEASURING, SAVING, TRAINING
+from service.training.heart import DRAWING, LOADING, MEASURING, RESPONDING, SAVING, TRAINING
 from service.training.rehearsal import rehearse
 from service.training.respond import carry_out
 
@@ -71,6 +71,7 @@ def _train(context: Context, job: Job) -> int:
         # The rehearsal uses the state up; drawing large orthogonal weights again may take a minute.
         start = checkpoint.copy_to_cpu(state.tensors()), state.plain()
         rehearse(context, state, job.end)
+    context.heart.turn_to(LOADING, state.clock)
     resumed = checkpoint.resume(context.relay, state)
     if resumed:
         # again: the last driver may have died right after the commit
@@ -99,18 +100,20 @@ def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer)
     When the group is to leave, it stops at a commit, or on a notice saves and stops at a look: between
     two, the next point of the curves would lack a part.
     """
+    context.heart.begin()
     attempt = Attempt(context, state)
     config, saves, drawn = context.config, _Saves(context, state, saver), state.clock
     with attempt.load(end) as batches:
         meter = Meter(context, batches, state.clock)
         leaving, late = Leaving.NO, False
         for cycle in attempt.curriculum.cycles(state.clock, end):
-            context.heart.doing(TRAINING, cycle.start, cycle.span.name)
+            context.heart.turn_to(TRAINING, cycle.start, cycle.span.name)
             attempt.monitor.prepare(cycle)
             meter.add(attempt.step.cycle(cycle, batches))
             if due(config.tracking.every_images, cycle.start, cycle.end):
-                context.heart.doing(MEASURING, cycle.end, cycle.span.name)
+                context.heart.turn_to(MEASURING, cycle.end, cycle.span.name)
                 response = attempt.judge(cycle, meter)
+                context.heart.turn_to(RESPONDING, cycle.end)
                 if not carry_out(response, context, state, saver):
                     return False
                 leaving, late = context.leaving(), context.is_late(saves.at)
@@ -143,7 +146,7 @@ class _Saves:
         """Save the state at this clock; only the first worker does."""
         self.clock, self.at = self._state.clock, time.monotonic()
         if self._context.workers.is_first:
-            self._context.heart.doing(SAVING, self.clock)
+            self._context.heart.turn_to(SAVING, self.clock)
             self._saver.save(self._state, meter.latest, is_due)
 
     def may_leave(self, leaving: Leaving) -> bool:
@@ -155,13 +158,15 @@ class _Saves:
         """Save what is not saved yet, and wait until all is committed."""
         if self.clock < self._state.clock:
             self.save(meter, is_due)
+        if self._context.workers.is_first:
+            self._context.heart.turn_to(SAVING, self.clock)
         self._saver.wait()
 
 
 def _draw(context: Context, state: TrainState, cycle: Cycle) -> None:
     """Send the panel at this clock; only the first worker draws."""
     if context.workers.is_first:
-        context.heart.doing(DRAWING, state.clock)
+        context.heart.turn_to(DRAWING, state.clock)
         images = draw_panel(context.config, state.ema, cycle.stage, context.autocast)
         record = Record(state.clock, time.time(), state.attempt)
         context.recorder.draw(record, images, context.grid_look)

@@ -77,9 +77,7 @@ LOOKS = st.lists(
     st.tuples(st.floats(0.1, 100), st.integers(0, 20), st.sampled_from([None, None, True, False])),
     max_size=60,
 )
-LIMITS = st.builds(
-    Limits, COUNTS.map(tuple), st.sampled_from([0.0, 30.0]), st.sampled_from([0.0, 60.0]), st.just(60.0)
-)
+LIMITS = st.builds(Limits, COUNTS.map(tuple), st.sampled_from([0.0, 30.0]), st.sampled_from([0.0, 60.0]))
 
 
 def follow(limits: Limits, looks) -> Iterator[tuple[float, int, Size, Size, Action]]:
@@ -140,7 +138,7 @@ def test_room_that_stays_is_used(limits, before, more):
 
 
 def test_a_larger_count_that_never_begins_is_tried_ever_more_rarely():
-    limits = Limits((1, 2), patience_s=0, grow_after_s=60, start_s=60)
+    limits = Limits((1, 2), patience_s=0, grow_after_s=60)
     # two seem to fit, but a group of two never begins
     size, now, tries = Size(), 0.0, []
     for _ in range(2000):
@@ -155,11 +153,3 @@ def test_a_larger_count_that_never_begins_is_tried_ever_more_rarely():
     pauses = [after - before for before, after in itertools.pairwise(tries)]
     assert all(shorter < longer for shorter, longer in itertools.pairwise(pauses))
     assert pauses[-1] > 10 * pauses[0]
-
-
-def test_a_group_that_waits_for_nodes_does_not_take_its_own_room_for_more():
-    limits = Limits((2, 3), patience_s=0, grow_after_s=0, start_s=60)
-    size, action = decide(limits, Size(), 1, 0.0)
-    assert action.workers == 2
-    assert decide(limits, size, 2 + 1, 59.0)[1].workers is None  # the one that is free waits for another
-    assert decide(limits, size, 3, 60.0)[1] == Action(3, grow=True)  # it has begun, and one is free

@@ -29,6 +29,16 @@ def test_it_is_met_again_in_the_same_words_until_a_setting_changes(storage, tmp_
     check_failure(storage, config, again=False)  # forgotten
 
 
+def test_a_collapse_is_met_again_as_one_so_that_a_sweep_counts_it(storage, tmp_path):
+    config = tiny_config("data", tmp_path / "run")
+    error = TrainingError("collapsed at 160 images")
+    error.__cause__ = CollapseError("collapsed at 160 images")
+    write_failure(storage, config, error)
+    with pytest.raises(TrainingError, match="collapsed at 160") as raised:
+        check_failure(storage, config, again=False)
+    assert isinstance(raised.value.__cause__, CollapseError)
+
+
 def test_a_person_may_try_again(storage, tmp_path):
     config = tiny_config("data", tmp_path / "run")
     write_failure(storage, config, TrainingError("why"))

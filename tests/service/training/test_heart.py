@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from service.data.feeder import SILENT_S, Waiting
+from service.data import feeder
+from service.data.feeder import SILENT_S
 from service.run import checkpoint
 from service.storage import open_storage
 from tests.conftest import ROOT
@@ -92,10 +94,12 @@ def test_a_reading_process_that_was_stopped_ends_the_worker(start, tmp_path):
     assert "waiting for data for" in log.read_text()
 
 
-def test_data_may_take_as_long_as_storage_is_tried():
+def test_data_may_take_as_long_as_something_moves():
     limits = {"limit_s": 60.0, "timeout_s": 60.0}
-    assert Waiting(for_s=100, silent_s=1, retry_s=1e9).may_end(**limits)  # the first request
-    assert not Waiting(for_s=130, silent_s=1, retry_s=1e9).may_end(**limits)
-    assert Waiting(for_s=300, silent_s=1, retry_s=50).may_end(**limits)
-    assert not Waiting(for_s=300, silent_s=1, retry_s=100).may_end(**limits)
-    assert not Waiting(for_s=20, silent_s=SILENT_S, retry_s=0).may_end(**limits)
+    waiting = partial(feeder.Waiting, request_bytes=0)
+    assert waiting(for_s=50, silent_s=1, idle_s=1e9).may_end(**limits)
+    assert waiting(for_s=110, silent_s=1, idle_s=110).may_end(**limits)  # the first request
+    assert not waiting(for_s=130, silent_s=1, idle_s=130).may_end(**limits)
+    assert waiting(for_s=3000, silent_s=1, idle_s=50).may_end(**limits)
+    assert not waiting(for_s=20, silent_s=SILENT_S, idle_s=0).may_end(**limits)
+    assert waiting(for_s=200, silent_s=1, idle_s=200, request_bytes=2 << 20).may_end(**limits)
