@@ -36,15 +36,16 @@ STEPS = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, *[100] * 12])
 
 
 class Fate(Enum):
-    """What becomes of a call: it works; it fails; it works but says it failed; it comes later."""
+    """What becomes of a call: it works, fails, works but says it failed, comes later, or is the last."""
 
     WORKS = "works"
     FAILS = "fails"
     LOST = "lost"
     LATE = "late"
+    KILLS = "kills"
 
 
-FATES = st.sampled_from([*[Fate.WORKS] * 6, *Fate])
+FATES = st.sampled_from([*[Fate.WORKS] * 6, Fate.FAILS, Fate.LOST, Fate.LATE])
 
 
 class Killed(BaseException):
@@ -78,46 +79,46 @@ class World:
 
 
 class Actor(threading.Thread):
-    """A process's thread, which stops at each call to storage until it is told the call's fate."""
+    """A process's thread, which stops at a call to storage until it is told how it goes on."""
 
     def __init__(self, host: str, skew: float, work: Callable[[], Any]):
         super().__init__(daemon=True)
         self.host, self.skew = host, skew
         self._work, self._go, self._stopped = work, threading.Semaphore(0), threading.Semaphore(0)
-        self._fate: Fate | None = Fate.WORKS
+        self._left, self._fate = 0, Fate.WORKS
         self.result: Any = None
         self.error: BaseException | None = None
+        self.is_over = False
         self.start()
         self._stopped.acquire()
 
     def run(self) -> None:
         """Work until it is done, fails or is killed."""
         try:
-            self.call(lambda: None, is_write=False, world=None)
             self.result = self._work()
         except BaseException as error:
             self.error = error
         self.is_over = True
         self._stopped.release()
 
-    is_over = False
-
-    def step(self, fate: Fate | None) -> None:
-        """Let it go on up to its next call; None kills it."""
-        self._fate = fate
+    def step(self, fate: Fate, calls: int = 1) -> None:
+        """Let it make so many calls, of which the last has this fate, and stop at the next."""
+        self._left, self._fate = calls, fate
         self._go.release()
         assert self._stopped.acquire(timeout=LIMIT_S), "it waits for something else than storage"
 
-    def call(self, act: Callable[[], Any], is_write: bool, world: World | None) -> Any:
-        """Stop, and then do what the fate says."""
-        self._stopped.release()
-        self._go.acquire()
-        match self._fate:
-            case None:
+    def call(self, act: Callable[[], Any], is_write: bool, world: World) -> Any:
+        """Do what its fate says, once it may."""
+        if not self._left:
+            self._stopped.release()
+            self._go.acquire()
+        self._left -= 1
+        match Fate.WORKS if self._left else self._fate:
+            case Fate.KILLS:
                 raise Killed
             case Fate.WORKS:
                 return act()
-            case Fate.LATE if is_write and world:
+            case Fate.LATE if is_write:
                 world.late.append(act)
             case Fate.LOST if is_write:
                 act()
@@ -225,7 +226,7 @@ class Protocol(RuleBasedStateMachine):
         """End all threads."""
         for actor in self.actors:
             if not actor.is_over:
-                actor.step(None)
+                actor.step(Fate.KILLS)
         self._patch.undo()
 
     def begin(self, host: str, skew: float, work: Callable[[], Any]) -> Actor:
@@ -297,10 +298,7 @@ class Protocol(RuleBasedStateMachine):
         """One process goes on for some calls, the last of which has this fate."""
         busy = [a for a in self.actors if not a.is_over]
         actor = data.draw(st.sampled_from([*[busy[-1]] * 3, *busy]))
-        for number in range(steps):
-            if actor.is_over:
-                break
-            actor.step(fate if number == steps - 1 else Fate.WORKS)
+        actor.step(fate, steps)
         if actor.is_over and isinstance(actor.result, Driver):
             self.drivers.append(actor.result)
             actor.result = None
@@ -312,7 +310,7 @@ class Protocol(RuleBasedStateMachine):
     def a_process_is_killed(self, data: st.DataObject) -> None:
         """In the middle of whatever it does."""
         actor = data.draw(st.sampled_from([a for a in self.actors if not a.is_over]))
-        actor.step(None)
+        actor.step(Fate.KILLS)
         self.drivers = [driver for driver in self.drivers if driver.actor is not actor]
 
     @precondition(lambda self: self.world.late)
@@ -351,5 +349,5 @@ class Protocol(RuleBasedStateMachine):
 pytestmark = pytest.mark.slow
 TestProtocol = Protocol.TestCase
 TestProtocol.settings = settings(
-    max_examples=150, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -20,6 +20,7 @@ from tests.live import wait_for
 
 TRAIN = """
 import sys, threading
+from service.data import feeder
 from service.engine.step import Step
 from service.storage import open_storage
 from service.storage.lock import RunLock
@@ -28,7 +29,8 @@ from tests.conftest import tiny_config
 from tests.live import SilentRecorder
 
 data, run, stands_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
-config = tiny_config(data, run, scale={"hang_s": 5})
+config = tiny_config(data, run, scale={"hang_s": 8})
+feeder.SILENT_S = 4.0  # seconds less to wait
 cycle = Step.cycle
 
 def stand(self, which, batches):
