@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -79,10 +80,10 @@ def train(job: worker.Job) -> int:
     def noted_resume(*given: Any) -> Any:
         resumed = resume(*given)
         note("loaded")
-        setattr(Step, "cycle", noted_cycle)  # noqa: B010
+        patch.object(Step, "cycle", noted_cycle).start()
         return resumed
 
-    setattr(checkpoint, "resume", noted_resume)  # noqa: B010
+    patch.object(checkpoint, "resume", noted_resume).start()
     return worker.train(job)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+import torch
 import yaml
 from mlflow.entities import Run as MlflowRun
 
@@ -31,6 +32,8 @@ from tests.conftest import ROOT, tiny_values
 IMAGES = 2560
 SAVE_EVERY, LOOK_EVERY = 160, 80
 LIMIT_S = 400
+NODES = ("node-1", "node-2")
+TOLERANCE = 1e-6
 
 
 @pytest.fixture(scope="session")
@@ -222,3 +225,42 @@ def kill(processes: list[psutil.Process]) -> None:
 def tell(text: str) -> None:
     """Print a measurement."""
     print(f"chaos: {text}", flush=True)
+
+
+def spread(cluster: Stack) -> list[int]:
+    """Workers by node."""
+    return [len(workers(cluster, node)) for node in NODES]
+
+
+def goes_on(run: ChaosRun, disturbance: str, act: Callable[[], object]) -> None:
+    """Disturb it, and wait for a commit by workers that began after that, from the last before it."""
+    before, groups = run.clock(), len(run.groups())
+    act()
+    # that of before + SAVE_EVERY may have been under way
+    run.wait_for(lambda: run.clock() > before + SAVE_EVERY, f"{disturbance} to new commits")
+    started = run.groups()[groups:]
+    assert started
+    assert all(clock >= before for _, clock in started)
+
+
+def same_as_undisturbed(run: ChaosRun, undisturbed: ChaosRun) -> None:
+    """To rounding, in float64: the number of workers was not always the same."""
+    tensors, manifest = run.final()
+    expected_tensors, expected = undisturbed.final()
+    assert manifest.state.clock == IMAGES
+    assert manifest.state.attempt == expected.state.attempt == 0
+    for network in ("generator", "discriminator", "ema"):
+        for name, value in expected_tensors[network].items():
+            torch.testing.assert_close(
+                tensors[network][name], value, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{network}.{name}"
+            )
+
+    parent, nested = run.mlflow_runs()
+    assert (parent.info.status, nested) == ("FINISHED", [])
+    clocks = list(range(LOOK_EVERY, IMAGES + 1, LOOK_EVERY))
+    (wanted, _) = undisturbed.mlflow_runs()
+    for name in ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g"):
+        points, reference = curve(parent, name), curve(wanted, name)
+        assert list(points) == list(reference) == clocks, name
+        for clock in clocks:
+            assert abs(points[clock] - reference[clock]) <= TOLERANCE * max(1, abs(reference[clock]))

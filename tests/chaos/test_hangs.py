@@ -5,8 +5,18 @@ import signal
 import psutil
 import pytest
 
-from tests.chaos.conftest import CONFIG, SAVE_EVERY, ChaosRun, bring_nodes, family, kill, workers
-from tests.chaos.test_nodes import goes_on, same_as_undisturbed, spread
+from tests.chaos.conftest import (
+    CONFIG,
+    SAVE_EVERY,
+    ChaosRun,
+    bring_nodes,
+    family,
+    goes_on,
+    kill,
+    same_as_undisturbed,
+    spread,
+    workers,
+)
 
 pytestmark = pytest.mark.long
 

@@ -12,8 +12,7 @@ import mlflow
 import psutil
 import pytest
 
-from tests.chaos.conftest import SAVE_EVERY, bring_nodes, family
-from tests.chaos.test_nodes import same_as_undisturbed
+from tests.chaos.conftest import SAVE_EVERY, bring_nodes, family, same_as_undisturbed
 
 pytestmark = pytest.mark.long
 

@@ -79,7 +79,7 @@ class World:
 
 
 class Actor(threading.Thread):
-    """A process's thread, which stops at a call to storage until it is told how it goes on."""
+    """A process, run in a thread. It stops before a call to storage and waits for `step`."""
 
     def __init__(self, host: str, skew: float, work: Callable[[], Any]):
         super().__init__(daemon=True)
@@ -102,7 +102,7 @@ class Actor(threading.Thread):
         self._stopped.release()
 
     def step(self, fate: Fate, calls: int = 1) -> None:
-        """Let it make so many calls, of which the last has this fate, and stop at the next."""
+        """Let it make `calls` calls, then stop it. All of them work but the last, which meets `fate`."""
         self._left, self._fate = calls, fate
         self._go.release()
         assert self._stopped.acquire(timeout=LIMIT_S), "it waits for something else than storage"
