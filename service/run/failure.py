@@ -39,10 +39,10 @@ def write_failure(storage: Storage, config: Config, error: TrainingError) -> Non
 
 
 def check_failure(storage: Storage, config: Config, again: bool) -> None:
-    """TrainingError, in its words, if the run ended for a reason that lasts; a collapse is its cause.
+    """TrainingError if the run ended for a reason that lasts; a collapse is its cause.
 
-    Nothing if a setting has changed since, or if the start is to be tried `again`: then the failure is
-    forgotten.
+    Its last line is that of the error of then, as in the first run's output. Nothing if a setting has
+    changed since, or if the start is to be tried `again`: then the failure is forgotten.
     """
     try:
         failure = FailureDocument.from_bytes(storage.get(FAILURE_KEY), storage.url(FAILURE_KEY))
@@ -50,7 +50,7 @@ def check_failure(storage: Storage, config: Config, again: bool) -> None:
         return
     if not again and flatten(failure.config) == flatten(config.model_dump(mode="json")):
         raise TrainingError(
-            f"{failure.message}\nThis ended the run before, and no setting has changed since: mend the"
-            " cause, then start it with --again"
+            "the run ended before, and no setting has changed since: mend the cause, then start it with"
+            f" --again. It ended so:\n{failure.message}"
         ) from (CollapseError(failure.message) if failure.collapsed else None)
     storage.delete([FAILURE_KEY])

@@ -1,6 +1,9 @@
 """The command, end to end on a real Ray: killed, resumed, reported, registered; and what it refuses."""
 
 import csv
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ import yaml
 from PIL import Image
 
 from service import sweep
+from service.collapse.response import CollapseError
 from service.driver.preflight import open_run
-from service.errors import UsageError
+from service.errors import TrainingError, UsageError
 from service.run import checkpoint, ranking
+from service.run.failure import write_failure
 from service.storage import open_storage
 from service.storage.lock import read_holder
+from service.tuning.driver import COLLAPSED
 from tests.conftest import assert_no_secrets, run_command, start_command, tiny_config, tiny_values
 
 pytestmark = pytest.mark.slow
@@ -140,6 +146,21 @@ def test_a_collapsed_trial_ends_at_once_and_counts_as_the_worst(swept):
     assert row["score"] == ""
     assert int(row["images"]) < IMAGES
     assert "collapsed at" in row["reason"]
+
+
+def test_a_collapse_that_its_sweep_did_not_live_to_record_is_told_as_before(digits, tmp_path):
+    config = tiny_config(digits, tmp_path / "run")
+    with open_run(config) as run:
+        error = TrainingError("collapsed at 160 images: the losses are not finite")
+        error.__cause__ = CollapseError(str(error))
+        write_failure(run.storage, config, error)
+    job = json.dumps({"config": config.model_dump(mode="json"), "parent": None})
+    command = [sys.executable, "-m", "service.tuning.driver"]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as driver:
+        print(job, file=driver.stdin, flush=True)  # and it stays open, as long as the trial lives
+        assert driver.stderr.read().strip().rpartition("\n")[2] == str(error)
+    assert driver.returncode == COLLAPSED
 
 
 def test_trials_are_nested_below_the_sweep_which_has_the_table_and_the_picture(swept):
