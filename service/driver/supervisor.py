@@ -1,5 +1,6 @@
 """From the driver: fit a group of workers, judge how it ended, fit again or stop."""
 
+import functools
 import logging
 import os
 import threading
@@ -8,14 +9,15 @@ from typing import Any, Literal
 
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from service import environment
 from service.config import Config
 from service.driver.group import Group, worker_resources
 from service.driver.preflight import RunDir
+from service.driver.process_group import ProcessGroup
 from service.errors import ServiceError, TrainingError
 from service.glibc import KEEP_FREED_MEMORY
 from service.recording.recorder import Leaving
@@ -103,16 +105,16 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
 
 
 def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
-    trainer = TorchTrainer(
-        train,
-        train_loop_config=job,
+    trainer = DataParallelTrainer(
+        # a partial is opened by the workers alone; as a configuration it would be by the controller, too
+        functools.partial(train, job),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=config.scale.gpu,
             resources_per_worker=worker_resources(config),
         ),
-        torch_config=TorchConfig(
-            backend="nccl" if config.scale.gpu else "gloo", timeout_s=config.scale.group_timeout_s
+        backend_config=ProcessGroup(
+            "nccl" if config.scale.gpu else "gloo", config.scale.group_timeout_s
         ),
         run_config=RunConfig(
             name=f"{job.token:06d}",
