@@ -19,7 +19,7 @@ from pydantic import Field
 
 from cluster.local import BUCKET, Stack
 from service.cli import Options, parse, run_command
-from service.engine.state import PlainState
+from service.engine.plain import PlainState
 from service.run.checkpoint import Checkpointer, Keep, Tensors
 from service.storage import Storage, open_storage
 from service.storage.lock import RunLock

@@ -52,7 +52,7 @@ from service.metrics.features import open_features
 from service.metrics.frechet import Moments, frechet_distance, moments
 from service.random.draws import Draws
 from service.recording.pictures import GridLook, grid_png
-from service.run import checkpoint
+from service.run import commits
 from service.run.best import load
 from service.storage import open_storage
 
@@ -283,17 +283,17 @@ def _train(case: Case, config: dict[str, Any], run: Path) -> None:
 def _plant_nan(run: Path) -> None:
     """Set a weight of the newest checkpoint to NaN, as a flipped bit would, and correct the digest."""
     storage = open_storage(str(run))
-    name = checkpoint.find(storage)[0][-1]
+    name = commits.find(storage)[0][-1]
     folder = run / name.folder
     weights = torch.load(folder / "generator.pt", weights_only=True)
     next(tensor for tensor in weights.values() if tensor.ndim > 1).view(-1)[0] = float("nan")
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     (folder / "generator.pt").write_bytes(buffer.getvalue())
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((folder / commits.MANIFEST).read_text())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     manifest["files"]["generator.pt"] = {"bytes": buffer.tell(), "sha256": digest}
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (folder / commits.MANIFEST).write_text(json.dumps(manifest))
     (run / "planted").touch()
 
 
@@ -302,7 +302,7 @@ def _score(case: Case, config: dict[str, Any], run: Path) -> Course:
     target, judge = _reality(source, index, case.resolution)
     storage = open_storage(str(run))
     clocks, distances, classes = [], [], []
-    for name in checkpoint.find(storage)[0]:
+    for name in commits.find(storage)[0]:
         images = _sample(str(run / name.folder))
         features = _features()(images)
         counts = np.bincount(judge.predict(features), minlength=CLASSES)

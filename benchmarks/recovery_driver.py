@@ -28,6 +28,7 @@ from service.driver.settle import settle
 from service.engine.step import Step
 from service.run import checkpoint
 from service.training import worker
+from service.training.job import Job
 
 IMAGES, BATCH = 6400, 64
 CHECKPOINT_EVERY, LOOK_EVERY = 1280, 320
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         note("ended")
 
 
-def train(job: worker.Job) -> int:
+def train(job: Job) -> int:
     """The worker's loop, with marks; what the rehearsal does is not marked."""
     note("began")
     resume, cycle = checkpoint.resume, Step.cycle

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.out:
         _check_out(options.out)
     # here because they load torch, which errors and --help do not need
-    from service.run import checkpoint, ranking
+    from service.run import commits, ranking
     from service.run.best import load
 
     trained = load(options.checkpoint)
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     place = trained.place
     storage = open_storage(place.run_dir, RETRY_S)
     if options.keep:
-        others = [name for name in checkpoint.find(storage)[0] if name != place.name]
+        others = [name for name in commits.find(storage)[0] if name != place.name]
         ranking.check_comparable(storage, others, scorer.measure)
     setting = scorer.setting(trained.stage.resolution)
     print(f"{setting.generated} generated and {setting.held_out} held-out images", flush=True)
@@ -108,7 +108,8 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
     """The scorer, on the run's data; UsageError if it is other data, or too little for the scores."""
     from service.data.index import read_index
     from service.metrics.scores import check_scores
-    from service.scoring.scorer import Scorer, check_evaluation
+    from service.scoring.check import check_evaluation
+    from service.scoring.scorer import Scorer
 
     config = _config(trained.config, options)
     index = read_index(open_storage(config.data.index_address, RETRY_S))

@@ -1,5 +1,6 @@
 """Names of scores and of feature networks, as settings and command lines take them."""
 
+from collections.abc import Collection
 from typing import Literal, get_args
 
 ScoreName = Literal[
@@ -21,6 +22,12 @@ RANKING: tuple[RankingName, ...] = get_args(RankingName)
 HIGHER_IS_BETTER: tuple[ScoreName, ...] = ("is", "precision", "recall", "density", "coverage")
 OF_PIXELS: tuple[ScoreName, ...] = ("swd", "ms_ssim")
 """Scores that compare pixels; all others compare features."""
+
+
+def need_features(scores: Collection[str]) -> bool:
+    """Whether any of the scores needs features."""
+    return not set(scores) <= set(OF_PIXELS)
+
 
 WeightsName = Literal["ema", "generator"]
 """Which copy of the generator: its running average, or the last weights."""

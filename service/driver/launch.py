@@ -22,7 +22,7 @@ from service.recording.prometheus import free_port
 from service.recording.recorder import RecorderClient, start_recorder
 from service.run.failure import write_failure
 from service.scoring.actor import ScorerClient, start_scorer
-from service.training.worker import Job
+from service.training.job import Job
 
 CLOSE_LIMIT_S = 60.0
 

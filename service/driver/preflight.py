@@ -15,7 +15,7 @@ from service.engine.curriculum import Curriculum
 from service.errors import DataError
 from service.run.directory import RunData, same_run
 from service.run.failure import check_failure
-from service.scoring.scorer import check_evaluation
+from service.scoring.check import check_evaluation
 from service.storage import Storage, open_storage
 from service.storage.lock import RunLock
 from service.training.feed import check_memory, dataset_of

@@ -21,10 +21,10 @@ from service.driver.process_group import ProcessGroup
 from service.errors import ServiceError, TrainingError
 from service.glibc import KEEP_FREED_MEMORY
 from service.recording.recorder import Leaving
-from service.run import checkpoint
+from service.run import commits
 from service.storage import Storage, is_s3
 from service.storage.base import S3_SCHEME
-from service.training.worker import Job, train
+from service.training.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
     storage = run.storage
     failures, group = 0, Group(config, job.recorder)
     while True:
-        before = checkpoint.newest_clock(storage)
+        before = commits.newest_clock(storage)
         if before >= job.end:
             return
         workers = group.choose()
@@ -127,13 +127,13 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
     )
     try:
         trainer.fit()
-        return Outcome(checkpoint.newest_clock(storage))
+        return Outcome(commits.newest_clock(storage))
     except SystemExit as error:  # Ray raises it on Ctrl-C while it fits
         raise KeyboardInterrupt from error
     except (TrainingFailedError, RayError) as error:  # the latter if Ray's controller itself died
         failure = error.controller_failure if isinstance(error, ControllerError) else None
         waiting = isinstance(failure, WorkerGroupStartupTimeoutError)
-        return Outcome(checkpoint.newest_clock(storage), *_explain(error), waiting)
+        return Outcome(commits.newest_clock(storage), *_explain(error), waiting)
 
 
 def _explain(error: TrainingFailedError | RayError) -> tuple[str, ServiceError | None]:
@@ -148,6 +148,13 @@ def _explain(error: TrainingFailedError | RayError) -> tuple[str, ServiceError |
     first = causes[0]
     notes = " ".join(getattr(first, "__notes__", ()))
     return f"{type(first).__name__}: {first} {notes}".strip(), None
+
+
+def train(job: Job) -> int:
+    """Train to the clock `job.end`, and return it: each worker does so, and loads torch for it."""
+    from service.training import worker
+
+    return worker.train(job)
 
 
 def ray_storage(run_dir: str) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.optim import Adam
 
@@ -16,21 +15,7 @@ from models.layers import use_fused
 from service.collapse.signals import Spectra
 from service.collapse.state import CollapseState
 from service.config import Config, TrainingSettings
-from service.documents import Clock, Count
-
-Amended = tuple[Clock, dict[str, float]]
-"""An amendment: the clock from which it is in force, and the settings that it changes, by name."""
-
-
-@dataclass(frozen=True)
-class PlainState:
-    """Everything that resumes, except tensors: plain values, fit for JSON."""
-
-    seed: Count
-    clock: Clock
-    attempt: Count = 0
-    amendments: Annotated[tuple[Amended, ...], Field(max_length=1000)] = ()
-    collapse: CollapseState = field(default_factory=CollapseState)
+from service.engine.plain import Amended, PlainState
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.config.vocabulary import OF_PIXELS, SCORES
+from service.config.vocabulary import OF_PIXELS, SCORES, need_features
 from service.errors import UsageError
 from service.metrics import inception, inception_score, memorisation, ms_ssim, prdc, swd
 from service.metrics.feature_set import FeatureSet
@@ -49,11 +49,6 @@ class Generated:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     features: NDArray[np.float32] | None = None
-
-
-def need_features(scores: Collection[str]) -> bool:
-    """Whether any of the scores needs features; SWD and MS-SSIM use pixels."""
-    return not set(scores) <= set(OF_PIXELS)
 
 
 def need_images(scores: Collection[str]) -> bool:

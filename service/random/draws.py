@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from service.random import philox
@@ -37,6 +36,8 @@ class Draws:
         This inverts the distribution function, so that one number's latents shrink smoothly with the
         threshold (Brock et al. 2019, §3.1). None does not truncate.
         """
+        import torch  # drivers, which check the order of the data, start without it
+
         uniforms = torch.from_numpy(self.uniforms(numbers, "truncated", size))
         if truncation is not None:
             low = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))

@@ -12,9 +12,9 @@ from service.config import Config
 from service.config.vocabulary import WeightsName
 from service.documents import reason
 from service.engine.curriculum import curriculum_of
-from service.engine.state import Amended
+from service.engine.plain import Amended
 from service.errors import DataError, UsageError
-from service.run import checkpoint, ranking
+from service.run import checkpoint, commits, ranking
 from service.run.directory import read_run
 from service.storage import Storage, open_storage
 
@@ -27,7 +27,7 @@ class CheckpointPlace:
     """Where a checkpoint lies: the address of its run directory, and its name there."""
 
     run_dir: str
-    name: checkpoint.Name
+    name: commits.Name
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def place_of(address: str) -> CheckpointPlace | None:
     if not match:
         return None
     clock, token, sequence = (int(match[part]) for part in ("clock", "token", "sequence"))
-    return CheckpointPlace(match["run"], checkpoint.Name(token, sequence, clock))
+    return CheckpointPlace(match["run"], commits.Name(token, sequence, clock))
 
 
 def load(address: str, weights: WeightsName = "ema") -> Trained:
@@ -117,8 +117,8 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
     )
 
 
-def _choose(storage: Storage, address: str, place: CheckpointPlace | None) -> checkpoint.Name:
-    committed, _ = checkpoint.find(storage)
+def _choose(storage: Storage, address: str, place: CheckpointPlace | None) -> commits.Name:
+    committed, _ = commits.find(storage)
     if place:
         committed = [name for name in committed if name == place.name]
     if not committed:

@@ -1,8 +1,4 @@
-"""Checkpoints exist once they are committed: files first, the manifest last, verified on load.
-
-A checkpoint is a folder `checkpoints/<clock>-<token>-<sequence>` in the run directory. The
-later of two is the one with the higher token (see storage/lock.py), then the higher sequence number.
-"""
+"""Checkpoints exist once they are committed: files first, the manifest last, verified on load."""
 
 import hashlib
 import io
@@ -10,28 +6,24 @@ import itertools
 import logging
 import math
 import pickle
-import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Annotated, Any, ClassVar, Literal, Protocol, cast
+from typing import IO, Any, cast
 
 import torch
-from pydantic import Field
 
-from service.collapse.state import Level
-from service.documents import Count, Digest, Document, Plain
-from service.engine.state import PlainState, TrainState
+from service.engine.plain import PlainState
+from service.engine.state import TrainState
 from service.errors import DataError
+from service.run.commits import MANIFEST, FileEntry, Manifest, Name, Readable, find, read_manifest
 from service.storage import MissingError, Storage
 from service.storage.digest import DigestingFile
 from service.storage.lock import check_token
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-MANIFEST = "manifest.json"
 # What torch raises for a file without tensors, or with more than tensors.
 UNREADABLE = (
     pickle.UnpicklingError,
@@ -44,86 +36,8 @@ UNREADABLE = (
     TypeError,
     ValueError,
 )
-_NAME = re.compile(rf"{FOLDER}/(\d+)-(\d+)-(\d+)/(.+)")
 
 Tensors = dict[str, dict[str, Any]]
-
-
-class Readable(Protocol):
-    """Where checkpoints are read: a storage, or what several workers read together."""
-
-    address: str
-
-    def get(self, key: str, /) -> bytes:
-        """The object; MissingError if there is none."""
-
-    def sizes(self, prefix: str, /) -> dict[str, int]:
-        """Bytes of every object whose key starts with `prefix`, by key, sorted."""
-
-    def url(self, key: str, /) -> str:
-        """The address of an object, for people."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file of a checkpoint, as it was committed."""
-
-    bytes: Count
-    sha256: Digest
-
-
-class Manifest(Document):
-    """What a checkpoint is made of. It is written last: without it there is no checkpoint.
-
-    `metrics` are the last values that the run recorded before it, for people. One that was not `due` at
-    its clock, but made on a notice or by time, is resumed from and then forgotten: no rewind goes back
-    to it, for a run that nothing disturbed does not have it.
-    """
-
-    remedy: ClassVar[str] = "restore it from a copy, or choose another checkpoint"
-
-    version: Literal[2] = 2
-    token: Count
-    sequence: Count
-    files: dict[Annotated[str, Field(pattern=r"^[a-z_]+\.pt$")], FileEntry]
-    state: PlainState
-    config: Plain
-    metrics: dict[str, float]
-    due: bool = True
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether a rewind may go back to it: it was due, and nothing was wrong with the training."""
-        return self.due and self.state.collapse.verdict.level == Level.HEALTHY
-
-
-@dataclass(frozen=True, order=True)
-class Name:
-    """A checkpoint's place in the order of commits, and the clock that it holds."""
-
-    token: int
-    sequence: int
-    clock: int
-
-    @property
-    def folder(self) -> str:
-        """Its key in the run directory."""
-        return f"{FOLDER}/{self.clock:012d}-{self.token:06d}-{self.sequence:06d}"
-
-
-def find(storage: Readable) -> tuple[list[Name], dict[Name, list[str]]]:
-    """Committed checkpoints, oldest first, and every checkpoint's keys, even debris."""
-    keys: dict[Name, list[str]] = {}
-    committed = []
-    for key in storage.sizes(FOLDER + "/"):
-        match = _NAME.fullmatch(key)
-        if match:
-            clock, token, sequence = (int(number) for number in match.groups()[:3])
-            name = Name(token, sequence, clock)
-            keys.setdefault(name, []).append(key)
-            if match[4] == MANIFEST:
-                committed.append(name)
-    return sorted(committed), keys
 
 
 def read(
@@ -152,21 +66,6 @@ def read(
             raise DataError(f"{storage.url(key)}: holds no named tensors; {Manifest.remedy}")
         tensors[file.removesuffix(".pt")] = content
     return tensors, manifest
-
-
-def read_manifest(storage: Readable, name: Name) -> Manifest:
-    """The manifest of a checkpoint; DataError if it is damaged, or of another version or checkpoint."""
-    key = f"{name.folder}/{MANIFEST}"
-    manifest = Manifest.from_bytes(storage.get(key), storage.url(key))
-    if Name(manifest.token, manifest.sequence, manifest.state.clock) != name:
-        raise DataError(f"{storage.url(key)}: belongs to another checkpoint; {Manifest.remedy}")
-    return manifest
-
-
-def newest_clock(storage: Storage) -> int:
-    """The clock of the newest commit; 0 if there is none."""
-    committed, _ = find(storage)
-    return committed[-1].clock if committed else 0
 
 
 def newest(storage: Readable) -> Iterator[tuple[Name, Tensors, Manifest]]:

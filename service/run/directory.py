@@ -89,7 +89,7 @@ def _renew(storage: Storage, before: RunDocument, data: RunData) -> None:
     classes = data.classes or before.classes
     grown = before.grown
     if before.fingerprint != data.fingerprint:
-        from service.run.checkpoint import newest_clock  # loads torch, which sweeps plan without
+        from service.run.commits import newest_clock
 
         clock = newest_clock(storage)
         grown = (*grown, Growth(clock, before.fingerprint))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from service.documents import Clock, Count, Document
 from service.errors import DataError, UsageError
-from service.run.checkpoint import Name
+from service.run.commits import Name
 from service.storage import MissingError, Storage
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -12,10 +12,11 @@ from service.config import Config
 from service.errors import ServiceError
 from service.recording.record import Event, EventAction, Record
 from service.recording.recorder import RecorderClient
-from service.run import checkpoint, ranking
-from service.run.best import load
-from service.scoring.scorer import Scorer
+from service.run import commits, ranking
 from service.storage import open_storage
+
+if TYPE_CHECKING:
+    from service.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,13 @@ class ScorerActor:
         self._recorder = RecorderClient(ray.get_actor(recorder))
         self._storage = open_storage(self._config.run.dir, self._config.storage.retry_s)
         self._scorer: Scorer | None = None
-        self._waiting: checkpoint.Name | None = None
+        self._waiting: commits.Name | None = None
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="scorer", daemon=True)
         self._thread.start()
 
-    def score(self, name: checkpoint.Name) -> None:
+    def score(self, name: commits.Name) -> None:
         """Score it as soon as the one under way is done, unless a newer one comes first."""
         with self._wake:
             if self._waiting:
@@ -72,14 +73,18 @@ class ScorerActor:
                 event = Event(EventAction.UNSCORED, f"{kind}{error}")
                 self._recorder.write(Record(name.clock, time.time(), event=event))
 
-    def _score(self, name: checkpoint.Name) -> None:
+    def _score(self, name: commits.Name) -> None:
         start = time.monotonic()
+        # they load torch, which who only starts the actor does without
+        from service.run.best import load
+        from service.scoring.scorer import Scorer
+
         if self._scorer is None:
             self._scorer = Scorer(self._config, self._config.evaluation, self._storage)
         trained = load(self._storage.url(name.folder))
         score = self._scorer.score(trained)
         ranking.write(self._storage, name, score)
-        committed = checkpoint.find(self._storage)[0]
+        committed = commits.find(self._storage)[0]
         best = ranking.rank(self._storage, committed)[:1] == [name]
         value = score.values[score.by]
         log.info("event=scored checkpoint=%s %s=%.4g best=%s", name.folder, score.by, value, best)
@@ -116,7 +121,7 @@ class ScorerClient:
     def __init__(self, actor: Any):
         self._actor = actor
 
-    def score(self, name: checkpoint.Name) -> None:
+    def score(self, name: commits.Name) -> None:
         """Request a score; it is skipped if a newer checkpoint comes before its turn."""
         try:
             self._actor.score.remote(name)

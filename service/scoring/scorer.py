@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.config import Config, EvaluationSettings
-from service.config.vocabulary import HIGHER_IS_BETTER, RANKING
+from service.config.vocabulary import HIGHER_IS_BETTER, RANKING, need_features
 from service.data.dataset import Batch, Dataset, Request, read
-from service.data.index import Index, read_index
+from service.data.index import read_index
 from service.data.order import Order
 from service.engine.sampler import Sampler
-from service.errors import UsageError
 from service.metrics import scores
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
@@ -49,7 +48,7 @@ class Scorer:
         self.config, self.settings, self.cache = config, settings, cache
         self._index = read_index(open_storage(config.data.index_address, config.storage.retry_s))
         self._features: FeatureSet | None = None
-        if scores.need_features(settings.scores):
+        if need_features(settings.scores):
             self._features = open_features(settings.features, settings.weights or "")
         self._held_out, self._training = (
             select_rows(self._index.rows(held_out=side), settings.images) for side in (True, False)
@@ -158,17 +157,6 @@ class Scorer:
         )
         for part in _parts(np.arange(len(rows))):
             yield read(dataset, Request(part, resolution))
-
-
-def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
-    """UsageError if scores are impossible: no image is held out, or the features cannot be loaded."""
-    if not len(index.rows(held_out=True)):
-        raise UsageError(
-            "evaluation: scores need held-out images, but the index has none; rebuild it with a"
-            " data.held_out above 0, or set evaluation.every_images to null"
-        )
-    if scores.need_features(settings.scores):
-        open_features(settings.features, settings.weights or "")
 
 
 def _parts(numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

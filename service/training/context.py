@@ -17,7 +17,7 @@ from service.errors import DataError
 from service.recording.pictures import LEAST_SHOWN_PIXELS, GridLook
 from service.recording.record import Event, EventAction, Record
 from service.recording.recorder import Leaving, RecorderClient
-from service.run import checkpoint, ranking
+from service.run import checkpoint, commits, ranking
 from service.scoring.actor import ScorerClient
 from service.storage import open_storage
 from service.training.feed import check_memory, dataset_of, open_feeders, requests
@@ -41,8 +41,8 @@ class Context:
         self.config, self.workers = config, workers
         self._token, self._node_is_leaving = token, node_is_leaving
         self.recorder, self._scorer = recorder, scorer
-        self._committed: checkpoint.Name | None = None
-        self._scored: checkpoint.Name | None = None
+        self._committed: commits.Name | None = None
+        self._scored: commits.Name | None = None
         self.curriculum = Curriculum(config.phases, config.training.d_steps)
         self.storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
         self.relay = Relay(self.storage, workers)
@@ -116,7 +116,7 @@ class Context:
             event = Event(action, reason, details)
             self.recorder.write(Record(state.clock, time.time(), state.attempt, event=event))
 
-    def record_checkpoint(self, name: checkpoint.Name, manifest: checkpoint.Manifest) -> None:
+    def record_checkpoint(self, name: commits.Name, manifest: commits.Manifest) -> None:
         """Record a committed checkpoint with its files' digests; request its score if that is due."""
         if self.workers.is_first:
             files: Any = manifest.model_dump(include={"files", "due"})
@@ -135,7 +135,7 @@ class Context:
         if self._committed and self._committed != self._scored and self.config.evaluation.every_images:
             self._score(self._committed)
 
-    def _score(self, name: checkpoint.Name) -> None:
+    def _score(self, name: commits.Name) -> None:
         self._scored = name
         if self._scorer:
             self._scorer.score(name)

@@ -10,7 +10,7 @@ from service.engine.panel import draw_panel
 from service.engine.state import TrainState
 from service.engine.step import Measures, Step
 from service.recording.record import Note, Record, SpanTime
-from service.run import checkpoint
+from service.run import checkpoint, commits
 from service.training.context import Context
 from service.training.heart import REHEARSING
 from service.training.monitor import Monitor
@@ -49,7 +49,7 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
             for span in curriculum.spans
             if span.name in seconds
         )
-        clock = checkpoint.newest_clock(context.storage)
+        clock = commits.newest_clock(context.storage)
         context.recorder.write(Record(clock, time.time(), note=Note(forecast=forecast)))
 
 

@@ -5,7 +5,7 @@ import dataclasses
 from service.collapse.response import CollapseError, Response
 from service.engine.state import TrainState
 from service.recording.record import EventAction
-from service.run import checkpoint, ranking
+from service.run import checkpoint, commits, ranking
 from service.training.context import Context
 from service.training.rewind import rewind
 
@@ -41,7 +41,7 @@ def _record(context: Context, state: TrainState, action: EventAction, **details:
     context.record_event(state, action, verdict.reason, **described, **details)
 
 
-def _protect(context: Context, state: TrainState) -> checkpoint.Name | None:
+def _protect(context: Context, state: TrainState) -> commits.Name | None:
     """Keep the last healthy checkpoint for good; the first worker, which saves, remembers it."""
     if not context.workers.is_first:
         return None
@@ -52,7 +52,7 @@ def _protect(context: Context, state: TrainState) -> checkpoint.Name | None:
     return name
 
 
-def _last_healthy(context: Context, onset: int) -> checkpoint.Name | None:
+def _last_healthy(context: Context, onset: int) -> commits.Name | None:
     return next((name for name, *_ in checkpoint.healthy(context.storage, onset)), None)
 
 
@@ -60,7 +60,7 @@ def _last_words(context: Context, state: TrainState, onset: int) -> str:
     """The message of a run's end: the verdict, the rewinds that were tried, the best checkpoint."""
     verdict, storage = state.collapse.verdict, context.storage
     after = f" after {state.attempt} rewinds" if state.attempt else ""
-    ranked = ranking.rank(storage, checkpoint.find(storage)[0])
+    ranked = ranking.rank(storage, commits.find(storage)[0])
     best = ranked[0] if ranked else _last_healthy(context, onset)
     kept = (
         f"the best checkpoint is {storage.url(best.folder)}"

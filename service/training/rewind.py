@@ -4,9 +4,10 @@ import dataclasses
 import logging
 
 from service.config.amendments import resolve
-from service.engine.state import PlainState, TrainState, new_state
+from service.engine.plain import PlainState
+from service.engine.state import TrainState, new_state
 from service.recording.record import EventAction
-from service.run import checkpoint
+from service.run import checkpoint, commits
 from service.training.context import Context
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _limit(before: PlainState) -> int:
     return last - 1 if last is not None and onset <= last else onset
 
 
-def _go_back(context: Context, state: TrainState, limit: int) -> checkpoint.Name | None:
+def _go_back(context: Context, state: TrainState, limit: int) -> commits.Name | None:
     """Load the latest healthy checkpoint up to the clock `limit`, or else the earliest one after it."""
     for name, tensors, manifest in checkpoint.healthy(context.relay, limit):
         state.load(tensors, manifest.state)

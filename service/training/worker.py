@@ -3,9 +3,6 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,34 +13,17 @@ from service.engine.panel import draw_panel
 from service.engine.state import TrainState, new_state
 from service.errors import MemoryLackError
 from service.recording.record import EventAction, Record
-from service.recording.recorder import Leaving, RecorderClient
-from service.run import checkpoint
+from service.recording.recorder import Leaving
+from service.run import checkpoint, commits
 from service.run.checkpoint import Checkpointer
-from service.scoring.actor import ScorerClient
 from service.training.attempt import Attempt, Meter
 from service.training.context import Context
 from service.training.heart import DRAWING, LOADING, MEASURING, RESPONDING, SAVING, TRAINING
+from service.training.job import Job
 from service.training.rehearsal import rehearse
 from service.training.respond import carry_out
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the supervisor hands to every worker; the configuration travels as plain data.
-
-    `node_is_leaving` says whether a node of the group is about to go; all workers call it together.
-    `rehearsed` is the smallest number of workers that this driver has seen training, 0 for none.
-    """
-
-    config: dict[str, Any]
-    token: int
-    end: int
-    recorder: RecorderClient
-    scorer: ScorerClient | None = None
-    node_is_leaving: Callable[[], bool] | None = None
-    rehearsed: int = 0
 
 
 def train(job: Job) -> int:
@@ -86,7 +66,7 @@ def _train(context: Context, job: Job) -> int:
     return state.clock
 
 
-def _tell_size(context: Context, state: TrainState, manifest: checkpoint.Manifest) -> None:
+def _tell_size(context: Context, state: TrainState, manifest: commits.Manifest) -> None:
     """Record that there are more workers than made this checkpoint, or fewer."""
     before, now = int(manifest.metrics.get("workers", 0)), context.workers.count
     if before and before != now:

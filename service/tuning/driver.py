@@ -24,9 +24,7 @@ from service.collapse.response import CollapseError
 from service.config import Config
 from service.driver.launch import launch
 from service.errors import TrainingError
-from service.run import checkpoint, ranking
-from service.run.best import load
-from service.scoring.scorer import Scorer
+from service.run import commits, ranking
 from service.storage import open_storage
 from service.storage.lock import LEASE_S
 
@@ -57,8 +55,11 @@ def main(arguments: Sequence[str]) -> None:
 def _score_last(config: Config) -> None:
     """Score the last checkpoint if the driver that committed it died before the score came."""
     storage = open_storage(config.run.dir, config.storage.retry_s)
-    last = checkpoint.find(storage)[0][-1]
+    last = commits.find(storage)[0][-1]
     if not ranking.read(storage, [last]):
+        from service.run.best import load
+        from service.scoring.scorer import Scorer
+
         scorer = Scorer(config, config.evaluation, storage)
         ranking.write(storage, last, scorer.score(load(storage.url(last.folder))))
 

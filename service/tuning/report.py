@@ -17,7 +17,7 @@ from service.errors import ServiceError
 from service.generation.registry import RegistryError, register
 from service.recording import pictures
 from service.recording.pictures import Pixels
-from service.run import checkpoint, ranking
+from service.run import commits, ranking
 from service.storage import Storage, open_storage
 from service.tuning.parent import Parent
 from service.tuning.plan import RETRY_S, Plan, TrialState
@@ -106,7 +106,7 @@ def _row(plan: Plan, result: Any) -> TrialRow:
     if row.state not in (TrialState.FINISHED, TrialState.STOPPED):
         return row
     storage = open_storage(plan.run_dir(trial), RETRY_S)
-    names = checkpoint.find(storage)[0]
+    names = commits.find(storage)[0]
     ranked = ranking.rank(storage, names)
     if not ranked:
         return row

@@ -11,8 +11,8 @@ from typing import Any
 from ray import tune
 
 from service.errors import ServiceError, UsageError
-from service.run import checkpoint, ranking
-from service.run.checkpoint import Name
+from service.run import commits, ranking
+from service.run.commits import Name
 from service.run.ranking import Score
 from service.storage import open_storage
 from service.tuning.driver import COLLAPSED, Driver
@@ -76,7 +76,7 @@ class Trial(tune.Trainable):
 
     def _fresh_scores(self) -> dict[Name, Score]:
         """Scores that rank and were not reported yet, of checkpoints that still exist."""
-        scores = ranking.read(self._run_dir, checkpoint.find(self._run_dir)[0])
+        scores = ranking.read(self._run_dir, commits.find(self._run_dir)[0])
         return {
             name: score
             for name, score in scores.items()
@@ -98,5 +98,5 @@ class Trial(tune.Trainable):
         return self._last | {"state": TrialState.FINISHED.value, "done": True}
 
     def _worst(self, state: TrialState, reason: str) -> dict[str, Any]:
-        last = {TIME: checkpoint.newest_clock(self._run_dir), "resolution": 0} | self._last
+        last = {TIME: commits.newest_clock(self._run_dir), "resolution": 0} | self._last
         return last | {METRIC: WORST_SCORE, "state": state.value, "reason": reason, "done": True}

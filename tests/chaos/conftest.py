@@ -25,7 +25,7 @@ from mlflow.entities import Run as MlflowRun
 
 from cluster.local import BUCKET, Stack
 from service import pack
-from service.run import checkpoint
+from service.run import checkpoint, commits
 from service.storage import open_storage
 from tests.conftest import ROOT, tiny_values
 
@@ -128,9 +128,9 @@ class ChaosRun:
             time.sleep(0.05)
         tell(f"{what}: {time.monotonic() - start:.1f} s")
 
-    def commits(self) -> list[checkpoint.Name]:
+    def commits(self) -> list[commits.Name]:
         """The last commit of each clock, in their order."""
-        return checkpoint.find(self.storage)[0]
+        return commits.find(self.storage)[0]
 
     def clock(self) -> int:
         """That of the last commit."""
@@ -149,7 +149,7 @@ class ChaosRun:
             (value,) = re.findall(rf"(?m)^gan_{name} (\S+)$", answer.read().decode())
         return float(value)
 
-    def final(self) -> tuple[checkpoint.Tensors, checkpoint.Manifest]:
+    def final(self) -> tuple[checkpoint.Tensors, commits.Manifest]:
         """The last checkpoint's tensors and manifest, verified."""
         return checkpoint.read(self.storage, self.commits()[-1])
 

@@ -7,7 +7,7 @@ import json
 import mlflow
 import torch
 
-from service.run import checkpoint
+from service.run import checkpoint, commits
 from tests.chaos.conftest import LOOK_EVERY, SAVE_EVERY, curve
 
 PLANTED = 4 * SAVE_EVERY
@@ -49,7 +49,7 @@ def test_a_run_undoes_a_collapse_and_outlives_its_driver_at_it(cluster, run):
     is_recorded(run, healthy, halved)
 
 
-def is_recorded(run, healthy: checkpoint.Name, halved: dict[str, float]) -> None:
+def is_recorded(run, healthy: commits.Name, halved: dict[str, float]) -> None:
     """In MLflow: what was undone in the run itself, what came after in a nested one, and why."""
     parent, (second,) = run.mlflow_runs()
     assert (parent.info.status, second.info.status) == ("FINISHED", "FINISHED")
@@ -75,7 +75,7 @@ def plant_nan(run) -> None:
     torch.save(weights, buffer)
     data = buffer.getvalue()
     run.storage.put(f"{name.folder}/generator.pt", data)
-    key = f"{name.folder}/{checkpoint.MANIFEST}"
+    key = f"{name.folder}/{commits.MANIFEST}"
     manifest = json.loads(run.storage.get(key))
     digest = hashlib.sha256(data).hexdigest()
     manifest["files"]["generator.pt"] = {"bytes": len(data), "sha256": digest}

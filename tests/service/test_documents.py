@@ -21,11 +21,11 @@ from service.data.index import About, IndexHead
 from service.data.indexing import MarksDocument
 from service.data.packing import Part, PartDocument
 from service.documents import Clock, Count, Digest, Document, Plain, Seconds
-from service.engine.state import PlainState
+from service.engine.plain import PlainState
 from service.errors import DataError
 from service.recording.record import Event, EventAction, Note, Record, SpanTime
 from service.recording.spool import Mark, Segment
-from service.run.checkpoint import FileEntry, Manifest
+from service.run.commits import FileEntry, Manifest
 from service.run.directory import RunDocument
 from service.run.failure import FailureDocument
 from service.run.ranking import Score, ScoreDocument

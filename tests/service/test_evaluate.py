@@ -16,13 +16,14 @@ from service.errors import UsageError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
 from service.recording.recorder import RecorderClient
-from service.run import checkpoint, ranking
+from service.run import commits, ranking
 from service.run.best import load
-from service.run.checkpoint import Name
+from service.run.commits import Name
 from service.run.ranking import Score
 from service.scoring.scorer import Scorer
 from service.storage import open_storage
 from service.training import worker
+from service.training.job import Job
 from tests.conftest import tiny_config
 
 IMAGES = 60
@@ -44,12 +45,12 @@ def run(digits, tmp_path_factory) -> Path:
         evaluation=SETTINGS,
     )
     with open_run(config) as opened:
-        worker.train(worker.Job(config.model_dump(), opened.token, opened.end, RecorderClient(None)))
+        worker.train(Job(config.model_dump(), opened.token, opened.end, RecorderClient(None)))
     return folder
 
 
 def names(run: Path) -> list[Name]:
-    return checkpoint.find(open_storage(str(run)))[0]
+    return commits.find(open_storage(str(run)))[0]
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ import torch
 
 from service.data.index import read_index
 from service.driver.preflight import open_run
-from service.run import checkpoint
+from service.run import commits
 from service.run.directory import read_run
 from service.storage import open_storage
 from service.training import worker
+from service.training.job import Job
 from tests.conftest import tiny_config
 from tests.live import SilentRecorder
 
@@ -25,7 +26,7 @@ def test_a_run_goes_on_when_its_data_moved_and_grew(digits, tmp_path, capsys):
         """As the driver does it, with one worker in this process."""
         config = tiny_config(data, tmp_path / "run", run={"images": images}, data=settings)
         with open_run(config) as run:
-            worker.train(worker.Job(config.model_dump(), run.token, run.end, SilentRecorder()))
+            worker.train(Job(config.model_dump(), run.token, run.end, SilentRecorder()))
 
     train_to(160, before)
     before.rename(after)
@@ -36,4 +37,4 @@ def test_a_run_goes_on_when_its_data_moved_and_grew(digits, tmp_path, capsys):
     index = read_index(open_storage(str(after)))
     assert run.fingerprint == index.fingerprint()
     assert [(part.clock, len(index) - 500) for part in run.grown] == [(160, 1797)]
-    assert checkpoint.newest_clock(open_storage(str(tmp_path / "run"))) == 320
+    assert commits.newest_clock(open_storage(str(tmp_path / "run"))) == 320

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from service import pack
-from service.run import checkpoint
+from service.run import checkpoint, commits
 from service.storage import open_storage
 from tests.conftest import ROOT, assert_no_secrets, need_package
 
@@ -45,7 +45,7 @@ def job(stack, tmp_path_factory):
 
 def test_it_trains_and_checkpoints_into_s3(job, s3):
     storage = open_storage(f"{s3}/job/digits-run")
-    committed, _ = checkpoint.find(storage)
+    committed, _ = commits.find(storage)
     assert committed[-1].clock == IMAGES
     tensors, manifest = checkpoint.read(storage, committed[-1])
     assert set(tensors) == {

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.engine.state import PlainState
+from service.engine.plain import PlainState
 from service.errors import LockError, ServiceError, StorageError
 from service.run import checkpoint
 from service.run.checkpoint import Checkpointer, Keep

@@ -19,7 +19,7 @@ from service import sweep
 from service.collapse.response import CollapseError
 from service.driver.preflight import open_run
 from service.errors import TrainingError, UsageError
-from service.run import checkpoint, ranking
+from service.run import commits, ranking
 from service.run.failure import write_failure
 from service.storage import open_storage
 from service.storage.lock import read_holder
@@ -132,7 +132,7 @@ def test_a_trial_trains_to_the_end_whatever_befell_it_and_is_in_order(swept):
     folder, _ = swept
     row = table(folder)[0]
     storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
-    assert checkpoint.find(storage)[0][-1].clock == IMAGES
+    assert commits.find(storage)[0][-1].clock == IMAGES
     holder, _ = read_holder(storage)
     assert holder is not None
     assert holder.pid == 0
@@ -247,7 +247,7 @@ def test_the_best_trial_comes_first_with_its_best_checkpoint(searched):
     ranks = {}
     for row in table(folder):
         storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
-        names = checkpoint.find(storage)[0]
+        names = commits.find(storage)[0]
         best = min(ranking.read(storage, names).items(), key=lambda item: item[1].rank)
         assert float(row["score"]) == best[1].rank
         assert row["checkpoint"] == storage.url(best[0].folder)

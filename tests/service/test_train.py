@@ -18,7 +18,7 @@ from PIL import Image
 from service import train
 from service.errors import DataError, StorageError, UsageError
 from service.recording.pictures import CAPTION_PIXELS
-from service.run import checkpoint
+from service.run import checkpoint, commits
 from service.storage import open_storage
 from tests.conftest import assert_equal, run_command, start_command, tiny_values
 
@@ -63,9 +63,9 @@ def mlflow_run(run: Path):
     return run_there
 
 
-def final(run: Path) -> tuple[checkpoint.Tensors, checkpoint.Manifest]:
+def final(run: Path) -> tuple[checkpoint.Tensors, commits.Manifest]:
     storage = open_storage(str(run))
-    return checkpoint.read(storage, checkpoint.find(storage)[0][-1])
+    return checkpoint.read(storage, commits.find(storage)[0][-1])
 
 
 def test_a_run_ends_with_checkpoint_pictures_and_a_finished_mlflow_run(trained):
@@ -181,7 +181,7 @@ def served_while_it_runs(driver: subprocess.Popen) -> None:
 
 
 def clocks(run: Path) -> list[int]:
-    return [name.clock for name in checkpoint.find(open_storage(str(run)))[0]]
+    return [name.clock for name in commits.find(open_storage(str(run)))[0]]
 
 
 def ray_actors(stack, name: str) -> list[psutil.Process]:

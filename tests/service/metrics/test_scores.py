@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from service.config.vocabulary import SCORES
+from service.config.vocabulary import SCORES, need_features
 from service.errors import UsageError
 from service.metrics import inception_score, kid, memorisation, ms_ssim, prdc, swd
 from service.metrics.feature_set import FeatureSet
@@ -22,7 +22,6 @@ from service.metrics.scores import (
     check_scores,
     compute,
     name,
-    need_features,
     obstacles,
 )
 

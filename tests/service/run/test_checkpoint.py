@@ -17,8 +17,9 @@ from service.collapse.state import CollapseState, Kind, Level, Measurement, Verd
 from service.config import Config
 from service.engine.state import new_state
 from service.errors import DataError, LockError, StorageError
-from service.run import checkpoint
-from service.run.checkpoint import Checkpointer, Keep, Name
+from service.run import checkpoint, commits
+from service.run.checkpoint import Checkpointer, Keep
+from service.run.commits import Name
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from tests.conftest import tiny_config
@@ -86,8 +87,8 @@ def test_saving_copies_before_it_returns(config, storage, state, token):
 
 def test_a_checkpoint_without_its_manifest_is_not_there(storage, state, token):
     save(storage, token, state, 16, 32)
-    name = checkpoint.find(storage)[0][-1]
-    storage.delete([f"{name.folder}/{checkpoint.MANIFEST}"])
+    name = commits.find(storage)[0][-1]
+    storage.delete([f"{name.folder}/{commits.MANIFEST}"])
     assert checkpoint.resume(storage, state)[0].clock == 16
 
 
@@ -96,7 +97,7 @@ def test_a_checkpoint_without_its_manifest_is_not_there(storage, state, token):
 )
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(storage, state, token, damage):
     save(storage, token, state, 16, 32)
-    key = f"{checkpoint.find(storage)[0][-1].folder}/generator.pt"
+    key = f"{commits.find(storage)[0][-1].folder}/generator.pt"
     storage.put(key, damage(storage.get(key)))
     assert checkpoint.resume(storage, state)[0].clock == 16
     assert state.clock == 16
@@ -105,24 +106,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(storage, state, 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"3", b'{"version": 1}', b'{"version": 9}'])
 def test_a_manifest_that_is_none_is_passed_over(storage, state, token, content):
     save(storage, token, state, 16, 32)
-    storage.put(f"{checkpoint.find(storage)[0][-1].folder}/manifest.json", content)
+    storage.put(f"{commits.find(storage)[0][-1].folder}/manifest.json", content)
     assert checkpoint.resume(storage, state)[0].clock == 16
 
 
 def test_where_no_checkpoint_verifies_nothing_begins_anew(storage, state, token):
     save(storage, token, state, 16, 32)
-    names = checkpoint.find(storage)[0]
+    names = commits.find(storage)[0]
     for name in names:
         storage.put(f"{name.folder}/ema.pt", b"damaged")
     with pytest.raises(DataError, match="all its checkpoints are damaged") as error:
         checkpoint.resume(storage, state)
     assert all(name.folder in str(error.value) for name in names)
-    assert checkpoint.find(storage)[0] == names
+    assert commits.find(storage)[0] == names
 
 
 def test_code_in_a_checkpoint_is_not_run(storage, state, token, tmp_path):
     save(storage, token, state, 16, 32)
-    name = checkpoint.find(storage)[0][-1]
+    name = commits.find(storage)[0][-1]
     target = tmp_path / "run-by-pickle"
 
     class Evil:
@@ -144,7 +145,7 @@ def test_code_in_a_checkpoint_is_not_run(storage, state, token, tmp_path):
 def test_the_newest_n_stay_and_debris_is_swept(storage, state, token):
     storage.put("checkpoints/000000000008-000001-000001/generator.pt", b"debris of a crash")
     save(storage, token, state, 16, 32, 48, 64, keep=2)
-    committed, everything = checkpoint.find(storage)
+    committed, everything = commits.find(storage)
     assert [name.clock for name in committed] == [48, 64]
     assert sorted(everything) == committed
 
@@ -156,7 +157,7 @@ def test_a_zombie_that_lost_the_lock_commits_nothing(storage, state, token):
     zombie.save(state)
     with pytest.raises(LockError, match="taken over"):
         zombie.wait()
-    assert [name.clock for name in checkpoint.find(storage)[0]] == [16]
+    assert [name.clock for name in commits.find(storage)[0]] == [16]
 
 
 def test_one_that_is_overtaken_while_it_commits_sweeps_nothing_of_the_next(storage, state):
@@ -171,12 +172,12 @@ def test_one_that_is_overtaken_while_it_commits_sweeps_nothing_of_the_next(stora
     state.clock = 32
     orphan.save(state)
     orphan.wait()  # it was the holder when it committed
-    assert [name.token for name in checkpoint.find(storage)[1]].count(token + 1) == 1
+    assert [name.token for name in commits.find(storage)[1]].count(token + 1) == 1
     state.clock = 48
     orphan.save(state)
     with pytest.raises(LockError, match="taken over"):
         orphan.wait()
-    assert {name.clock for name in checkpoint.find(storage)[0]} == {32}
+    assert {name.clock for name in commits.find(storage)[0]} == {32}
 
 
 def test_what_a_higher_token_wrote_comes_first_whatever_its_clock(storage, state):
@@ -271,11 +272,11 @@ def rewrite(storage, change, file: str = "", data: bytes = b"") -> str:
 
     Returns the manifest's key.
     """
-    key = f"{checkpoint.find(storage)[0][-1].folder}/{checkpoint.MANIFEST}"
+    key = f"{commits.find(storage)[0][-1].folder}/{commits.MANIFEST}"
     manifest = json.loads(storage.get(key))
     change(manifest)
     if file:
-        storage.put(key.replace(checkpoint.MANIFEST, file), data)
+        storage.put(key.replace(commits.MANIFEST, file), data)
         manifest["files"][file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     storage.put(key, json.dumps(manifest).encode())
     return key
@@ -328,9 +329,9 @@ def test_a_manifest_that_no_training_writes_is_named_and_passed_over(
 ):
     save(storage, token, state, 16, 32)
     key = rewrite(storage, lambda manifest: (manifest[part] if part else manifest).update(change))
-    name = checkpoint.find(storage)[0][-1]
+    name = commits.find(storage)[0][-1]
     with pytest.raises(DataError, match=rf"^{storage.url(key)}: {words}"):
-        checkpoint.read_manifest(storage, name)
+        commits.read_manifest(storage, name)
     assert checkpoint.resume(storage, state)[0].clock == 16
     assert f"event=checkpoint_refused name={name.folder} error={storage.url(key)}" in caplog.text
     assert [name.clock for name, *_ in checkpoint.healthy(storage, 48)] == [16]
@@ -345,8 +346,8 @@ def test_metrics_that_are_no_numbers_and_what_was_measured_come_back_as_they_wer
     writer = saver(storage, token)
     writer.save(state, {"fid": math.nan, "loss_d": -math.inf})
     writer.wait()
-    (name,) = checkpoint.find(storage)[0]
-    manifest = checkpoint.read_manifest(storage, name)
+    (name,) = commits.find(storage)[0]
+    manifest = commits.read_manifest(storage, name)
     assert (manifest.token, manifest.sequence, manifest.config) == (token, 1, {"made": "here"})
     assert repr(manifest.metrics) == "{'fid': nan, 'loss_d': -inf}"
     assert repr(manifest.state) == repr(state.plain())
@@ -402,7 +403,7 @@ def test_a_checkpoint_that_lacks_a_part_is_not_resumed_from(storage, state, toke
 def test_whatever_bytes_are_committed_as_tensors_nothing_but_a_data_error_comes_of_them(
     storage, state, token, data
 ):
-    if not checkpoint.find(storage)[0]:
+    if not commits.find(storage)[0]:
         save(storage, token, state, 16, 32)
     buffer = io.BytesIO()
     torch.save({"dense.weight": torch.zeros(3), "kept": {"steps": [1, 2.0]}}, buffer)
@@ -415,7 +416,7 @@ def test_whatever_bytes_are_committed_as_tensors_nothing_but_a_data_error_comes_
         for place, value in data.draw(changes, "bytes"):
             content[place] = value
     rewrite(storage, lambda manifest: None, "ema.pt", bytes(content))
-    name = checkpoint.find(storage)[0][-1]
+    name = commits.find(storage)[0][-1]
     with contextlib.suppress(DataError):
         tensors, _ = checkpoint.read(storage, name, ["ema"])
         assert isinstance(tensors["ema"], dict)

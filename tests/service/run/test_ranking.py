@@ -5,7 +5,7 @@ import json
 import pytest
 
 from service.run import ranking
-from service.run.checkpoint import Name
+from service.run.commits import Name
 from service.run.ranking import Score
 from service.storage import open_storage
 

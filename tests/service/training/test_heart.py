@@ -13,7 +13,7 @@ import pytest
 
 from service.data import feeder
 from service.data.feeder import SILENT_S
-from service.run import checkpoint
+from service.run import commits
 from service.storage import open_storage
 from tests.conftest import ROOT
 from tests.live import wait_for
@@ -25,6 +25,7 @@ from service.engine.step import Step
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import worker
+from service.training.job import Job
 from tests.conftest import tiny_config
 from tests.live import SilentRecorder
 
@@ -41,7 +42,7 @@ def stand(self, which, batches):
 token = RunLock(open_storage(run)).acquire()
 worker.rehearse = lambda *_: None
 Step.cycle = stand
-worker.train(worker.Job(config.model_dump(), token, 10**6, SilentRecorder()))
+worker.train(Job(config.model_dump(), token, 10**6, SilentRecorder()))
 """
 
 
@@ -69,7 +70,7 @@ def start(digits, tmp_path) -> Iterator:
 
 
 def has_committed(folder) -> bool:
-    return bool(checkpoint.find(open_storage(str(folder)))[0])
+    return bool(commits.find(open_storage(str(folder)))[0])
 
 
 @pytest.mark.slow

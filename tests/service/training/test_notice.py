@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from service.config import Config
-from service.engine.state import PlainState
+from service.engine.plain import PlainState
 from service.recording.recorder import Leaving
-from service.run import checkpoint
-from service.run.checkpoint import Keep, Name
+from service.run import checkpoint, commits
+from service.run.checkpoint import Keep
+from service.run.commits import Name
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import worker
+from service.training.job import Job
 from tests.conftest import assert_equal, tiny_config
 from tests.live import SilentRecorder
 
@@ -35,14 +37,14 @@ def train(config: Config, after: int = 10**9, leaving: Leaving = Leaving.AT_LOOK
     lock = RunLock(open_storage(config.run.dir))
     try:
         asking = Asking(after, leaving)
-        return worker.train(worker.Job(config.model_dump(), lock.acquire(), END, asking))
+        return worker.train(Job(config.model_dump(), lock.acquire(), END, asking))
     finally:
         lock.release()
 
 
-def final(config: Config) -> tuple[dict, checkpoint.Manifest]:
+def final(config: Config) -> tuple[dict, commits.Manifest]:
     storage = open_storage(config.run.dir)
-    return checkpoint.read(storage, checkpoint.find(storage)[0][-1])
+    return checkpoint.read(storage, commits.find(storage)[0][-1])
 
 
 @pytest.mark.slow
@@ -64,13 +66,13 @@ def test_on_a_notice_it_saves_at_once_and_nothing_is_trained_twice_or_lost(
     clocks = []
     for after in (2, 3):
         clocks.append(train(configs[1], after))
-        assert checkpoint.newest_clock(storage) == clocks[-1]
+        assert commits.newest_clock(storage) == clocks[-1]
         assert not final(configs[1])[1].due
     assert 0 < clocks[0] < clocks[1] < 160
     assert train(configs[1], 0, Leaving.AT_COMMIT) == 160  # to grow, it waits for one that is due
     assert final(configs[1])[1].due
     assert train(configs[1]) == END
-    assert [name.clock for name in checkpoint.find(storage)[0]] == [160, END]  # as if none had come
+    assert [name.clock for name in commits.find(storage)[0]] == [160, END]  # as if none had come
     (tensors, manifest), (expected, undisturbed) = final(configs[1]), final(configs[0])
     assert_equal(tensors, expected)
     assert manifest.state == undisturbed.state
@@ -114,6 +116,6 @@ def test_checkpoints_that_were_not_due_push_out_none_that_was():
 
 def test_a_rewind_goes_back_to_none_that_was_not_due():
     state = PlainState(seed=0, clock=16)
-    manifest = checkpoint.Manifest(token=1, sequence=1, files={}, state=state, config={}, metrics={})
+    manifest = commits.Manifest(token=1, sequence=1, files={}, state=state, config={}, metrics={})
     assert manifest.is_healthy
     assert not manifest.model_copy(update={"due": False}).is_healthy

@@ -14,10 +14,11 @@ from service.config import Config
 from service.engine.state import new_state
 from service.recording.record import Record
 from service.recording.recorder import RecorderClient
-from service.run import checkpoint
+from service.run import checkpoint, commits
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import worker
+from service.training.job import Job
 from tests.conftest import assert_equal, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ def train(config: Config, end: int) -> Recorder:
     lock, recorder = RunLock(open_storage(config.run.dir)), Recorder()
     try:
         client = RecorderClient(recorder)
-        worker.train(worker.Job(config.model_dump(), lock.acquire(), end, client))
+        worker.train(Job(config.model_dump(), lock.acquire(), end, client))
     finally:
         lock.release()
     return recorder
@@ -70,13 +71,13 @@ def train(config: Config, end: int) -> Recorder:
 def damage(run: Path, **verdict: str) -> None:
     """A weight of the newest checkpoint becomes NaN, and its digest is right; its verdict is this."""
     storage = open_storage(str(run))
-    name = checkpoint.find(storage)[0][-1]
+    name = commits.find(storage)[0][-1]
     weights = torch.load(run / name.folder / "generator.pt", weights_only=True)
     weights["dense.weight"].view(-1)[0] = float("nan")
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     (run / name.folder / "generator.pt").write_bytes(buffer.getvalue())
-    file = run / name.folder / checkpoint.MANIFEST
+    file = run / name.folder / commits.MANIFEST
     manifest = json.loads(file.read_text())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     manifest["files"]["generator.pt"] = {"bytes": buffer.tell(), "sha256": digest}
@@ -99,9 +100,9 @@ def collapsed_run(healthy: Path, digits: Path, run: Path, **collapse) -> Config:
     return configure(digits, run, **collapse)
 
 
-def final(config: Config) -> tuple[dict, checkpoint.Manifest]:
+def final(config: Config) -> tuple[dict, commits.Manifest]:
     storage = open_storage(config.run.dir)
-    return checkpoint.read(storage, checkpoint.find(storage)[0][-1])
+    return checkpoint.read(storage, commits.find(storage)[0][-1])
 
 
 def test_variety_within_ten_classes_is_measured_where_a_micro_batch_holds_eight_images(digits, tmp_path):
@@ -172,7 +173,7 @@ def test_protect_keeps_the_last_healthy_checkpoint_for_good(healthy, digits, tmp
     config = collapsed_run(healthy, digits, tmp_path / "run", action="protect")
     (record,) = train(config, 960).events("protect")
     storage = open_storage(config.run.dir)
-    clocks = [name.clock for name in checkpoint.find(storage)[0]]
+    clocks = [name.clock for name in commits.find(storage)[0]]
     assert clocks == [160, 240, 880, 960]
     assert record.event.details["checkpoint"].startswith("checkpoints/000000000160")
 

@@ -12,10 +12,11 @@ from service.config import Config
 from service.engine.panel import draw_panel
 from service.engine.step import Step
 from service.errors import MemoryLackError
-from service.run import checkpoint
+from service.run import commits
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training import rehearsal, worker
+from service.training.job import Job
 from service.training.monitor import PanelReader
 from tests.conftest import tiny_config, tiny_values
 from tests.live import SilentRecorder
@@ -34,7 +35,7 @@ def work(index: int, values: dict, token: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=index, world_size=WORKERS, store=store)
     if index == 1:
         PanelReader.take = lambda self: None
-    worker.train(worker.Job(values, token, END, SilentRecorder()))
+    worker.train(Job(values, token, END, SilentRecorder()))
     dist.destroy_process_group()
 
 
@@ -51,7 +52,7 @@ def test_where_one_worker_lacks_real_images_all_measure_without_and_go_on(digits
     job = (config.model_dump(), lock.acquire(), str(tmp_path))
     mp.spawn(work, job, nprocs=WORKERS)
     lock.release()
-    assert checkpoint.newest_clock(storage) == END
+    assert commits.newest_clock(storage) == END
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_too_little_memory_is_told_with_its_phase_and_the_remedy(digits, tmp_pat
 
     monkeypatch.setattr(*where, lack)
     config = tiny_config(digits, tmp_path / "run")
-    job = worker.Job(config.model_dump(), 1, END, SilentRecorder())
+    job = Job(config.model_dump(), 1, END, SilentRecorder())
     with pytest.raises(
         MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*accumulation"
     ):

@@ -2,7 +2,7 @@
 
 import csv
 
-from service.run import checkpoint
+from service.run import commits
 from service.storage import open_storage
 from service.tuning.parent import Parent
 from service.tuning.plan import Plan, Search, settle_plan
@@ -21,7 +21,7 @@ def test_while_mlflow_is_away_results_are_kept_and_the_remedy_is_printed(tmp_pat
     plan = Plan(config, space, Search("grid", 3, 0, "none", 1, 3))
     key = settle_plan(plan)
     trained = make_run(tmp_path / "sweep" / "trials" / "a", "dcgan")
-    best = open_storage(trained).url(checkpoint.find(open_storage(trained))[0][-1].folder)
+    best = open_storage(trained).url(commits.find(open_storage(trained))[0][-1].folder)
     rows = [
         TrialRow("a", "finished", 176, {"training.drift": 0.0}, 7.5, 16, best),
         TrialRow("b", "collapsed", 96, {"training.drift": 1e39}, reason="collapsed at 96"),
