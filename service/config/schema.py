@@ -27,9 +27,9 @@ from service.config.sections import (
 )
 from service.config.vocabulary import RANKING
 from service.storage import is_s3
+from service.storage.base import BLOCK_BYTES
 
 MLFLOW_DATABASE = "mlflow.db"
-CACHE_BLOCK_BYTES = 4 << 20
 """`data.cache_dir` holds blocks of this size; each lane reads from one."""
 
 
@@ -193,11 +193,11 @@ def _check_data(config: Config) -> None:
 
 def _check_cache(config: Config) -> None:
     data = config.data
-    needed = data.lanes * CACHE_BLOCK_BYTES
+    needed = data.lanes * BLOCK_BYTES
     if data.cache_dir and data.cache_bytes < needed:
         raise ValueError(
             f"data.cache_bytes: {data.cache_bytes}, but {data.lanes} lanes need a block of"
-            f" {CACHE_BLOCK_BYTES} each, {needed} in all; raise it, or leave data.cache_dir out"
+            f" {BLOCK_BYTES} each, {needed} in all; raise it, or leave data.cache_dir out"
         )
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from service.config.schema import CACHE_BLOCK_BYTES as BLOCK_BYTES
 from service.data.index import Index
 from service.storage import Storage
+from service.storage.base import BLOCK_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -1,16 +1,14 @@
 """Layers that look at the whole batch, on two gloo processes, against one process with all of it."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from models.layers import BatchNorm, use_workers
 from service.engine import distributed
 from service.engine.distributed import Workers
+from tests.workers import work_together
 
 WORKERS = 2
 BATCH = 12
@@ -37,13 +35,9 @@ def measure(workers: Workers, conditioning: int | None) -> dict[str, torch.Tenso
     return results | summed
 
 
-def work(index: int, conditioning: int | None, out: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(index), "WORLD_SIZE": str(WORKERS)}
-    store = dist.FileStore(f"{out}/store", WORKERS)
-    dist.init_process_group("gloo", rank=index, world_size=WORKERS, store=store)
-    torch.save(measure(distributed.join(), conditioning), f"{out}/{index}.pt")
-    dist.destroy_process_group()
+def work(conditioning: int | None, out: str) -> None:
+    workers = distributed.join()
+    torch.save(measure(workers, conditioning), f"{out}/{workers.index}.pt")
 
 
 @pytest.mark.slow
@@ -51,7 +45,7 @@ def work(index: int, conditioning: int | None, out: str) -> None:
 def test_batch_norm_on_two_workers_is_that_of_the_whole_batch(conditioning, tmp_path: Path):
     """Forward, backward, and the backward of a gradient penalty."""
     whole = measure(Workers(0, 1, torch.device("cpu")), conditioning)
-    mp.spawn(work, (conditioning, str(tmp_path)), nprocs=WORKERS)
+    work_together(work, WORKERS, tmp_path / "store", conditioning, str(tmp_path))
     shares = [torch.load(tmp_path / f"{index}.pt") for index in range(WORKERS)]
     for name, expected in whole.items():
         if len(expected) == BATCH:

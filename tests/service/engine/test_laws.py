@@ -1,13 +1,9 @@
 """Laws 2 and 3: the number of workers changes only the speed; a resumed run is the same run."""
 
-import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from service.config import Config
 from service.data.dataset import Batch
@@ -21,6 +17,7 @@ from service.storage import open_storage
 from service.storage.lock import RunLock
 from service.training.context import Context
 from tests.conftest import assert_equal, tiny_config, tiny_values
+from tests.workers import work_together
 
 CYCLES = 8
 NO_GRADIENT = 1e-3
@@ -70,25 +67,18 @@ def advance(config: Config, state: TrainState, cycles: int):
     return batches.rows, torch.stack(measures)
 
 
-def work(index: int, count: int, values: dict, cycles: int, out: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(index), "WORLD_SIZE": str(count)}
-    store = dist.FileStore(f"{out}/store-{count}", count)
-    dist.init_process_group("gloo", rank=index, world_size=count, store=store)
+def work(values: dict, cycles: int, out: str) -> None:
     config = Config(**values)
     state = new_state(config, torch.device("cpu"))
     rows, measures = advance(config, state, cycles)
     content = {"rows": rows, "measures": measures, "networks": state.tensors()}
-    torch.save(content, f"{out}/{count}-{index}.pt")
-    dist.destroy_process_group()
+    workers = distributed.join()
+    torch.save(content, f"{out}/{workers.count}-{workers.index}.pt")
 
 
 def train_with(count: int, config: Config, cycles: int, out: Path) -> list[dict]:
     """What each of `count` workers, processes of their own, had after its cycles."""
-    # the processes are forked from one that has imported torch, which takes each some seconds
-    multiprocessing.set_forkserver_preload(["torch", "service.training.context"])
-    arguments = (count, config.model_dump(), cycles, str(out))
-    mp.start_processes(work, arguments, nprocs=count, start_method="forkserver")
+    work_together(work, count, out / f"store-{count}", config.model_dump(), cycles, str(out))
     return [torch.load(out / f"{count}-{index}.pt") for index in range(count)]
 
 

@@ -2,22 +2,21 @@
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from service.engine import distributed
 from service.errors import RefusedError, StorageError
 from service.storage import MissingError, open_storage
 from service.training.relay import Relay
+from tests.workers import work_together
 
 WORKERS = 2
 LARGE = distributed.PIECE_BYTES + 5
 
 
-def work(index: int, folder: str) -> None:
-    store = dist.FileStore(f"{folder}/store", WORKERS)
-    dist.init_process_group("gloo", rank=index, world_size=WORKERS, store=store)
-    storage = open_storage(f"{folder}/run" if index == 0 else f"{folder}/elsewhere")
-    relay = Relay(storage, distributed.join())
+def work(folder: str) -> None:
+    workers = distributed.join()
+    storage = open_storage(f"{folder}/run" if workers.is_first else f"{folder}/elsewhere")
+    relay = Relay(storage, workers)
     assert relay.sizes("a/") == {"a/empty": 0, "a/large": LARGE}
     assert relay.get("a/large") == bytes(LARGE)
     assert relay.get("a/empty") == b""
@@ -28,8 +27,7 @@ def work(index: int, folder: str) -> None:
         with pytest.raises(kind, match=f"{kind.__name__} on worker 0") as raised:
             relay.get("a/large")
         assert type(raised.value) is kind
-    assert storage.traffic.requests == (3 if index == 0 else 0)
-    dist.destroy_process_group()
+    assert storage.traffic.requests == (3 if workers.is_first else 0)
 
 
 def fail(kind):
@@ -44,4 +42,4 @@ def test_the_first_worker_reads_for_all(tmp_path):
     storage = open_storage(str(tmp_path / "run"))
     storage.put("a/large", bytes(LARGE))
     storage.put("a/empty", b"")
-    mp.spawn(work, (str(tmp_path),), nprocs=WORKERS)
+    work_together(work, WORKERS, tmp_path / "store", str(tmp_path))

@@ -1,14 +1,12 @@
 """A worker's loop where a part of it fails on one worker alone, or where memory does not suffice."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from service.config import Config
+from service.engine import distributed
 from service.engine.panel import draw_panel
 from service.engine.step import Step
 from service.errors import MemoryLackError
@@ -20,6 +18,7 @@ from service.training.job import Job
 from service.training.monitor import PanelReader
 from tests.conftest import tiny_config, tiny_values
 from tests.live import SilentRecorder
+from tests.workers import work_together
 
 pytestmark = pytest.mark.slow
 
@@ -27,16 +26,11 @@ WORKERS = 2
 END = 64
 
 
-def work(index: int, values: dict, token: int, folder: str) -> None:
+def work(values: dict, token: int) -> None:
     """A worker; the second one cannot read its held-out images."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(index), "WORLD_SIZE": str(WORKERS)}
-    store = dist.FileStore(f"{folder}/store", WORKERS)
-    dist.init_process_group("gloo", rank=index, world_size=WORKERS, store=store)
-    if index == 1:
+    if not distributed.join().is_first:
         PanelReader.take = lambda self: None
     worker.train(Job(values, token, END, SilentRecorder()))
-    dist.destroy_process_group()
 
 
 # Its discriminator has batch norm, whose sums are over all workers.
@@ -49,8 +43,7 @@ def test_where_one_worker_lacks_real_images_all_measure_without_and_go_on(digits
     config = Config(**(values | {"model": DCGAN, "phases": phases}))
     storage = open_storage(config.run.dir)
     lock = RunLock(storage)
-    job = (config.model_dump(), lock.acquire(), str(tmp_path))
-    mp.spawn(work, job, nprocs=WORKERS)
+    work_together(work, WORKERS, tmp_path / "store", config.model_dump(), lock.acquire())
     lock.release()
     assert commits.newest_clock(storage) == END
 
