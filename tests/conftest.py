@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from cluster import local
 from cluster.local import Stack
@@ -33,11 +34,36 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
+WITH_STACK = {
+    f"tests/{name}"
+    for name in (
+        "service/test_sweep.py",
+        "service/test_train.py",
+        "service/test_job.py",
+        "service/recording/test_recorder.py",
+        "cluster/test_local.py",
+    )
+}
+
+
+class _ByFile(LoadFileScheduling):
+    """A file's tests share a process, and those that need the whole stack: one of them starts it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "stack" if file in WITH_STACK else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """How `--dist loadfile` deals tests to processes."""
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the stack; run files that take long first, so that all processes end together."""
     files: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if "stack" in getattr(item, "fixturenames", ()):
+        if "servers" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.stack)
         files.setdefault(item.nodeid.partition("::")[0], []).append(item)
 
@@ -57,16 +83,29 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """SeaweedFS, MLflow's server, Prometheus and a Ray head, all real, for all tests of this process."""
-    stack = Stack.load(tmp_path_factory.mktemp("stack"))
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The real servers for all tests of this process, of which none has started yet."""
+    servers = Stack.load(tmp_path_factory.mktemp("stack"))
+    try:
+        yield servers
+    finally:
+        servers.down()
+
+
+@pytest.fixture(scope="session")
+def seaweed(servers: Stack) -> Stack:
+    """The servers, of which SeaweedFS runs."""
+    servers.up(["s3"])
+    return servers
+
+
+@pytest.fixture(scope="session")
+def stack(servers: Stack) -> Stack:
+    """SeaweedFS, MLflow's server, Prometheus and a Ray head; name a file that uses it in WITH_STACK."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "SCRAPE", "500ms")  # runs of tests last but some seconds
-        try:
-            stack.up()
-            yield stack
-        finally:
-            stack.down()
+        servers.up()
+    return servers
 
 
 PLACES = ["folder", pytest.param("s3", marks=pytest.mark.stack)]
@@ -74,9 +113,9 @@ PLACES = ["folder", pytest.param("s3", marks=pytest.mark.stack)]
 
 
 @pytest.fixture
-def s3(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of the stack's bucket, its keys and endpoint in the environment."""
-    for name, value in stack.environment.items():
+def s3(seaweed: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of the servers' bucket; their keys and addresses are in the environment."""
+    for name, value in seaweed.environment.items():
         monkeypatch.setenv(name, value)
     return "s3://gan"
 

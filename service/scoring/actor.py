@@ -1,5 +1,6 @@
 """One Ray actor a run that scores new checkpoints beside the training; no worker waits for it."""
 
+import importlib
 import logging
 import os
 import threading
@@ -59,6 +60,8 @@ class ScorerActor:
     def _work(self) -> None:
         niceness = self._config.evaluation.niceness
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+        # It loads torch: here, before the first checkpoint comes, and not in who only starts the actor.
+        importlib.import_module("service.scoring.scorer")
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._waiting or self._closing)
@@ -74,11 +77,10 @@ class ScorerActor:
                 self._recorder.write(Record(name.clock, time.time(), event=event))
 
     def _score(self, name: commits.Name) -> None:
-        start = time.monotonic()
-        # they load torch, which who only starts the actor does without
         from service.run.best import load
         from service.scoring.scorer import Scorer
 
+        start = time.monotonic()
         if self._scorer is None:
             self._scorer = Scorer(self._config, self._config.evaluation, self._storage)
         trained = load(self._storage.url(name.folder))

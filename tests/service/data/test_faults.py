@@ -24,10 +24,10 @@ PREFIX = "faults"
 
 
 @pytest.fixture(scope="module")
-def bucket(stack, digits) -> str:
-    """The digits in the stack's bucket."""
+def bucket(seaweed, digits) -> str:
+    """The digits in the servers' bucket."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.environment.items():
+        for name, value in seaweed.environment.items():
             patch.setenv(name, value)
         here, there = open_storage(str(digits)), open_storage(f"s3://gan/{PREFIX}")
         for key in here.sizes("shard-"):
@@ -37,8 +37,8 @@ def bucket(stack, digits) -> str:
 
 
 @pytest.fixture
-def proxy(bucket, s3, stack, monkeypatch):
-    proxy = FaultyProxy(stack.environment["AWS_ENDPOINT_URL"], "shard-")
+def proxy(bucket, s3, seaweed, monkeypatch):
+    proxy = FaultyProxy(seaweed.environment["AWS_ENDPOINT_URL"], "shard-")
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     yield proxy
     proxy.close()
@@ -114,7 +114,7 @@ def test_the_lasting_ends_it_with_the_key_and_the_reason(proxy, bucket, fault, w
             next(loader)
 
 
-def test_a_shard_that_was_cut_short_meanwhile_is_named(proxy, bucket, stack, monkeypatch):
+def test_a_shard_that_was_cut_short_meanwhile_is_named(proxy, bucket, seaweed, monkeypatch):
     dataset = dataset_of(bucket, retry_s=1.0)
     straight = open_storage(bucket)
     name = dataset.index.names[1]
