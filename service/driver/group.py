@@ -5,6 +5,7 @@ import logging
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,8 +26,11 @@ KNOCK_LIMIT_S = 5.0
 KNOCKS_AT_ONCE = 32
 RELEASE_LIMIT_S = 10.0
 """A group that ended holds its resources for some seconds more."""
+MOST_HANGS = 1
+"""Where a worker stood still more often, no further one is sent, if the other nodes suffice."""
 LEAST_SILENCE_S, SILENCE_S = 20.0, 60.0
 """A worker gives a sign of life every few seconds, whatever it is doing."""
+NODE_LABEL = "ray.io/node-id"
 _POLL_S = 0.5
 # HTTP/2's preface and empty settings; a server with TLS refuses them, which is an answer too
 _GRPC_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -48,12 +52,20 @@ class Group:
         self._recorder = recorder
         self._silence_s = max(LEAST_SILENCE_S, min(scale.hang_s or SILENCE_S, SILENCE_S))
         self._size = Size()
+        self._hangs, self._left_out = Counter[str](), set[str]()
+
+    @property
+    def labels(self) -> dict[str, str] | None:
+        """The labels that Ray is to look for in a worker's node; None if any will do."""
+        return {NODE_LABEL: f"!in({','.join(sorted(self._left_out))})"} if self._left_out else None
 
     def choose(self) -> int:
         """The number of workers to fit now; waits a moment for what the last group still holds."""
         counts = self._limits.counts
         answering = _answering()
-        most = choose(counts, room([node["Resources"] for node in answering], self._need))
+        self._left_out = self._untrusted(answering)
+        trusted = [n["Resources"] for n in answering if n["NodeID"] not in self._left_out]
+        most = choose(counts, room(trusted, self._need))
         deadline = time.monotonic() + RELEASE_LIMIT_S
         while choose(counts, self._free(answering)) < most and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -75,26 +87,28 @@ class Group:
 
         Where more workers fit for a while, the group is let go at its next checkpoint.
         """
-        over = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(token, over), name="group", daemon=True)
+        over, silent = threading.Event(), dict[Beat, str]()
+        watch = (token, over, silent)
+        thread = threading.Thread(target=self._watch, args=watch, name="group", daemon=True)
         thread.start()
         try:
             yield
         finally:
             over.set()
             thread.join(KNOCK_LIMIT_S)  # Ray may be away
+            still = [s for s in self._recorder.signs() if s.beat.token == token and s.beat.stands_still]
+            self._count_hangs({*silent.values(), *(sign.node for sign in still)})
 
     def ended(self, began: bool) -> None:
         """Take note that the group ended; `began` is False if its nodes were not there in time."""
         self._size = ended(self._limits, self._size, began, time.monotonic())
 
-    def _watch(self, token: int, over: threading.Event) -> None:
-        size, killed = self._size, set[Beat]()
-        growing = False
+    def _watch(self, token: int, over: threading.Event, silent: dict[Beat, str]) -> None:
+        size, growing = self._size, False
         while not over.wait(_LOOK_S):
             signs = [sign for sign in self._recorder.signs() if sign.beat.token == token]
             try:
-                self._end_silent(signs, killed)
+                self._end_silent(signs, silent)
                 if len(signs) < size.workers:
                     continue  # until all have begun, what is free may be what they are about to take
                 size, action = decide(self._limits, size, self._fitting(size.workers), time.monotonic())
@@ -111,13 +125,29 @@ class Group:
                 self._recorder.stay()
             growing = action.grow
 
-    def _end_silent(self, signs: Iterable[Sign], killed: set[Beat]) -> None:
-        """End the workers that have given no sign for too long: stopped, or on a node that is away."""
+    def _end_silent(self, signs: Iterable[Sign], silent: dict[Beat, str]) -> None:
+        """End the workers that have given no sign for too long: stopped, or on a node that is away.
+
+        Their last beats are added to `silent`, with their nodes.
+        """
         for sign in signs:
-            if sign.age_s > self._silence_s and sign.beat not in killed:
+            if sign.age_s > self._silence_s and sign.beat not in silent:
                 log.error("event=worker_silent reason=%s", sign.in_words())
-                killed.add(sign.beat)
+                silent[sign.beat] = sign.node
                 ray.kill(sign.worker)
+
+    def _count_hangs(self, nodes: Iterable[str]) -> None:
+        """Take note of the nodes on which workers of a group stood still."""
+        for node in nodes:
+            self._hangs[node] += 1
+            if self._hangs[node] > MOST_HANGS:
+                log.warning("event=node_left_out node=%s hangs=%d", node, self._hangs[node])
+
+    def _untrusted(self, nodes: Iterable[dict[str, Any]]) -> set[str]:
+        """Where workers stand still again and again; none if the other nodes do not hold a group."""
+        hanging = {node for node, hangs in self._hangs.items() if hangs > MOST_HANGS}
+        others = [node["Resources"] for node in nodes if node["NodeID"] not in hanging]
+        return hanging if room(others, self._need) >= self._limits.counts[0] else set()
 
     def _fitting(self, workers: int) -> int:
         """How many fit, so many being there. Nodes are asked to answer only if that is more."""
@@ -127,9 +157,9 @@ class Group:
         return workers + self._free(_answering())
 
     def _free(self, nodes: Iterable[dict[str, Any]]) -> int:
-        """How many workers fit into what these nodes have free."""
+        """How many workers fit into what these nodes have free, but for those that are left out."""
         free = state.available_resources_per_node()
-        names = {node["NodeID"] for node in nodes}
+        names = {node["NodeID"] for node in nodes} - self._left_out
         return room([free[name] for name in names & free.keys()], self._need)
 
 

@@ -14,6 +14,7 @@ from service import environment
 from service.config import Config
 from service.errors import ServiceError, UsageError
 from service.recording.prometheus import free_port
+from service.training.heart import LEAST_LIMIT_S
 
 LOOPBACK = "127.0.0.1"
 KNOCK_LIMIT_S = 10.0
@@ -21,6 +22,8 @@ KNOCK_LIMIT_S = 10.0
 WATCHFUL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 # On one machine nobody reclaims the node or scrapes Ray, and watching for it costs CPU time.
 LOCAL_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+# NCCL's own watch over its collectives; it ends a group in which some ranks are ahead of others.
+NCCL_WATCH = {"RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1", "RAY_TRAIN_NCCL_RAS_ACTION": "fail"}
 QUIET: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
 
 
@@ -30,7 +33,7 @@ def join_ray(config: Config) -> Iterator[None]:
 
     ServiceError if none answers there, UsageError if this machine lacks the GPU that the run needs.
     """
-    for name, value in WATCHFUL.items():
+    for name, value in (WATCHFUL | _nccl_watch(config)).items():
         os.environ.setdefault(name, value)
     address = environment.ray_address()
     if address == "local":
@@ -42,6 +45,15 @@ def join_ray(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _nccl_watch(config: Config) -> dict[str, str]:
+    """Ray Train's variables for NCCL's watch: a rank that waits for storage in time is no hang."""
+    if not config.scale.gpu:
+        return {}
+    patience_s = config.storage.retry_s + config.storage.timeout_s
+    limit_s = max(config.scale.hang_s or LEAST_LIMIT_S, patience_s)
+    return NCCL_WATCH | {"RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": str(limit_s)}
 
 
 def _interrupt(*_: Any) -> None:

@@ -7,7 +7,6 @@ to import torch for it: two seconds after every death of a worker.
 import os
 import socket
 from dataclasses import dataclass
-from datetime import timedelta
 
 import ray
 from ray.train import get_context
@@ -46,8 +45,8 @@ def _free_address() -> tuple[str, int]:
 
 
 def _meet(address: str, port: int, group: ProcessGroup) -> None:
-    """Join the process group, in a worker."""
-    import torch.distributed as dist
+    """Join the process group, in a worker: there, torch is loaded."""
+    from service.engine import distributed
 
     context = get_context()
     os.environ |= {
@@ -59,4 +58,4 @@ def _meet(address: str, port: int, group: ProcessGroup) -> None:
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "NODE_RANK": str(context.get_node_rank()),
     }
-    dist.init_process_group(group.backend, timeout=timedelta(seconds=group.timeout_s))
+    distributed.meet(group.backend, group.timeout_s)

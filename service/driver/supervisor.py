@@ -84,7 +84,7 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
         workers = group.choose()
         log.info("event=fit workers=%d clock=%d failures=%d", workers, before, failures)
         with group.watched(job.token):
-            outcome = _fit(config, job, workers, storage)
+            outcome = _fit(config, job, workers, group.labels, storage)
         group.ended(began=not outcome.waiting)
         if leaving.is_set() and outcome.clock < job.end:
             raise KeyboardInterrupt
@@ -104,7 +104,9 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
         log.warning("event=fit_again failures=%d reason=%s", failures, action.reason)
 
 
-def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
+def _fit(
+    config: Config, job: Job, workers: int, labels: dict[str, str] | None, storage: Storage
+) -> Outcome:
     trainer = DataParallelTrainer(
         # a partial is opened by the workers alone; as a configuration it would be by the controller, too
         functools.partial(train, job),
@@ -112,6 +114,7 @@ def _fit(config: Config, job: Job, workers: int, storage: Storage) -> Outcome:
             num_workers=workers,
             use_gpu=config.scale.gpu,
             resources_per_worker=worker_resources(config),
+            label_selector=labels,
         ),
         backend_config=ProcessGroup(
             "nccl" if config.scale.gpu else "gloo", config.scale.group_timeout_s

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,11 @@ class Workers:
             if not self.is_first:
                 received[start:end] = tensor.cpu().numpy().data
         return data if self.is_first else bytes(received)
+
+
+def meet(backend: str, timeout_s: float) -> None:
+    """Wait for the other workers at MASTER_ADDR, and form the process group with them."""
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 def join() -> Workers:

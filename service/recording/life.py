@@ -13,7 +13,8 @@ class Beat:
     """One sign of life, from worker `rank` of the group with this token.
 
     `place` is its host and process. It has been `doing` the same thing for `for_s` seconds, of which
-    `limit_s` are allowed; more while it is `patient`, for a storage may still answer in time.
+    `limit_s` are allowed; more while it is `patient`, for a storage may still answer in time. One that
+    `stands_still` gives its last sign: it ends itself.
     """
 
     token: int
@@ -23,15 +24,17 @@ class Beat:
     for_s: float
     limit_s: float
     patient: bool = False
+    stands_still: bool = False
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A beat, the seconds since it came, and the worker's handle."""
+    """A beat, the seconds since it came, the worker's handle, and the identifier of its node."""
 
     beat: Beat
     age_s: float
     worker: Any
+    node: str = ""
 
     @property
     def still_s(self) -> float:
@@ -55,9 +58,9 @@ class Life:
 
     def __init__(self) -> None:
         self._token = 0
-        self._beats: dict[int, tuple[Beat, float, Any]] = {}
+        self._beats: dict[int, tuple[Beat, float, Any, str]] = {}
 
-    def take(self, beat: Beat, worker: Any, now: float) -> bool:
+    def take(self, beat: Beat, worker: Any, node: str, now: float) -> bool:
         """Take a beat at the time `now`; returns whether its worker may be waiting for another one.
 
         That one is doing something else, and in time.
@@ -66,7 +69,7 @@ class Life:
             self._token = beat.token
             self._beats.clear()
         if beat.token == self._token:
-            self._beats[beat.rank] = beat, now, worker
+            self._beats[beat.rank] = beat, now, worker, node
         others = [s for s in self.signs(now) if s.beat.rank != beat.rank and s.beat.doing != beat.doing]
         return any(sign.is_in_time for sign in others)
 
@@ -77,7 +80,8 @@ class Life:
 
     def signs(self, now: float) -> list[Sign]:
         """The newest sign of each worker, by rank."""
-        return [Sign(beat, now - at, worker) for _, (beat, at, worker) in sorted(self._beats.items())]
+        newest = (self._beats[rank] for rank in sorted(self._beats))
+        return [Sign(beat, now - at, worker, node) for beat, at, worker, node in newest]
 
 
 def longest_still(signs: Iterable[Sign]) -> Sign | None:

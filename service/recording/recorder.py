@@ -103,9 +103,9 @@ class Recorder:
         now = {"trouble": self._trouble, "still": still.in_words() if still else ""}
         return self._latest | now | {"metrics_port": self._live.port}
 
-    def beat(self, beat: Beat, worker: Any) -> bool:
+    def beat(self, beat: Beat, worker: Any, node: str) -> bool:
         """Take a worker's sign of life; returns whether it may be waiting for another one."""
-        return self._life.take(beat, worker, time.monotonic())
+        return self._life.take(beat, worker, node, time.monotonic())
 
     def forget(self, token: int, rank: int) -> None:
         """A worker of the group with this token has ended in order."""
@@ -243,8 +243,9 @@ class RecorderClient:
     def beat(self, beat: Beat) -> bool:
         """Give a sign of life of this worker; whether it may be waiting for another, or nobody knows."""
         try:
-            me = ray.get_runtime_context().current_actor
-            return ray.get(self._actor.beat.remote(beat, me), timeout=ANSWER_LIMIT_S)
+            here = ray.get_runtime_context()
+            sent = self._actor.beat.remote(beat, here.current_actor, here.get_node_id())
+            return ray.get(sent, timeout=ANSWER_LIMIT_S)
         except Exception as error:
             log.info("event=recorder_silent error=%s", error)
             return True

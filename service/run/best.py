@@ -16,7 +16,8 @@ from service.engine.plain import Amended
 from service.errors import DataError, UsageError
 from service.run import checkpoint, commits, ranking
 from service.run.directory import read_run
-from service.storage import Storage, open_storage
+from service.run.pins import pinned
+from service.storage import MissingError, Storage, open_storage
 
 RETRY_S = 20.0
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoints/(?P<clock>\d+)-(?P<token>\d+)-(?P<sequence>\d+)/?")
@@ -91,8 +92,7 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
     """
     place = place_of(address)
     storage = open_storage(place.run_dir if place else address, RETRY_S)
-    name = _choose(storage, address, place)
-    tensors, manifest = checkpoint.read(storage, name, [weights])
+    name, tensors, manifest = _read(storage, address, place, weights)
     try:
         config = Config.model_validate(manifest.config)
         generator = _build(config, tensors[weights])
@@ -115,6 +115,20 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
         manifest.state.amendments,
         manifest.metrics,
     )
+
+
+def _read(
+    storage: Storage, address: str, place: CheckpointPlace | None, weights: WeightsName
+) -> tuple[commits.Name, checkpoint.Tensors, commits.Manifest]:
+    """The chosen checkpoint, pinned meanwhile; where a sweep was faster, choose again."""
+    while True:
+        name = _choose(storage, address, place)
+        with pinned(storage, name):
+            try:
+                return name, *checkpoint.read(storage, name, [weights])
+            except MissingError:
+                if name in commits.find(storage)[0]:
+                    raise
 
 
 def _choose(storage: Storage, address: str, place: CheckpointPlace | None) -> commits.Name:

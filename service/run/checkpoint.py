@@ -18,6 +18,7 @@ from service.engine.plain import PlainState
 from service.engine.state import TrainState
 from service.errors import DataError
 from service.run.commits import MANIFEST, FileEntry, Manifest, Name, Readable, find, read_manifest
+from service.run.pins import Pins
 from service.storage import MissingError, Storage
 from service.storage.digest import DigestingFile
 from service.storage.lock import check_token
@@ -164,6 +165,7 @@ class Checkpointer:
         self._pending: Future[None] | None = None
         self._buffer: Tensors | None = None
         self._nature: dict[Name, Nature] = {}
+        self._pins = Pins(storage)
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None, due: bool = True) -> None:
         """Wait for the last commit, copy the state, and commit it in the background.
@@ -222,13 +224,14 @@ class Checkpointer:
     def _sweep(
         self, committed: list[Name], keys: dict[Name, list[str]], protected: Collection[str]
     ) -> None:
-        """Delete checkpoints beyond those kept, manifests first, and what was never committed."""
+        """Delete what is neither kept nor pinned, manifests first, and what was never committed."""
         natures = {name: self._nature_of(name) for name in committed}
         healthy = [name for name in committed if natures[name].healthy]
         undue = [name for name in committed if not natures[name].due]
         kept = self.keep.choose(sorted(committed), healthy, self.rank(committed), undue)
+        held = {name.folder for name in kept} | {*protected} | self._pins.folders()
         for name, files in keys.items():
-            if name not in kept and name.folder not in protected:
+            if name.folder not in held:
                 self.storage.delete(sorted(files, key=lambda key: not key.endswith(MANIFEST)))
 
     def _nature_of(self, name: Name) -> Nature:

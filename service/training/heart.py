@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.config import Config
 from service.data.feeder import Feeders
@@ -116,6 +116,7 @@ class Heart:
             waits = self._recorder.beat(beat)  # which may take its time
             went_on = self._doing is not doing or (self._feeders.waiting() is None) != (waiting is None)
             if for_s > limit_s and not (patient or waits or went_on or self._stop.is_set()):
+                self._recorder.beat(replace(beat, stands_still=True))
                 self._end(doing, f"worker {self._rank} ({self._place}): {what} for {for_s:.0f} s")
 
     def _end(self, doing: _Doing, reason: str) -> None:

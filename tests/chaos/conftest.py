@@ -128,13 +128,13 @@ class ChaosRun:
             time.sleep(0.05)
         tell(f"{what}: {time.monotonic() - start:.1f} s")
 
-    def commits(self) -> list[commits.Name]:
+    def committed(self) -> list[commits.Name]:
         """The last commit of each clock, in their order."""
         return commits.find(self.storage)[0]
 
     def clock(self) -> int:
         """That of the last commit."""
-        committed = self.commits()
+        committed = self.committed()
         return committed[-1].clock if committed else 0
 
     def groups(self) -> list[tuple[int, int]]:
@@ -151,7 +151,7 @@ class ChaosRun:
 
     def final(self) -> tuple[checkpoint.Tensors, commits.Manifest]:
         """The last checkpoint's tensors and manifest, verified."""
-        return checkpoint.read(self.storage, self.commits()[-1])
+        return checkpoint.read(self.storage, self.committed()[-1])
 
     def mlflow_runs(self) -> tuple[MlflowRun, list[MlflowRun]]:
         """The run in MLflow, and those nested in it."""

@@ -19,7 +19,7 @@ def test_a_run_undoes_a_collapse_and_outlives_its_driver_at_it(cluster, run):
     run.submit("--run.images", str(PLANTED))
     assert run.end() == 0, run.output()
     plant_nan(run)
-    healthy = next(name for name in run.commits() if name.clock == HEALTHY)
+    healthy = next(name for name in run.committed() if name.clock == HEALTHY)
 
     run.submit("--run.images", str(END), "--collapse.action", "stop")
     assert run.end() == 1
@@ -35,7 +35,7 @@ def test_a_run_undoes_a_collapse_and_outlives_its_driver_at_it(cluster, run):
     run.submit(*again)
     assert run.end() == 0, run.output()
 
-    made = [(name.clock, checkpoint.read(run.storage, name)[1]) for name in run.commits()]
+    made = [(name.clock, checkpoint.read(run.storage, name)[1]) for name in run.committed()]
     attempts = [(clock, manifest.state.attempt) for clock, manifest in made]
     clocks = range(SAVE_EVERY, END + 1, SAVE_EVERY)
     assert attempts == [(clock, int(clock >= HEALTHY)) for clock in clocks]
@@ -68,7 +68,7 @@ def is_recorded(run, healthy: commits.Name, halved: dict[str, float]) -> None:
 
 def plant_nan(run) -> None:
     """As a flipped bit would: a weight of the newest checkpoint becomes NaN, and the digest is right."""
-    name = run.commits()[-1]
+    name = run.committed()[-1]
     weights = torch.load(io.BytesIO(run.storage.get(f"{name.folder}/generator.pt")), weights_only=True)
     weights["dense.weight"][0, 0] = float("nan")
     buffer = io.BytesIO()

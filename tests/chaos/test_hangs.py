@@ -24,10 +24,10 @@ HANG_S = 15.0
 
 
 @pytest.fixture
-def run(data, tmp_path):
+def run(request, data, tmp_path):
     """A run of as many workers as there are nodes, which finds a hang after some seconds."""
     scale = CONFIG["scale"] | {"hang_s": HANG_S}
-    with ChaosRun("hangs", tmp_path, data, **(CONFIG | {"scale": scale})) as run:
+    with ChaosRun(request.node.name, tmp_path, data, **(CONFIG | {"scale": scale})) as run:
         yield run
 
 
@@ -47,6 +47,19 @@ def test_a_stopped_worker_and_a_stopped_node_are_found_and_left(cluster, run, un
         kill(stopped)
     bring_nodes(cluster)
     assert run.end() == 0, run.output()
+    same_as_undisturbed(run, undisturbed)
+
+
+def test_a_node_where_workers_stand_still_twice_is_left_out(cluster, run, undisturbed):
+    run.submit()
+    run.wait_for(lambda: run.clock() >= SAVE_EVERY, "start to the first commit")
+    goes_on(run, "SIGSTOP of a worker", lambda: stop(workers(cluster, "node-2")))
+    assert spread(cluster) == [1, 1]
+    goes_on(run, "SIGSTOP of another on the same node", lambda: stop(workers(cluster, "node-2")))
+    assert spread(cluster) == [1, 0]
+    assert run.end() == 0, run.output()
+    assert run.groups()[-1][0] == 1
+    assert run.output().count("event=node_left_out") == 1
     same_as_undisturbed(run, undisturbed)
 
 

@@ -37,5 +37,5 @@ def test_a_run_outlives_a_worker_a_node_and_its_driver(cluster, run, undisturbed
     assert spread(cluster) == [1, 1]
     assert run.end() == 0, run.output()
 
-    assert [name.clock for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
+    assert [name.clock for name in run.committed()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
     same_as_undisturbed(run, undisturbed)

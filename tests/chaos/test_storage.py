@@ -23,8 +23,8 @@ def test_a_run_outlives_s3_and_then_its_driver_and_ends_bit_for_bit_the_same(clu
     assert run.end() == 0, run.output()
 
     assert len(run.groups()) == 2
-    assert [name.clock for name in run.commits()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
-    for number, name in enumerate(run.commits()):
+    assert [name.clock for name in run.committed()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
+    for number, name in enumerate(run.committed()):
         assert name.sequence == number + 1  # nor was a commit made twice
         assert checkpoint.read(run.storage, name)[1].state.clock == name.clock
     tensors, manifest = run.final()

@@ -13,8 +13,8 @@ def waits(*others: tuple[Beat, float], now: float = 1000.0) -> bool:
     """Whether worker 0, which has trained for 100 s of 60, may be waiting for others, with ages."""
     life = Life()
     for other, age_s in others:
-        life.take(other, None, now - age_s)
-    return life.take(beat(0, for_s=100), None, now)
+        life.take(other, None, "", now - age_s)
+    return life.take(beat(0, for_s=100), None, "", now)
 
 
 def test_who_waits_for_one_that_does_something_else_in_time_does_not_stand_still():
@@ -34,11 +34,11 @@ def test_one_that_was_stopped_while_it_was_in_time_is_not_waited_for_beyond_its_
 
 def test_a_new_group_forgets_the_last_and_an_orphan_of_that_is_not_heard():
     life = Life()
-    life.take(beat(0), None, 0)
-    life.take(beat(1), None, 0)
-    life.take(beat(0, token=2), "worker", 10)
-    life.take(beat(1, token=1), None, 11)
-    assert life.signs(12) == [Sign(beat(0, token=2), 2, "worker")]
+    life.take(beat(0), None, "", 0)
+    life.take(beat(1), None, "", 0)
+    life.take(beat(0, token=2), "worker", "node", 10)
+    life.take(beat(1, token=1), None, "", 11)
+    assert life.signs(12) == [Sign(beat(0, token=2), 2, "worker", "node")]
     life.forget(1, 0)
     assert len(life.signs(12)) == 1
     life.forget(2, 0)

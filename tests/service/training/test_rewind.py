@@ -171,10 +171,10 @@ def test_alert_tells_once_and_goes_on(healthy, digits, tmp_path):
 
 def test_protect_keeps_the_last_healthy_checkpoint_for_good(healthy, digits, tmp_path):
     config = collapsed_run(healthy, digits, tmp_path / "run", action="protect")
-    (record,) = train(config, 960).events("protect")
+    (record,) = train(config, 560).events("protect")
     storage = open_storage(config.run.dir)
     clocks = [name.clock for name in commits.find(storage)[0]]
-    assert clocks == [160, 240, 880, 960]
+    assert clocks == [160, 240, 480, 560]
     assert record.event.details["checkpoint"].startswith("checkpoints/000000000160")
 
 
