@@ -1,4 +1,4 @@
-"""A whole cluster on this machine: `python -m cluster.local up`, then `status`, `env`, `down`.
+"""A whole cluster on this machine: `python -m cluster.local up`, then `status`, `env`, `train`, `down`.
 
 Real servers on loopback: SeaweedFS for S3, MLflow's server, Prometheus with the alert rules, and a Ray
 head, with more nodes on request. Each writes its log into the stack's folder, and is ended only by its
@@ -29,6 +29,7 @@ import psutil
 import yaml
 from pydantic import BeforeValidator, Field
 
+from cluster.supervise import run_driver
 from service.cli import Options, Positional, Shown, parse, run_command
 from service.documents import Document, Seconds
 from service.errors import ServiceError, UsageError
@@ -393,8 +394,9 @@ Cpus = Annotated[int, Field(ge=1, le=MOST_NODE_CPUS)]
 class LocalOptions(Options):
     """What to do with which stack."""
 
-    action: Positional[Literal["up", "status", "env", "down"]]
-    """start what is not running; show its state; print its environment; end it"""
+    action: Positional[Literal["up", "status", "env", "train", "down"]]
+    """start what is not running; show its state; print its environment; train on it, with what follows
+    `--` as flags of service.train; end it"""
     dir: Path = Path("stack")
     """the stack's folder"""
     services: Annotated[tuple[Service, ...], BeforeValidator(_names), Shown("NAME[,NAME…]")] = ()
@@ -403,22 +405,22 @@ class LocalOptions(Options):
     """Ray nodes beside the head; SIGTERM to one acts as a spot reclaim"""
     node_cpus: Cpus = 1
     """CPUs of each such node"""
+    supervise: bool = False
+    """start a training's driver again until it is done or has failed for good"""
     head_cpus: Annotated[int | None, Field(ge=0, le=MOST_NODE_CPUS)] = None
     """CPUs of the head; 0 leaves the training to nodes (default: all)"""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, act, print."""
-    options = parse(LocalOptions, arguments, "cluster.local", __doc__ or "")
+    own, flags = _split(arguments)
+    options = parse(LocalOptions, own, "cluster.local", __doc__ or "")
+    if flags and options.action != "train":
+        raise UsageError(f"-- {flags[0]}: only train takes what follows --")
     stack = Stack.load(options.dir.absolute())
     match options.action:
         case "up":
-            services = options.services or default_services()
-            stack.up(services, options.nodes, options.node_cpus, options.head_cpus)
-            _print_state(stack)
-            if not options.services and "prometheus" not in services:
-                print("prometheus: not installed, left out; apt-get install prometheus, then up again")
-            print('\nnext: eval "$(python -m cluster.local env)"')
+            _up(stack, options)
         case "status":
             if not stack.processes:
                 raise StackError(f"{stack.folder}: nothing is running; type python -m cluster.local up")
@@ -426,13 +428,43 @@ def main(arguments: Sequence[str]) -> None:
             if not all(process.healthy for process in stack.processes.values()):
                 raise StackError("some services do not answer; see their logs, then down and up")
         case "env":
-            if not stack.processes:
-                raise UsageError(f"{stack.folder}: nothing is running; type python -m cluster.local up")
+            _check_runs(stack)
             for name, value in stack.environment.items():
                 print(f"export {name}={shlex.quote(value)}")
+        case "train":
+            _check_runs(stack)
+            sys.exit(_train(stack, flags, options.supervise))
         case "down":
             stack.down()
             print("all ended")
+
+
+def _up(stack: Stack, options: LocalOptions) -> None:
+    services = options.services or default_services()
+    stack.up(services, options.nodes, options.node_cpus, options.head_cpus)
+    _print_state(stack)
+    if not options.services and "prometheus" not in services:
+        print("prometheus: not installed, left out; apt-get install prometheus, then up again")
+    print('\nnext: eval "$(python -m cluster.local env)"')
+
+
+def _check_runs(stack: Stack) -> None:
+    """UsageError if nothing of the stack was started."""
+    if not stack.processes:
+        raise UsageError(f"{stack.folder}: nothing is running; type python -m cluster.local up")
+
+
+def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What lies before the first `--`, and what lies behind it."""
+    here = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return arguments[:here], arguments[here + 1 :]
+
+
+def _train(stack: Stack, flags: Sequence[str], supervise: bool) -> int:
+    """The exit code of a training on the stack."""
+    command = [sys.executable, "-m", "service.train", *flags]
+    environment = os.environ | stack.environment
+    return run_driver(command, environment, again=supervise)
 
 
 def _print_state(stack: Stack) -> None:

@@ -13,6 +13,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Le
@@ -233,8 +234,27 @@ def _log() -> None:
     )
 
 
+class Exit(IntEnum):
+    """A command's exit code: FAILED may pass with another try, LASTING will not until it is mended."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    LASTING = 3
+    INTERRUPTED = 130
+
+
+def exit_code(error: ServiceError) -> Exit:
+    """What a command exits with after this error; a run that was given up lasts if its cause does."""
+    if isinstance(error, UsageError):
+        return Exit.USAGE
+    reasons = (error, error.__cause__)
+    lasts = any(isinstance(reason, ServiceError) and reason.lasts for reason in reasons)
+    return Exit.LASTING if lasts else Exit.FAILED
+
+
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command and exit: 0 on success, 1 on a failed run, 2 on bad usage, 130 if interrupted."""
+    """Run a command, and exit with the code that says how it ended."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may not be valid UTF-8
@@ -244,10 +264,10 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     except ServiceError as error:
         lines = map(printable, str(error).split("\n"))
         print("error:", "\n".join(lines), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        sys.exit(exit_code(error))
     except BrokenPipeError:  # whoever read the output has had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(Exit.FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(Exit.INTERRUPTED)

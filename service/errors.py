@@ -7,7 +7,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """A run that cannot go on, in the user's words. Commands print it alone and exit 1.
+    """A run that cannot go on, in the user's words. Commands print it alone and exit 1; 3 if it lasts.
 
     `lasts` says whether only a person can mend it. What passes, such as a node or a network, is tried
     again.

@@ -251,9 +251,9 @@ class CollapseSettings(Section):
     """What to do when the training collapses. It is judged at every tracking.every_images."""
 
     action: Literal["alert", "protect", "rewind", "stop"] = "rewind"
-    """alert only; protect the last healthy checkpoint; rewind to it, amended; or stop with exit 1."""
+    """alert only; protect the last healthy checkpoint; rewind to it, amended; or stop with exit 3."""
     max_rewinds: int = Field(default=3, ge=0)
-    """Rewinds of a run before a collapse ends it with exit code 1."""
+    """Rewinds of a run before a collapse ends it with exit code 3."""
     amendments: list[Amendment] = [
         {"training.lr_generator": "x0.5", "training.lr_discriminator": "x0.5"},
         {"training.lr_generator": "x0.5", "training.lr_discriminator": "x0.5", "training.r1": 1.0},

@@ -31,6 +31,12 @@ class FailureDocument(Document):
     collapsed: bool = False
 
 
+class FailedBeforeError(TrainingError):
+    """A run that ended for a reason that lasts, and is started again as it was."""
+
+    lasts = True
+
+
 def write_failure(storage: Storage, config: Config, error: TrainingError) -> None:
     """Write down that the run ended for a reason that lasts."""
     collapsed = isinstance(error.__cause__, CollapseError)
@@ -49,7 +55,7 @@ def check_failure(storage: Storage, config: Config, again: bool) -> None:
     except MissingError:
         return
     if not again and flatten(failure.config) == flatten(config.model_dump(mode="json")):
-        raise TrainingError(
+        raise FailedBeforeError(
             "the run ended before, and no setting has changed since: mend the cause, then start it with"
             f" --again. It ended so:\n{failure.message}"
         ) from (CollapseError(failure.message) if failure.collapsed else None)

@@ -28,7 +28,7 @@ from service.run import commits, ranking
 from service.storage import open_storage
 from service.storage.lock import LEASE_S
 
-COLLAPSED = 3
+COLLAPSED = 4
 """Exit code of a training that collapsed; all others are those of every command."""
 STOP_LIMIT_S = 90.0
 LOCK_LIMIT_S = LEASE_S + STOP_LIMIT_S

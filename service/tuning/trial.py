@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 
+from service.cli import Exit
 from service.errors import ServiceError, UsageError
 from service.run import commits, ranking
 from service.run.commits import Name
@@ -25,7 +26,6 @@ TIME, METRIC = "clock", "score"
 WORST_SCORE = 1e30
 """The score of a collapsed trial: finite, because searches sort and average scores."""
 POLL_S = 1.0
-USAGE = 2
 
 
 class Trial(tune.Trainable):
@@ -87,8 +87,10 @@ class Trial(tune.Trainable):
         if code == COLLAPSED:
             log.warning("event=trial_collapsed trial=%s reason=%s", self.trial_id, output)
             return self._worst(TrialState.COLLAPSED, output)
-        if code == USAGE:
+        if code == Exit.USAGE:
             return self._worst(TrialState.REFUSED, output)
+        if code == Exit.LASTING:
+            return self._worst(TrialState.FAILED, output)
         if code:
             raise ServiceError(
                 f"the driver of {self._run_dir.address} ended with exit code {code}: {output}"

@@ -8,7 +8,14 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from service import cli
 from service.cli import Count, Options, Positional, Seed, Shown, Text, parse, parse_known
-from service.errors import DataError, ServiceError, UsageError
+from service.errors import (
+    DataError,
+    RefusedError,
+    ServiceError,
+    StorageError,
+    TrainingError,
+    UsageError,
+)
 
 
 def _words(text: object) -> object:
@@ -299,6 +306,12 @@ def test_help_is_given_whatever_else_is_wrong(capsys):
 # Running ------------------------------------------------------------------------------------------
 
 
+def given_up(cause: ServiceError) -> TrainingError:
+    error = TrainingError("given up")
+    error.__cause__ = cause
+    return error
+
+
 def stop(error: BaseException | None) -> None:
     if error:
         raise error
@@ -309,11 +322,15 @@ def stop(error: BaseException | None) -> None:
     [
         (UsageError("--rows 0: give more"), 2, "error: --rows 0: give more\n"),
         (ServiceError("it fell apart"), 1, "error: it fell apart\n"),
-        (DataError("shard-000000.tar: damaged"), 1, "error: shard-000000.tar: damaged\n"),
+        (DataError("shard-000000.tar: damaged"), 3, "error: shard-000000.tar: damaged\n"),
+        (given_up(StorageError("away")), 1, "error: given up\n"),
+        (given_up(RefusedError("bad keys")), 3, "error: given up\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
-def test_exit_codes_tell_bad_usage_from_a_failed_run_and_an_interrupt(error, code, words, capsys):
+def test_exit_codes_tell_bad_usage_what_lasts_what_may_pass_and_an_interrupt_apart(
+    error, code, words, capsys
+):
     with pytest.raises(SystemExit) as ended:
         cli.run_command(lambda arguments: stop(error))
     assert ended.value.code == code

@@ -210,7 +210,7 @@ def refused(values: dict, tmp_path: Path) -> None:
 def test_exit_codes_tell_a_failed_run_from_bad_usage(tmp_path):
     nowhere = ["--data.url", str(tmp_path / "nowhere"), "--run.dir", str(tmp_path / "run")]
     code, output = run_command("service.train", "--preset", "digits", *nowhere)
-    assert (code, "python -m service.pack" in output) == (1, True), output
+    assert (code, "python -m service.pack" in output) == (3, True), output
     assert "Traceback" not in output
     code, output = run_command("service.train", "--preset", "digits", "--model.widht", "3")
     assert (code, "--model.width" in output) == (2, True), output
