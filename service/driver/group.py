@@ -52,12 +52,16 @@ class Group:
         self._recorder = recorder
         self._silence_s = max(LEAST_SILENCE_S, min(scale.hang_s or SILENCE_S, SILENCE_S))
         self._size = Size()
-        self._hangs, self._left_out = Counter[str](), set[str]()
+        self._hangs, self._left_out, self._silent = Counter[str](), set[str](), set[str]()
 
     @property
     def labels(self) -> dict[str, str] | None:
-        """The labels that Ray is to look for in a worker's node; None if any will do."""
-        return {NODE_LABEL: f"!in({','.join(sorted(self._left_out))})"} if self._left_out else None
+        """The labels that Ray is to look for in a worker's node; None if any will do.
+
+        Without them it would send workers to a node that is away until it notices.
+        """
+        avoided = sorted(self._left_out | self._silent)
+        return {NODE_LABEL: f"!in({','.join(avoided)})"} if avoided else None
 
     def choose(self) -> int:
         """The number of workers to fit now; waits a moment for what the last group still holds."""
@@ -70,11 +74,13 @@ class Group:
         while choose(counts, self._free(answering)) < most and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         while True:
-            free = self._free(_answering())
+            answering = _answering()
+            free = self._free(answering)
             self._size, action = decide(self._limits, self._size, free, time.monotonic())
             if action.workers is not None:
                 break
             time.sleep(_LOOK_S)
+        self._silent = _names(_staying()) - _names(answering)
         workers = action.workers
         if workers > free:
             need = dict(self._need)
@@ -159,7 +165,7 @@ class Group:
     def _free(self, nodes: Iterable[dict[str, Any]]) -> int:
         """How many workers fit into what these nodes have free, but for those that are left out."""
         free = state.available_resources_per_node()
-        names = {node["NodeID"] for node in nodes} - self._left_out
+        names = _names(nodes) - self._left_out
         return room([free[name] for name in names & free.keys()], self._need)
 
 
@@ -179,6 +185,10 @@ def asking_the_autoscaler(config: Config) -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):  # the cluster may be gone
             request_resources(bundles=[])
+
+
+def _names(nodes: Iterable[dict[str, Any]]) -> set[str]:
+    return {node["NodeID"] for node in nodes}
 
 
 def _staying() -> list[dict[str, Any]]:
