@@ -32,6 +32,8 @@ settings.load_profile("untimed")
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 # Ray Train looks for the end of its workers this often; shorter tests.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# Nobody reclaims a node here; a watcher for it would be one more process for each group of workers.
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 
 
 WITH_STACK = {

@@ -17,7 +17,7 @@ from ray.autoscaler.sdk import request_resources
 from service import environment
 from service.config import Config
 from service.driver.sizing import Limits, Size, choose, decide, ended, room
-from service.recording.life import Beat, Sign
+from service.recording.life import Beat, Sign, to_blame
 from service.recording.recorder import Leaving, RecorderClient
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ class Group:
         finally:
             over.set()
             thread.join(KNOCK_LIMIT_S)  # Ray may be away
-            still = [s for s in self._recorder.signs() if s.beat.token == token and s.beat.stands_still]
-            self._count_hangs({*silent.values(), *(sign.node for sign in still)})
+            signs = [sign for sign in self._recorder.signs() if sign.beat.token == token]
+            self._count_hangs({*silent.values()} or {sign.node for sign in to_blame(signs)})
 
     def ended(self, began: bool) -> None:
         """Take note that the group ended; `began` is False if its nodes were not there in time."""

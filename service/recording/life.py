@@ -1,11 +1,13 @@
 """Signs of life: what each worker of a group is doing, and since when."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 STILL_LEAST_S = 20.0
 """Shorter waits are not reported."""
+SILENT_S = 8.0
+"""Beats come every few seconds; whose last one is so much older than another's has fallen silent."""
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,16 @@ def longest_still(signs: Iterable[Sign]) -> Sign | None:
         key=lambda sign: (sign.age_s > STILL_LEAST_S, sign.beat.patient, sign.still_s),
         default=None,
     )
+
+
+def to_blame(signs: Sequence[Sign]) -> list[Sign]:
+    """For whom a group stood still: who had fallen silent before, or else who had stood longest.
+
+    Nobody, if no worker stood still.
+    """
+    still = [sign for sign in signs if sign.beat.stands_still]
+    if not still:
+        return []
+    newest_s = min(sign.age_s for sign in signs)
+    silent = [sign for sign in signs if sign.age_s > newest_s + SILENT_S]
+    return silent or [max(still, key=lambda sign: sign.beat.for_s)]

@@ -29,6 +29,8 @@ from service.run import checkpoint, commits
 from service.storage import open_storage
 from tests.conftest import ROOT, tiny_values
 
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"  # nodes are reclaimed here
+
 IMAGES = 2560
 SAVE_EVERY, LOOK_EVERY = 160, 80
 LIMIT_S = 400
@@ -83,11 +85,12 @@ class ChaosRun:
         self.log = folder / f"{name}.log"
         self._config = folder / f"{name}.yaml"
         self._driver: subprocess.Popen[bytes] | None = None
+        there = os.environ | self._environment
         values = tiny_values(
             data,
             self.address,
             run={"images": IMAGES},
-            tracking={"every_images": LOOK_EVERY, "uri": os.environ.get("MLFLOW_TRACKING_URI")},
+            tracking={"every_images": LOOK_EVERY, "uri": there.get("MLFLOW_TRACKING_URI") or None},
             **({"checkpoint": {"every_images": SAVE_EVERY, "keep": 1000}} | sections),
         )
         values["phases"] = [phase | {"accumulation": 1} for phase in values["phases"]]

@@ -40,10 +40,12 @@ class Link:
 
     def __init__(self) -> None:
         self.names = [f"gan-{os.getpid()}-{side}" for side in "ab"]
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self.environment = token | {
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}",
             "GLOO_SOCKET_IFNAME": DEVICE,
+            "MLFLOW_TRACKING_URI": "",  # in the run's directory, which both namespaces see
         }
         self._nodes: list[subprocess.Popen[bytes]] = []
 
@@ -131,5 +133,6 @@ def test_a_run_outlives_its_link_to_another_node(link, digits, tmp_path):
         assert run.groups()[-1][0] == 1
         link.set(link.names[0], "up")
         assert run.end() == 0, run.output()
+    assert [workers for workers, _ in run.groups()][:3] == [2, 1, 2]
     assert commits.newest_clock(run.storage) == IMAGES
     assert_near_tensors(run, quiet)

@@ -1,13 +1,15 @@
-"""S3 is killed under a run and comes back, then the driver: the run ends as if nothing had been."""
+"""S3, then MLflow, the recorder and the driver are killed under a run, and nothing shows it."""
 
 from service.run import checkpoint
-from tests.chaos.conftest import IMAGES, LOOK_EVERY, SAVE_EVERY, curve, family, kill
+from tests.chaos.conftest import IMAGES, LOOK_EVERY, NODES, SAVE_EVERY, actors, curve, family, kill
 from tests.conftest import assert_equal
 
 TRIES = 5
 
 
-def test_a_run_outlives_s3_and_then_its_driver_and_ends_bit_for_bit_the_same(cluster, run, undisturbed):
+def test_a_run_outlives_s3_mlflow_its_recorder_and_its_driver_and_ends_bit_for_bit_the_same(
+    cluster, run, undisturbed
+):
     run.submit()
     run.wait_for(lambda: run.clock() >= 2 * SAVE_EVERY, "start to the second commit")
     before = run.clock()
@@ -17,7 +19,14 @@ def test_a_run_outlives_s3_and_then_its_driver_and_ends_bit_for_bit_the_same(clu
     )
     cluster.up(["s3"])
     run.wait_for(lambda: run.clock() > before + SAVE_EVERY, "S3 is back to new commits")
-    assert run.groups() == [(2, 0)]  # nobody was restarted for it
+    before = run.clock()
+    kill(family(cluster, "mlflow"))
+    kill([actor for place in ("ray", *NODES) for actor in actors(cluster, place, "Recorder")])
+    run.wait_for(
+        lambda: run.clock() > before + SAVE_EVERY, "MLflow and the recorder gone to new commits"
+    )
+    cluster.up(["mlflow"])
+    assert run.groups() == [(2, 0)]  # no worker was restarted for it
     run.kill()
     run.submit()
     assert run.end() == 0, run.output()

@@ -45,7 +45,9 @@ def run(digits, tmp_path_factory) -> Path:
         evaluation=SETTINGS,
     )
     with open_run(config) as opened:
-        worker.train(Job(config.model_dump(), opened.token, opened.end, RecorderClient(None)))
+        worker.train(
+            Job(config.model_dump(), opened.token, opened.end, RecorderClient(None), rehearsed=1)
+        )
     return folder
 
 

@@ -26,7 +26,7 @@ def test_a_run_goes_on_when_its_data_moved_and_grew(digits, tmp_path, capsys):
         """As the driver does it, with one worker in this process."""
         config = tiny_config(data, tmp_path / "run", run={"images": images}, data=settings)
         with open_run(config) as run:
-            worker.train(Job(config.model_dump(), run.token, run.end, SilentRecorder()))
+            worker.train(Job(config.model_dump(), run.token, run.end, SilentRecorder(), rehearsed=1))
 
     train_to(160, before)
     before.rename(after)

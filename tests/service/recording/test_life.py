@@ -1,6 +1,6 @@
 """Signs of life: who stands still, who may be waited for, and whom the others wait for."""
 
-from service.recording.life import Beat, Life, Sign, longest_still
+from service.recording.life import Beat, Life, Sign, longest_still, to_blame
 
 TRAINING, DRAWING, READING = "training a cycle", "drawing", "waiting for data"
 
@@ -57,3 +57,14 @@ def test_the_one_told_of_is_the_silent_one_or_else_the_one_that_waits_for_storag
     assert silent.in_words() == (
         "worker 2 (process 2 on host): training a cycle for 82 s, silent for 80 s"
     )
+
+
+def test_a_group_stands_still_for_who_was_silent_or_else_for_who_stood_longest():
+    waiting = Sign(beat(0, for_s=16, stands_still=True), 5, None)
+    stopped = Sign(beat(1, for_s=1), 21, None)
+    reading = Sign(beat(2, READING, for_s=18, stands_still=True), 6, None)
+    well = Sign(beat(3, for_s=16), 4, None)
+    assert to_blame([waiting, stopped, well]) == [stopped]
+    assert to_blame([waiting, reading, well]) == [reading]
+    assert to_blame([well, stopped]) == []  # it has died, and nobody stood still
+    assert to_blame([]) == []

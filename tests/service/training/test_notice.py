@@ -37,7 +37,7 @@ def train(config: Config, after: int = 10**9, leaving: Leaving = Leaving.AT_LOOK
     lock = RunLock(open_storage(config.run.dir))
     try:
         asking = Asking(after, leaving)
-        return worker.train(Job(config.model_dump(), lock.acquire(), END, asking))
+        return worker.train(Job(config.model_dump(), lock.acquire(), END, asking, rehearsed=1))
     finally:
         lock.release()
 

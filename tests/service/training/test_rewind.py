@@ -58,11 +58,11 @@ def configure(digits: Path, run: Path, **collapse) -> Config:
 
 
 def train(config: Config, end: int) -> Recorder:
-    """As the supervisor has a worker do it, alone and in this process."""
+    """As the supervisor has a worker do it after a rehearsal, alone and in this process."""
     lock, recorder = RunLock(open_storage(config.run.dir)), Recorder()
     try:
         client = RecorderClient(recorder)
-        worker.train(Job(config.model_dump(), lock.acquire(), end, client))
+        worker.train(Job(config.model_dump(), lock.acquire(), end, client, rehearsed=1))
     finally:
         lock.release()
     return recorder
