@@ -16,7 +16,7 @@ from service.storage import open_storage
 from service.storage.lock import RunLock
 from tests.conftest import tiny_values
 
-FINGERPRINT = "5f1d" * 16
+FINGERPRINT, KEY = "5f1d" * 16, "5f1d" * 8
 PLAIN: dict[str, Any] = {"resolution": 16, "channels": 1, "classes": 3, "width": 8, "latents": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "dcgan": PLAIN | {"channels": 3},
@@ -55,7 +55,7 @@ def make_run(folder: Path | str, family: str, clock: int = 176) -> str:
                 network.w_average.normal_()
     storage = open_storage(str(folder))
     names = NAMES if config.model.classes else ()
-    run = RunDocument(key="a run", fingerprint=FINGERPRINT, config=config.model_dump(), classes=names)
+    run = RunDocument(key=KEY, fingerprint=FINGERPRINT, config=config.model_dump(), classes=names)
     storage.put(RUN_KEY, run.to_bytes())
     lock = RunLock(storage)
     writer = Checkpointer(storage, lock.acquire(), Keep(3), config.model_dump())

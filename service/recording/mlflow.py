@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words."""
 
-KEY_TAG = "gan.run_key"
+KEY_TAG, DESCRIBED_TAG = "gan.run_key", "gan.described"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 HTTP_TRIES, HTTP_TIMEOUT_S = 1, 20
 # MLflow shows the folder as a section of the run's page, before the curves.
@@ -112,8 +112,10 @@ class MlflowLog:
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
             self._client = mlflow.MlflowClient(self.description.uri)
-            self._run_id = self._find(self.description.key) or self._create()
-            self._client.update_run(self._run_id, status="RUNNING")
+            run_id = self._find(self.description.key) or self._create()
+            self._describe(run_id)
+            self._client.update_run(run_id, status="RUNNING")
+            self._run_id = run_id
         return self._run_id
 
     def deliver(self, records: Iterable[Record], fetch: Any) -> None:
@@ -184,17 +186,25 @@ class MlflowLog:
             if experiment
             else self._client.create_experiment(described.experiment, described.artifacts)
         )
+        # with its key from the first, so that no crash leaves a run that nobody finds again
+        tags[KEY_TAG] = described.key
+        return self._client.create_run(experiment_id, run_name=described.name, tags=tags).info.run_id
+
+    def _describe(self, run_id: str) -> None:
+        """Log the parameters and texts, once; what a crash left out is added, what is there stays."""
         from mlflow.entities import Param
 
-        # The key is set last, so that a run that a crash left incomplete is created again.
-        run_id = self._client.create_run(experiment_id, run_name=described.name, tags=tags).info.run_id
-        parameters = [Param(key, value) for key, value in described.parameters.items()]
+        there = self._client.get_run(run_id).data
+        if DESCRIBED_TAG in there.tags:
+            return
+        described = self.description
+        missing = described.parameters.keys() - there.params.keys()
+        parameters = [Param(key, described.parameters[key]) for key in sorted(missing)]
         for batch in _chunks(parameters, MAX_PARAMS):
             self._client.log_batch(run_id, params=batch)
         for file, text in described.texts.items():
             self._client.log_text(run_id, text, file)
-        self._client.set_tag(run_id, KEY_TAG, described.key)
-        return run_id
+        self._client.set_tag(run_id, DESCRIBED_TAG, "yes")
 
     def _nesting(self) -> dict[str, str]:
         """The tag that nests the run; LookupError while its parent does not exist yet."""

@@ -46,7 +46,7 @@ class RunDocument(Document):
     remedy: ClassVar[str] = "restore it from a copy, or choose another --run.dir"
 
     version: Literal[2] = 2
-    key: Annotated[str, Field(min_length=1, max_length=64)]
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]  # it names files of the recorder
     fingerprint: Fingerprint
     config: Plain
     classes: tuple[str, ...] = ()

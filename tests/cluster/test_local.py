@@ -206,7 +206,7 @@ def alive(stack: Stack) -> dict[str, int]:
         (["up", "--nodes", "two"], "--nodes two: give a whole number from 0 to 16"),
         (["up", "--head-cpus", "-1"], "--head-cpus -1: give a whole number from 0 to 1024"),
         (["up", "--node-cpus", "0"], "--node-cpus 0: give a whole number from 1 to 1024"),
-        (["sideways"], "action sideways: choose up, status, env or down"),
+        (["sideways"], "action sideways: choose up, status, env, train or down"),
         (["up", "--services", "prometheus", "--nodes", "1"], "no Ray head is running"),
     ],
 )

@@ -264,7 +264,7 @@ CONFIG: Plain = {"run": {"seed": 0}, "phases": [{"resolution": 8, "batch": 16}]}
 VERDICT = Verdict(Level.WARNING, Kind.D_OVERFIT, "add data", 16)
 DOCUMENTS: dict[type[Document], Document] = {
     Holder: Holder(token=3, host="here", pid=7, started=1.5, renewed=2.5, lease_s=60.0),
-    RunDocument: RunDocument(key="key", fingerprint="5f1d" * 16, config=CONFIG),
+    RunDocument: RunDocument(key="5f1d" * 8, fingerprint="5f1d" * 16, config=CONFIG),
     Manifest: Manifest(
         token=1,
         sequence=2,

@@ -50,7 +50,7 @@ def make_run(config: Config) -> None:
         for tensor in state.ema.parameters():
             tensor.add_(0.3 * torch.randn_like(tensor))
     storage = open_storage(config.run.dir)
-    run = RunDocument(key="k", fingerprint="f" * 64, config=config.model_dump())
+    run = RunDocument(key="5f1d" * 8, fingerprint="f" * 64, config=config.model_dump())
     storage.put(RUN_KEY, run.to_bytes())
     curriculum = Curriculum(config.phases, 1)
     for clock in (32, 96, 192):

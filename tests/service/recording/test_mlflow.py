@@ -4,6 +4,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import mlflow
 import pytest
@@ -70,6 +71,28 @@ def test_events_are_on_the_timeline_by_their_clock_and_the_last_of_a_kind_is_a_t
     tags = client.get_run(run_id).data.tags
     assert tags["gan.alert"] == "at 160: little variety"
     assert tags["gan.rewind"] == "at 176: again"
+
+
+@pytest.mark.slow
+def test_a_run_that_a_crash_left_without_its_description_is_found_again_and_completed(
+    description, monkeypatch
+):
+    described = replace(description, parameters={"a": "1"}, texts={"config.yaml": "a: 1"})
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_text", crash)
+        with pytest.raises(KeyboardInterrupt):
+            MlflowLog(described).open()
+    more = replace(described, parameters={"a": "2", "b": "3"})  # the first is as the run began
+    assert MlflowLog(more).open() == MlflowLog(more).open()
+    client = mlflow.MlflowClient(description.uri)
+    experiment = client.get_experiment_by_name("mlflow-test").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.data.params == {"a": "1", "b": "3"}
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
+
+
+def crash(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ class Run:
     def __init__(self, folder: str):
         config = tiny_config("unused", folder)
         self.storage = open_storage(folder)
-        document = RunDocument(key="a run", fingerprint="f" * 64, config=config.model_dump())
+        document = RunDocument(key="5f1d" * 8, fingerprint="f" * 64, config=config.model_dump())
         self.storage.put(RUN_KEY, document.to_bytes())
         self._state = new_state(config, torch.device("cpu"))
         self.lock = RunLock(self.storage)
