@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from service.errors import UsageError
 from service.recording.record import Event, Record
+from service.storage import MissingError
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 KEY_TAG, DESCRIBED_TAG = "gan.run_key", "gan.described"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one request
 HTTP_TRIES, HTTP_TIMEOUT_S = 1, 20
+REFUSALS = (400, 413, 422)  # HTTP's words for a request that is at fault itself
 # MLflow shows the folder as a section of the run's page, before the curves.
 PICTURE_KEY = "pictures/grid"
 
@@ -43,6 +45,15 @@ class Description:
     tags: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A part of a record, by its name, that MLflow does not take, and the reason."""
+
+    record: Record
+    what: str
+    reason: str
 
 
 def limit_requests() -> None:
@@ -118,26 +129,65 @@ class MlflowLog:
             self._run_id = run_id
         return self._run_id
 
-    def deliver(self, records: Iterable[Record], fetch: Any) -> None:
-        """Log metrics, pictures and checkpoints; `fetch(key)` gives the bytes of a picture.
+    def log_points(self, records: Iterable[Record]) -> list[Refusal]:
+        """Log the values of all curves, and return what MLflow refuses to take.
 
         Delivering the same records twice leaves the same run: MLflow keeps equal points once, and
         files are named after their clock.
         """
-        main = self.open()
+        refusals: list[Refusal] = []
         ordered = sorted(records, key=lambda record: record.attempt)
         for attempt, group in itertools.groupby(ordered, key=lambda record: record.attempt):
-            run_id, part = self._attempt(attempt), list(group)
-            for batch in _chunks(_points(part), MAX_METRICS):
-                self._client.log_batch(run_id, metrics=batch)
-            for record in part:
-                if record.picture:
-                    self._log_picture(run_id, record, fetch(record.picture))
-                if record.checkpoint:
-                    text = json.dumps(record.checkpoint, indent=2)
-                    self._client.log_text(run_id, text, f"checkpoints/{record.clock:012d}.json")
-                if record.event:
-                    self._log_event(main, record, record.event)
+            run_id = self._attempt(attempt)
+            for batch in _chunks(_points(group), MAX_METRICS):
+                self._log_batch(run_id, batch, refusals)
+        return refusals
+
+    def log_files(self, records: Iterable[Record], fetch: Callable[[str], bytes]) -> list[Refusal]:
+        """Log pictures, checkpoints and events, and return what cannot be logged.
+
+        `fetch(key)` gives the bytes of a picture, or a MissingError if it is gone.
+        """
+        refusals = []
+        for record in records:
+            run_id = self._attempt(record.attempt)
+            for what, act in self._files(run_id, record, fetch):
+                try:
+                    act()
+                except Exception as error:
+                    if not (isinstance(error, MissingError) or _is_refusal(error)):
+                        raise
+                    refusals.append(Refusal(record, what, _first_line(error)))
+        return refusals
+
+    def _files(
+        self, run_id: str, record: Record, fetch: Callable[[str], bytes]
+    ) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What there is to log of a record, by name."""
+        if record.picture:
+            key = record.picture
+            yield "picture", lambda: self._log_picture(run_id, record, fetch(key))
+        if record.checkpoint:
+            text, file = json.dumps(record.checkpoint, indent=2), f"checkpoints/{record.clock:012d}.json"
+            yield "checkpoint", lambda: self._client.log_text(run_id, text, file)
+        if record.event:
+            event = record.event
+            yield "event", lambda: self._log_event(self.open(), record, event)
+
+    def _log_batch(self, run_id: str, points: list[tuple[Record, Any]], refusals: list[Refusal]) -> None:
+        """Log points; of a batch that is refused, each half by itself, down to the point at fault."""
+        try:
+            self._client.log_batch(run_id, metrics=[metric for _, metric in points])
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
+            if len(points) == 1:
+                record, metric = points[0]
+                refusals.append(Refusal(record, metric.key, _first_line(error)))
+                return
+            middle = len(points) // 2
+            for half in (points[:middle], points[middle:]):
+                self._log_batch(run_id, half, refusals)
 
     def finish(self, status: Status, tags: dict[str, str]) -> None:
         """Close the run as FINISHED, FAILED or KILLED, and with it its attempts."""
@@ -231,12 +281,24 @@ class MlflowLog:
         )
 
 
-def _points(records: Iterable[Record]) -> Iterator[Any]:
+def _points(records: Iterable[Record]) -> Iterator[tuple[Record, Any]]:
+    """Each record with each of its values, as MLflow's metric."""
     from mlflow.entities import Metric
 
     for record in records:
         for name, value in (record.values | record.scores).items():
-            yield Metric(name, value, int(record.time * 1000), record.clock)
+            yield record, Metric(name, value, int(record.time * 1000), record.clock)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether MLflow takes no such thing, whoever sends it and whenever."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.get_http_status_code() in REFUSALS
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from service.recording.life import Beat, Life, Sign, longest_still
-from service.recording.mlflow import Description, MlflowLog, Status
+from service.recording.mlflow import Description, MlflowLog, Refusal, Status
 from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
 from service.recording.record import Record
@@ -61,6 +61,11 @@ class Recorder:
             "Storage retries of the recorder in the run directory, since its start",
             lambda: self._storage.traffic.retries,
         )
+        self._live.watch(
+            "records_refused",
+            "Parts of records that MLflow refused, since the recorder's start",
+            lambda: self._refused,
+        )
         if targets:
             self._live.announce(targets, description.key, description.name)
         self._fresh: list[Record] = []
@@ -68,7 +73,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {}
-        self._trouble = ""
+        self._trouble, self._refused = "", 0
         self._leaving = Leaving.NO
         self._life = Life()
         self._spool: Spool | None = None
@@ -140,12 +145,16 @@ class Recorder:
         self._live.up(False)
         if status != "FAILED":
             self._live.withdraw()
-        self._finish = lambda: self._mlflow.finish(status, tags)
+        self._finish = lambda: self._mlflow.finish(status, tags | self._told_refusals())
         self._stop.set()
         self._thread.join(limit_s)
         if self._thread.is_alive():
             return self._trouble or f"MLflow did not answer within {limit_s:.0f} s"
         return ""
+
+    def _told_refusals(self) -> dict[str, str]:
+        """A tag for what MLflow refused."""
+        return {"gan.refused": f"{self._refused}, see refused/ in run.dir"} if self._refused else {}
 
     def _work(self) -> None:
         """Deliver at intervals; after `close`, deliver the rest and finish the MLflow run."""
@@ -161,7 +170,17 @@ class Recorder:
     def _flush_and(self, then: Callable[[], None]) -> None:
         with self._lock:
             spool = self._store()
-        spool.drain(lambda records: self._mlflow.deliver(records, self._storage.get))
+
+        def set_aside(refusals: Iterable[Refusal]) -> None:
+            for refusal in refusals:
+                spool.set_aside(refusal.record, refusal.what, refusal.reason)
+                self._refused += 1
+
+        # Curves do not wait for pictures: where files are kept may be away alone.
+        spool.drain(
+            lambda records: set_aside(self._mlflow.log_files(records, self._storage.get)),
+            first=lambda records: set_aside(self._mlflow.log_points(records)),
+        )
         then()
 
     def _store(self) -> Spool:

@@ -11,15 +11,16 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
+from urllib.parse import quote
 
 from service.documents import Clock, Document
 from service.errors import DataError
-from service.recording.record import Record
+from service.recording.record import Record, Text
 from service.storage import MissingError, Storage
 
 log = logging.getLogger(__name__)
 
-FOLDER = "spool"
+FOLDER, REFUSED_FOLDER = "spool", "refused"
 MARK_KEY = f"{FOLDER}/mark.json"
 _SEGMENT = re.compile(rf"{FOLDER}/\d+-\w+\.records\.json")
 SEGMENTS_AT_ONCE = 100
@@ -41,6 +42,15 @@ class Mark(Document):
     clocks: dict[str, Clock]
 
 
+class RefusedRecord(Document):
+    """A record of which MLflow did not take a part."""
+
+    version: Literal[1] = 1
+    record: Record
+    what: Text
+    reason: Text
+
+
 class Spool:
     """Segments of records in a run's storage, oldest first."""
 
@@ -48,6 +58,7 @@ class Spool:
         self.storage = storage
         self._lock = threading.Lock()  # one thread may add while another drains
         self._mark = self._read_mark()
+        self._begun: set[str] = set()
         self._segments = [key for key in storage.sizes(f"{FOLDER}/") if _SEGMENT.fullmatch(key)]
         numbers = [int(key.split("/")[1].split("-")[0]) for key in self._segments]
         self._next = 1 + max(numbers, default=0)
@@ -65,11 +76,22 @@ class Spool:
                 self._segments.append(key)
                 self._pass(fresh)
 
-    def drain(self, deliver: Callable[[list[Record]], None]) -> None:
+    def drain(
+        self,
+        deliver: Callable[[list[Record]], None],
+        first: Callable[[list[Record]], None] = lambda records: None,
+    ) -> None:
         """Deliver all segments, some at a time. If `deliver` raises, the rest stays.
 
-        A damaged segment stays where it is; the others are delivered.
+        `first` gets the records of all segments before `deliver` gets any, and does not get them again
+        when that raises. A damaged segment stays where it is; the others are delivered.
         """
+        with self._lock:
+            new = [key for key in self._segments if key not in self._begun]
+        for start in range(0, len(new), SEGMENTS_AT_ONCE):
+            part = new[start : start + SEGMENTS_AT_ONCE]
+            first([record for key in part for record in self._read(key) or ()])
+            self._begun.update(part)
         while self._segments:
             with self._lock:
                 keys = self._segments[:SEGMENTS_AT_ONCE]
@@ -81,6 +103,14 @@ class Spool:
             self.storage.delete(key for key, records in read.items() if records is not None)
             with self._lock:
                 del self._segments[: len(keys)]
+            self._begun.difference_update(keys)
+
+    def set_aside(self, record: Record, what: str, reason: str) -> None:
+        """Keep a record of which MLflow does not take a part, beside the spool and for people."""
+        key = f"{REFUSED_FOLDER}/{record.clock:012d}-{record.attempt}-{quote(what, safe='')}.json"
+        log.error("event=record_refused key=%s reason=%s", self.storage.url(key), reason)
+        refused = RefusedRecord(record=record, what=what, reason=reason)
+        self.storage.put(key, refused.to_bytes())
 
     def _pass(self, records: Sequence[Record]) -> None:
         for record in records:

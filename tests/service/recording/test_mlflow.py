@@ -29,6 +29,12 @@ def nothing(key: str) -> bytes:
     raise AssertionError(f"nobody asked for {key}")
 
 
+def deliver(log: MlflowLog, records: list[Record]) -> None:
+    """All of the records, which hold no picture, and MLflow takes them."""
+    assert log.log_points(records) == []
+    assert log.log_files(records, nothing) == []
+
+
 def content(client: mlflow.MlflowClient, run_id: str, folder: str) -> dict[str, dict]:
     """The JSON files that a run has in a folder, by name."""
     files = [file.path for file in client.list_artifacts(run_id, folder)]
@@ -52,7 +58,7 @@ def test_events_are_on_the_timeline_by_their_clock_and_the_last_of_a_kind_is_a_t
         (176, 0, Event(EventAction.REWIND, "lost it", {"at": 208, "checkpoint": "there"})),
         (176, 1, Event(EventAction.REWIND, "again", {"at": 240, "checkpoint": "there"})),
     )
-    log.deliver([Record(clock, 1.0, attempt, event=event) for clock, attempt, event in events], nothing)
+    deliver(log, [Record(clock, 1.0, attempt, event=event) for clock, attempt, event in events])
     client, run_id = mlflow.MlflowClient(description.uri), log.open()
     assert content(client, run_id, "timeline") == {
         "000000000160-0-alert.json": {
@@ -98,14 +104,14 @@ def crash(*_: object) -> None:
 @pytest.mark.slow
 def test_what_comes_after_a_rewind_is_a_run_below_the_first_with_points_of_its_own(description):
     log = MlflowLog(description)
-    log.deliver(
+    deliver(
+        log,
         [
             Record(16, 1.0, values={"images": 16.0, "loss_d": 1.0}),
             Record(32, 2.0, values={"images": 32.0, "loss_d": 2.0}),
             Record(32, 3.0, 1, values={"images": 32.0, "loss_d": 3.0}, scores={"fid": 40.0}),
             Record(32, 3.0, 1, checkpoint={"address": "run/checkpoints/there"}),
         ],
-        nothing,
     )
     log.finish("FINISHED", {"note": "well"})
     client, run_id = mlflow.MlflowClient(description.uri), log.open()
@@ -136,7 +142,7 @@ def test_the_same_records_twice_leave_the_same_run_and_it_is_found_by_its_key(de
     ids = set()
     for _ in range(2):
         log = MlflowLog(description)
-        log.deliver(records, nothing)
+        deliver(log, records)
         ids.add(log.open())
     (run_id,) = ids
     client = mlflow.MlflowClient(description.uri)
@@ -210,3 +216,16 @@ def test_a_deleted_experiment_is_told_with_its_number(tmp_path):
         check_store(uri, "gone")
     client.restore_experiment(number)
     check_store(uri, "gone")
+
+
+@pytest.mark.slow
+def test_what_mlflow_refuses_is_named_and_holds_nothing_up(description):
+    log = MlflowLog(description)
+    odd = Record(32, 2.0, values={"loss_d": 2.0, "loss*d": 2.0, "margin": 0.5})
+    records = [Record(16, 1.0, values={"loss_d": 1.0}), odd, Record(48, 3.0, values={"loss_d": 3.0})]
+    (refusal,) = log.log_points(records)
+    assert (refusal.record, refusal.what) == (odd, "loss*d")
+    assert "loss*d" in refusal.reason
+    client, run_id = mlflow.MlflowClient(description.uri), log.open()
+    assert [m.value for m in client.get_metric_history(run_id, "loss_d")] == [1.0, 2.0, 3.0]
+    assert [m.value for m in client.get_metric_history(run_id, "margin")] == [0.5]

@@ -15,6 +15,7 @@ from service.recording.mlflow import Description
 from service.recording.pictures import GridLook
 from service.recording.record import Note, Record, SpanTime
 from service.recording.recorder import Recorder
+from service.recording.spool import RefusedRecord
 from service.storage import FolderStorage
 from tests.live import announced, scrape, segments, wait_for
 
@@ -219,3 +220,47 @@ def test_a_run_is_announced_to_prometheus_until_it_ends_and_missed_if_it_failed(
     assert recorder.close(status, {}, limit_s=60) == ""
     assert len(announced(targets)) == missed
     assert [p.name for p in targets.iterdir()] == ["key.json"] * missed
+
+
+@pytest.mark.slow
+def test_what_mlflow_refuses_is_set_aside_and_told_and_the_run_ends_well(tmp_path):
+    description = local(tmp_path)
+    recorder = start(tmp_path, description)
+    recorder.write(record(16))
+    recorder.write(Record(32, 2.0, values={"loss_d": 2.0, "loss*d": 2.0}))
+    recorder.write(Record(32, 2.0, picture="pictures/that-is-gone.png"))
+    recorder.write(record(48))
+    assert recorder.close("FINISHED", {}, 120) == ""
+    assert [step for step, _, _ in points(description.uri, "key")] == [16, 32, 48]
+    storage = FolderStorage(str(tmp_path))
+    aside = [RefusedRecord.from_bytes(storage.get(key), key) for key in storage.sizes("refused/")]
+    assert {(each.record.clock, each.what) for each in aside} == {(32, "loss*d"), (32, "picture")}
+    assert segments(storage) == []
+    (run,) = mlflow.MlflowClient(description.uri).search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["gan.refused"] == "2, see refused/ in run.dir"
+
+
+@pytest.mark.slow
+def test_curves_do_not_wait_for_files_whose_place_is_away(tmp_path, monkeypatch):
+    description, away = local(tmp_path), threading.Event()
+    away.set()
+    log_text = mlflow.MlflowClient.log_text
+
+    def fail_while_away(*given) -> None:
+        if away.is_set() and given[-1].startswith("checkpoints/"):
+            raise ConnectionError("the artifacts' store is away")
+        log_text(*given)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_text", fail_while_away)
+    recorder = start(tmp_path, description)
+    recorder.write(Record(16, 1.0, checkpoint={"address": "there"}))
+    wait_for(lambda: "store is away" in recorder.latest()["trouble"])
+    recorder.write(record(32))
+    wait_for(lambda: [step for step, _, _ in points(description.uri, "key")] == [32])
+    away.clear()
+    assert recorder.close("FINISHED", {}, 120) == ""
+    (run,) = mlflow.MlflowClient(description.uri).search_runs(["1"])
+    listed = mlflow.MlflowClient(description.uri).list_artifacts(run.info.run_id, "checkpoints")
+    assert [file.path for file in listed] == ["checkpoints/000000000016.json"]
+    assert "gan.refused" not in run.data.tags
