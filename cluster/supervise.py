@@ -1,18 +1,19 @@
 """Keeps a training going: its driver is started again until it is done, or has failed for good."""
 
-import contextlib
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from service.cli import Exit
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 STEADY_S = 300.0
 """A driver that lived for so long is started again after the first pause."""
+_POLL_S = 0.2
+_ASKING = (signal.SIGTERM, signal.SIGINT)
 _LAST = (Exit.DONE, Exit.USAGE, Exit.LASTING, Exit.INTERRUPTED)
 
 
@@ -25,11 +26,9 @@ def run_driver(command: Sequence[str], environment: Mapping[str, str], again: bo
     pause_s = FIRST_PAUSE_S
     while True:
         start = time.monotonic()
-        process = subprocess.Popen(command, env=dict(environment))
-        with _handing_on(process) as asked:
-            code = process.wait()
+        code, asked = _run(command, environment)
         if code in _LAST or asked or not again:
-            return code
+            return code if code >= 0 else 128 - code  # as a shell says it
         if time.monotonic() - start > STEADY_S:
             pause_s = FIRST_PAUSE_S
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
@@ -38,18 +37,18 @@ def run_driver(command: Sequence[str], environment: Mapping[str, str], again: bo
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-@contextlib.contextmanager
-def _handing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """While it runs, both signals go to the process; they are listed, too."""
-    asked: list[int] = []
-
-    def hand_on(number: int, _: Any) -> None:
-        asked.append(number)
-        process.send_signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bool]:
+    """The exit code of one driver, and whether it was asked to end."""
+    asked = threading.Event()
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in _ASKING}
     try:
-        yield asked
+        # in a session of its own, so that Ctrl-C reaches it once, through us
+        process = subprocess.Popen(command, env=dict(environment), start_new_session=True)
+        while process.poll() is None:
+            if asked.wait(_POLL_S):
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+        return process.returncode, asked.is_set()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -30,7 +30,6 @@ from service.storage import is_s3
 from service.storage.base import BLOCK_BYTES
 
 MLFLOW_DATABASE = "mlflow.db"
-"""`data.cache_dir` holds blocks of this size; each lane reads from one."""
 
 
 class Config(BaseModel):

@@ -27,7 +27,7 @@ KNOCKS_AT_ONCE = 32
 RELEASE_LIMIT_S = 10.0
 """A group that ended holds its resources for some seconds more."""
 MOST_HANGS = 1
-"""Where a worker stood still more often, no further one is sent, if the other nodes suffice."""
+"""A node with more hangs gets no further worker, as long as the others can hold the smallest group."""
 LEAST_SILENCE_S, SILENCE_S = 20.0, 60.0
 """A worker gives a sign of life every few seconds, whatever it is doing."""
 NODE_LABEL = "ray.io/node-id"
@@ -58,7 +58,7 @@ class Group:
     def labels(self) -> dict[str, str] | None:
         """The labels that Ray is to look for in a worker's node; None if any will do.
 
-        Without them it would send workers to a node that is away until it notices.
+        Without them, Ray sends workers to a silent node until it notices that the node is away.
         """
         avoided = sorted(self._left_out | self._silent)
         return {NODE_LABEL: f"!in({','.join(avoided)})"} if avoided else None
@@ -73,14 +73,15 @@ class Group:
         deadline = time.monotonic() + RELEASE_LIMIT_S
         while choose(counts, self._free(answering)) < most and time.monotonic() < deadline:
             time.sleep(_POLL_S)
+        if self._free(answering) < counts[0]:
+            self._left_out = set()  # the other nodes would hold a group, but others have taken them
         while True:
-            answering = _answering()
+            answering, self._silent = _knock()
             free = self._free(answering)
             self._size, action = decide(self._limits, self._size, free, time.monotonic())
             if action.workers is not None:
                 break
             time.sleep(_LOOK_S)
-        self._silent = _names(_staying()) - _names(answering)
         workers = action.workers
         if workers > free:
             need = dict(self._need)
@@ -199,13 +200,19 @@ def _staying() -> list[dict[str, Any]]:
 
 def _answering() -> list[dict[str, Any]]:
     """The nodes that answer and are to stay. Ray needs up to a minute to notice a killed one."""
+    return _knock()[0]
+
+
+def _knock() -> tuple[list[dict[str, Any]], set[str]]:
+    """The nodes that answer and are to stay, and the names of those that do not answer."""
     nodes = _staying()
     with ThreadPoolExecutor(KNOCKS_AT_ONCE) as threads:
         answers = list(threads.map(_answers, nodes))
     for node, answered in zip(nodes, answers, strict=True):
         if not answered:
             log.warning("event=node_silent node=%s", node["NodeID"])
-    return [node for node, answered in zip(nodes, answers, strict=True) if answered]
+    answering = [node for node, answered in zip(nodes, answers, strict=True) if answered]
+    return answering, _names(nodes) - _names(answering)
 
 
 def _answers(node: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from service import environment
 from service.config import Config
 from service.errors import ServiceError, UsageError
 from service.recording.prometheus import free_port
-from service.training.heart import LEAST_LIMIT_S
+from service.training.heart import first_limit_s
 
 LOOPBACK = "127.0.0.1"
 KNOCK_LIMIT_S = 10.0
@@ -48,12 +48,10 @@ def join_ray(config: Config) -> Iterator[None]:
 
 
 def _nccl_watch(config: Config) -> dict[str, str]:
-    """Ray Train's variables for NCCL's watch: a rank that waits for storage in time is no hang."""
+    """Ray Train's variables for NCCL's watch, which waits as long as a worker in time may take."""
     if not config.scale.gpu:
         return {}
-    patience_s = config.storage.retry_s + config.storage.timeout_s
-    limit_s = max(config.scale.hang_s or LEAST_LIMIT_S, patience_s)
-    return NCCL_WATCH | {"RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": str(limit_s)}
+    return NCCL_WATCH | {"RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": str(first_limit_s(config))}
 
 
 def _interrupt(*_: Any) -> None:

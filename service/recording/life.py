@@ -7,7 +7,7 @@ from typing import Any
 STILL_LEAST_S = 20.0
 """Shorter waits are not reported."""
 SILENT_S = 8.0
-"""Beats come every few seconds; whose last one is so much older than another's has fallen silent."""
+"""A worker is silent once its last beat is so much older than the newest one; they come every 2 s."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def longest_still(signs: Iterable[Sign]) -> Sign | None:
 
 
 def to_blame(signs: Sequence[Sign]) -> list[Sign]:
-    """For whom a group stood still: who had fallen silent before, or else who had stood longest.
+    """The workers to blame for a group's hang: those that fell silent, or else who stood still longest.
 
     Nobody, if no worker stood still.
     """

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from PIL import Image
+import requests
+from PIL import Image, UnidentifiedImageError
 
 from service.errors import UsageError
 from service.recording.record import Event, Record
@@ -115,6 +116,7 @@ class MlflowLog:
         self._client: Any = None
         self._run_id: str | None = None
         self._attempts: dict[int, str] = {}
+        self._described = False
 
     def open(self) -> str:
         """Find the run by its key, or create it, and return its id."""
@@ -124,7 +126,7 @@ class MlflowLog:
             logging.getLogger("alembic").setLevel(logging.WARNING)
             self._client = mlflow.MlflowClient(self.description.uri)
             run_id = self._find(self.description.key) or self._create()
-            self._describe(run_id)
+            self._log_parameters(run_id)
             self._client.update_run(run_id, status="RUNNING")
             self._run_id = run_id
         return self._run_id
@@ -132,8 +134,7 @@ class MlflowLog:
     def log_points(self, records: Iterable[Record]) -> list[Refusal]:
         """Log the values of all curves, and return what MLflow refuses to take.
 
-        Delivering the same records twice leaves the same run: MLflow keeps equal points once, and
-        files are named after their clock.
+        MLflow keeps equal points once, so the same records may come again.
         """
         refusals: list[Refusal] = []
         ordered = sorted(records, key=lambda record: record.attempt)
@@ -146,8 +147,10 @@ class MlflowLog:
     def log_files(self, records: Iterable[Record], fetch: Callable[[str], bytes]) -> list[Refusal]:
         """Log pictures, checkpoints and events, and return what cannot be logged.
 
-        `fetch(key)` gives the bytes of a picture, or a MissingError if it is gone.
+        `fetch(key)` gives the bytes of a picture, or a MissingError if it is gone. Files are named after
+        their clock, so the same records may come again.
         """
+        self._log_texts()
         refusals = []
         for record in records:
             run_id = self._attempt(record.attempt)
@@ -155,7 +158,8 @@ class MlflowLog:
                 try:
                     act()
                 except Exception as error:
-                    if not (isinstance(error, MissingError) or _is_refusal(error)):
+                    gone = isinstance(error, MissingError | UnidentifiedImageError)
+                    if not (gone or self._refuses(run_id, error)):
                         raise
                     refusals.append(Refusal(record, what, _first_line(error)))
         return refusals
@@ -172,14 +176,27 @@ class MlflowLog:
             yield "checkpoint", lambda: self._client.log_text(run_id, text, file)
         if record.event:
             event = record.event
-            yield "event", lambda: self._log_event(self.open(), record, event)
+            yield f"event-{event.action}", lambda: self._log_event(self.open(), record, event)
+
+    def _refuses(self, run_id: str, error: Exception) -> bool:
+        """Whether MLflow will take no such thing later either; a deleted run may be restored."""
+        from mlflow.exceptions import MlflowException
+
+        status = 0
+        if isinstance(error, MlflowException):
+            status = error.get_http_status_code()
+        elif isinstance(error, requests.HTTPError) and error.response is not None:
+            status = error.response.status_code
+        if status not in REFUSALS:
+            return False
+        return self._client.get_run(run_id).info.lifecycle_stage == "active"
 
     def _log_batch(self, run_id: str, points: list[tuple[Record, Any]], refusals: list[Refusal]) -> None:
         """Log points; of a batch that is refused, each half by itself, down to the point at fault."""
         try:
             self._client.log_batch(run_id, metrics=[metric for _, metric in points])
         except Exception as error:
-            if not _is_refusal(error):
+            if not self._refuses(run_id, error):
                 raise
             if len(points) == 1:
                 record, metric = points[0]
@@ -191,6 +208,7 @@ class MlflowLog:
 
     def finish(self, status: Status, tags: dict[str, str]) -> None:
         """Close the run as FINISHED, FAILED or KILLED, and with it its attempts."""
+        self._log_texts()
         run_id = self.open()
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
@@ -240,21 +258,28 @@ class MlflowLog:
         tags[KEY_TAG] = described.key
         return self._client.create_run(experiment_id, run_name=described.name, tags=tags).info.run_id
 
-    def _describe(self, run_id: str) -> None:
-        """Log the parameters and texts, once; what a crash left out is added, what is there stays."""
+    def _log_parameters(self, run_id: str) -> None:
+        """Log the parameters, once; after a crash, those that are missing."""
         from mlflow.entities import Param
 
         there = self._client.get_run(run_id).data
-        if DESCRIBED_TAG in there.tags:
+        self._described = DESCRIBED_TAG in there.tags
+        if self._described:
             return
-        described = self.description
-        missing = described.parameters.keys() - there.params.keys()
-        parameters = [Param(key, described.parameters[key]) for key in sorted(missing)]
+        given = self.description.parameters
+        parameters = [Param(key, given[key]) for key in sorted(given.keys() - there.params.keys())]
         for batch in _chunks(parameters, MAX_PARAMS):
             self._client.log_batch(run_id, params=batch)
-        for file, text in described.texts.items():
+
+    def _log_texts(self) -> None:
+        """Log the texts, once; after a crash, all of them again."""
+        run_id = self.open()
+        if self._described:
+            return
+        for file, text in self.description.texts.items():
             self._client.log_text(run_id, text, file)
         self._client.set_tag(run_id, DESCRIBED_TAG, "yes")
+        self._described = True
 
     def _nesting(self) -> dict[str, str]:
         """The tag that nests the run; LookupError while its parent does not exist yet."""
@@ -288,13 +313,6 @@ def _points(records: Iterable[Record]) -> Iterator[tuple[Record, Any]]:
     for record in records:
         for name, value in (record.values | record.scores).items():
             yield record, Metric(name, value, int(record.time * 1000), record.clock)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether MLflow takes no such thing, whoever sends it and whenever."""
-    from mlflow.exceptions import MlflowException
-
-    return isinstance(error, MlflowException) and error.get_http_status_code() in REFUSALS
 
 
 def _first_line(error: Exception) -> str:

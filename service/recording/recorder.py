@@ -17,7 +17,7 @@ from service.recording.mlflow import Description, MlflowLog, Refusal, Status
 from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
 from service.recording.record import Record
-from service.recording.spool import Spool
+from service.recording.spool import REFUSED_FOLDER, Spool
 from service.storage import open_storage
 
 log = logging.getLogger(__name__)
@@ -153,8 +153,9 @@ class Recorder:
         return ""
 
     def _told_refusals(self) -> dict[str, str]:
-        """A tag for what MLflow refused."""
-        return {"gan.refused": f"{self._refused}, see refused/ in run.dir"} if self._refused else {}
+        """A tag that counts what MLflow has refused since the run began."""
+        refused = len(self._storage.sizes(f"{REFUSED_FOLDER}/"))
+        return {"gan.refused": f"{refused}, see refused/ in run.dir"} if refused else {}
 
     def _work(self) -> None:
         """Deliver at intervals; after `close`, deliver the rest and finish the MLflow run."""

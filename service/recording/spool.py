@@ -5,6 +5,7 @@ between any two steps loses nothing. A resumed run records some clocks again; wh
 dropped.
 """
 
+import hashlib
 import logging
 import re
 import threading
@@ -86,15 +87,11 @@ class Spool:
         `first` gets the records of all segments before `deliver` gets any, and does not get them again
         when that raises. A damaged segment stays where it is; the others are delivered.
         """
-        with self._lock:
-            new = [key for key in self._segments if key not in self._begun]
-        for start in range(0, len(new), SEGMENTS_AT_ONCE):
-            part = new[start : start + SEGMENTS_AT_ONCE]
-            first([record for key in part for record in self._read(key) or ()])
-            self._begun.update(part)
         while self._segments:
+            self._begin(first)
             with self._lock:
-                keys = self._segments[:SEGMENTS_AT_ONCE]
+                # those that came meanwhile have not begun
+                keys = [key for key in self._segments[:SEGMENTS_AT_ONCE] if key in self._begun]
                 # It may be ahead of these segments: all that it covers is delivered or stored.
                 mark = Mark(clocks=dict(self._mark))
             read = {key: self._read(key) for key in keys}
@@ -105,12 +102,22 @@ class Spool:
                 del self._segments[: len(keys)]
             self._begun.difference_update(keys)
 
+    def _begin(self, first: Callable[[list[Record]], None]) -> None:
+        """Give `first` the records of the segments that it has not had yet."""
+        with self._lock:
+            new = [key for key in self._segments if key not in self._begun]
+        for start in range(0, len(new), SEGMENTS_AT_ONCE):
+            part = new[start : start + SEGMENTS_AT_ONCE]
+            first([record for key in part for record in self._read(key) or ()])
+            self._begun.update(part)
+
     def set_aside(self, record: Record, what: str, reason: str) -> None:
         """Keep a record of which MLflow does not take a part, beside the spool and for people."""
-        key = f"{REFUSED_FOLDER}/{record.clock:012d}-{record.attempt}-{quote(what, safe='')}.json"
+        content = RefusedRecord(record=record, what=what, reason=reason).to_bytes()
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        key = f"{REFUSED_FOLDER}/{record.clock:012d}-{quote(what, safe='')}-{digest}.json"
         log.error("event=record_refused key=%s reason=%s", self.storage.url(key), reason)
-        refused = RefusedRecord(record=record, what=what, reason=reason)
-        self.storage.put(key, refused.to_bytes())
+        self.storage.put(key, content)
 
     def _pass(self, records: Sequence[Record]) -> None:
         for record in records:

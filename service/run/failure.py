@@ -47,8 +47,8 @@ def write_failure(storage: Storage, config: Config, error: TrainingError) -> Non
 def check_failure(storage: Storage, config: Config, again: bool) -> None:
     """TrainingError if the run ended for a reason that lasts; a collapse is its cause.
 
-    Its last line is that of the error of then, as in the first run's output. Nothing if a setting has
-    changed since, or if the start is to be tried `again`: then the failure is forgotten.
+    The message closes with the first run's error, so that both outputs end with the same line. Nothing
+    if a setting has changed since, or if the start is to be tried `again`: then it is forgotten.
     """
     try:
         failure = FailureDocument.from_bytes(storage.get(FAILURE_KEY), storage.url(FAILURE_KEY))

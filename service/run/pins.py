@@ -1,4 +1,4 @@
-"""Pins: while somebody reads a checkpoint, to score, export or register it, no run sweeps it."""
+"""Pins: no run sweeps a checkpoint while somebody loads it, to score, export or register it."""
 
 import contextlib
 import logging

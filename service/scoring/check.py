@@ -1,4 +1,4 @@
-"""Whether a run's checkpoints can be scored; what is known at the start is said there."""
+"""Checks at the start of a run whether its checkpoints can be scored."""
 
 from service.config import EvaluationSettings
 from service.config.vocabulary import need_features

@@ -19,7 +19,7 @@ T = TypeVar("T")
 S3_SCHEME = "s3://"
 TIMEOUT_S = 60.0
 BLOCK_BYTES = 4 << 20
-"""Shards are cached in parts of this size."""
+"""`data.cache_dir` holds blocks of this size; each lane reads from one."""
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 

@@ -49,6 +49,11 @@ class _Doing:
     span: str = ""
 
 
+def first_limit_s(config: Config) -> float:
+    """How long a worker may take for what may compile, or what waits for storage."""
+    return max(FIRST_LIMIT_S, config.scale.hang_s or 0, 2 * config.storage.retry_s)
+
+
 class Heart:
     """Beats in a thread while the worker trains; use as a context manager.
 
@@ -69,7 +74,7 @@ class Heart:
         self._recorder, self._token, self._rank = recorder, token, rank
         self._hang_s, self._feeders = config.scale.hang_s, feeders
         self._timeout_s = config.storage.timeout_s
-        self._first_limit_s = max(FIRST_LIMIT_S, self._hang_s or 0, 2 * config.storage.retry_s)
+        self._first_limit_s = first_limit_s(config)
         self._place = f"process {os.getpid()} on {socket.gethostname()}"
         self._recent: dict[tuple[str, str], deque[float]] = {}
         self._doing = _Doing(STARTING, 0, time.monotonic(), self._first_limit_s)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 TIME, METRIC = "clock", "score"
 WORST_SCORE = 1e30
-"""The score of a collapsed trial: finite, because searches sort and average scores."""
+"""The score of a trial that collapsed or was refused: finite, because searches sort and average."""
 POLL_S = 1.0
 
 
@@ -89,8 +89,6 @@ class Trial(tune.Trainable):
             return self._worst(TrialState.COLLAPSED, output)
         if code == Exit.USAGE:
             return self._worst(TrialState.REFUSED, output)
-        if code == Exit.LASTING:
-            return self._worst(TrialState.FAILED, output)
         if code:
             raise ServiceError(
                 f"the driver of {self._run_dir.address} ended with exit code {code}: {output}"

@@ -87,9 +87,10 @@ def test_a_run_that_a_crash_left_without_its_description_is_found_again_and_comp
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_text", crash)
         with pytest.raises(KeyboardInterrupt):
-            MlflowLog(described).open()
+            MlflowLog(described).log_files([], nothing)
     more = replace(described, parameters={"a": "2", "b": "3"})  # the first is as the run began
-    assert MlflowLog(more).open() == MlflowLog(more).open()
+    for _ in range(2):
+        assert MlflowLog(more).log_files([], nothing) == []
     client = mlflow.MlflowClient(description.uri)
     experiment = client.get_experiment_by_name("mlflow-test").experiment_id
     (run,) = client.search_runs([experiment])
@@ -229,3 +230,31 @@ def test_what_mlflow_refuses_is_named_and_holds_nothing_up(description):
     client, run_id = mlflow.MlflowClient(description.uri), log.open()
     assert [m.value for m in client.get_metric_history(run_id, "loss_d")] == [1.0, 2.0, 3.0]
     assert [m.value for m in client.get_metric_history(run_id, "margin")] == [0.5]
+
+
+@pytest.mark.slow
+def test_what_a_deleted_run_refuses_waits_until_it_is_restored(description):
+    log, client = MlflowLog(description), mlflow.MlflowClient(description.uri)
+    records = [Record(16, 1.0, values={"loss_d": 1.0})]
+    client.delete_run(log.open())
+    with pytest.raises(mlflow.MlflowException, match="active"):
+        log.log_points(records)
+    client.restore_run(log.open())
+    assert log.log_points(records) == []
+
+
+@pytest.mark.slow
+def test_curves_need_no_place_for_files_not_even_at_the_start(description, monkeypatch):
+    log = MlflowLog(replace(description, parameters={"a": "1"}, texts={"config.yaml": "a: 1"}))
+    records = [Record(16, 1.0, values={"loss_d": 1.0}, checkpoint={"address": "there"})]
+    client = mlflow.MlflowClient(description.uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_text", crash)
+        assert log.log_points(records) == []
+        with pytest.raises(KeyboardInterrupt):
+            log.log_files(records, nothing)
+        (point,) = client.get_metric_history(log.open(), "loss_d")
+        assert point.step == 16
+    assert log.log_files(records, nothing) == []
+    found = {file.path for file in client.list_artifacts(log.open())}
+    assert found == {"config.yaml", "checkpoints"}

@@ -290,3 +290,23 @@ def test_a_mark_that_is_none_is_told_and_nothing_is_dropped_for_it(tmp_path, cap
     spool.drain(target)
     assert target.got == [1, 9]
     assert Mark.from_bytes(storage.get("spool/mark.json"), "mark").clocks == {"values-0": 9}
+
+
+def test_what_is_added_while_it_drains_is_given_to_both(tmp_path):
+    spool = Spool(FolderStorage(str(tmp_path)))
+    spool.add(records(16))
+    first, second = [], []
+
+    def begin(batch: list[Record]) -> None:
+        first.extend(record.clock for record in batch)
+        if first == [16]:
+            spool.add(records(32))
+
+    def deliver(batch: list[Record]) -> None:
+        second.extend(record.clock for record in batch)
+        if second == [16]:
+            spool.add(records(48))
+
+    spool.drain(deliver, begin)
+    assert (first, second) == ([16, 32, 48], [16, 32, 48])
+    assert segments(spool.storage) == []
