@@ -132,7 +132,7 @@ def make_index(
     _refuse_compressed(storage, entries)
     names = [key for key in entries if _is_shard(key)]
     scans = _scan(storage, entries, names, choice, "indexing")
-    passed_over = sum((found.passed_over for found in scans), _beside(entries))
+    passed_over = sum((found.passed_over for found in scans), _beside(entries) + _dead(storage))
     raw = [sample.label for found in scans for sample in found.samples]
     labels, classes = _numbered(raw, passed_over)
     about = About(
@@ -272,6 +272,11 @@ def _beside(entries: dict[str, Entry]) -> Counter[str]:
         if not key.startswith(PACKING)
     )
     return Counter(f"files beside the shards, {kind}" for kind in kinds)
+
+
+def _dead(storage: Storage) -> Counter[str]:
+    """Links to nothing: each may stand for a shard whose place is not mounted."""
+    return Counter("links to nothing beside the shards" for _ in storage.dead_links())
 
 
 def _bounded(passed_over: Counter[str]) -> dict[str, int]:

@@ -116,6 +116,10 @@ class Storage(ABC):
     def entries(self, prefix: str = "") -> dict[str, Entry]:
         """Every object whose key starts with `prefix`, by key, sorted."""
 
+    def dead_links(self) -> list[str]:
+        """Keys of links to nothing, which stand for objects that may be missing, sorted."""
+        return []
+
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every object whose key starts with `prefix`, by key, sorted."""
         return {key: entry.size for key, entry in self.entries(prefix).items()}

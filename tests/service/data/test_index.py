@@ -279,12 +279,14 @@ def test_names_that_are_no_text_are_written_out(tmp_path):
     assert index.label.tolist() == [7]
 
 
-def test_linked_folders_are_read_and_dead_links_are_not(tmp_path):
+def test_linked_folders_are_read_and_dead_links_are_told(tmp_path):
     write_shards(tmp_path / "elsewhere")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "dead.tar").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "data" / "circle.tar").symlink_to(tmp_path / "data" / "circle.tar")
     _, index = indexed(tmp_path / "data")
+    assert index.about.passed_over["links to nothing beside the shards"] == 2
     assert index.names == [f"linked/part-{i:03d}.tar" for i in range(3)]
 
 
