@@ -43,6 +43,7 @@ _TURNS = {
 }
 """What brings a picture upright, by its orientation in EXIF."""
 _SRGB = ImageCms.createProfile("sRGB")
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}  # from one gray of 2 or 4 bits to the next, in 8
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -75,6 +76,7 @@ def read_image(
         check_size(*image.size)
         if at_least is not None and image.format == "JPEG":
             image.draft(None, (at_least, at_least))
+        _clear_in_8_bits(image)
         image.load()
         # EXIF and profile are read before a conversion loses them
         turn, profile = orientation(image), image.info.get("icc_profile")
@@ -124,6 +126,20 @@ def is_srgb(profile: bytes | None) -> bool:
 
 def _open(file: File) -> Image.Image:
     return file if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS)
+
+
+def _clear_in_8_bits(image: Image.Image) -> None:
+    """Give the colour that a PNG calls transparent, in the file's own bits, as Pillow decodes pixels.
+
+    Of 16 bits Pillow keeps the upper 8, so colours that differ below count as one.
+    """
+    clear = image.info.get("transparency")
+    tiles = getattr(image, "tile", None)  # of an image that is not decoded yet
+    coding = tiles[0].args if image.format == "PNG" and tiles else None
+    if isinstance(clear, int) and coding in _GRAY_STEPS:
+        image.info["transparency"] = clear * _GRAY_STEPS[coding]
+    if isinstance(clear, tuple) and coding == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -198,6 +199,31 @@ def test_what_is_transparent_shows_the_background(mode, background, expected):
     if mode == "P":
         image.info["transparency"] = image.getpixel((0, 0))
     assert read_image(image, "RGB", background).getpixel((8, 8)) == (expected,) * 3
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "pixels", "clear", "expected"),
+    [
+        (1, 0, bytes([0b10000000]), [1], [255, 0]),
+        (2, 0, bytes([0b01_10_0000]), [1], [255, 170]),
+        (4, 0, bytes([0x5A]), [5], [255, 170]),
+        (8, 0, bytes([90, 170]), [90], [255, 170]),
+        (16, 0, struct.pack(">2H", 23000, 43690), [23000], [255, 170]),
+        (8, 2, bytes([1, 2, 3, 170, 170, 170]), [1, 2, 3], [255, 170]),
+        (16, 2, struct.pack(">6H", 300, 600, 900, *[43690] * 3), [300, 600, 900], [255, 170]),
+    ],
+)
+def test_a_png_names_its_transparent_colour_in_bits_of_its_own(bits, kind, pixels, clear, expected):
+    head = struct.pack(">IIBBBBB", 2, 1, bits, kind, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"tRNS", struct.pack(f">{len(clear)}H", *clear))]
+    chunks += [(b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+    shown = np.asarray(read_image(io.BytesIO(data), "RGB", "white"))
+    assert shown[0].tolist() == [[value] * 3 for value in expected]
 
 
 @pytest.mark.parametrize(
