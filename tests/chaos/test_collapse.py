@@ -22,7 +22,7 @@ def test_a_run_undoes_a_collapse_and_outlives_its_driver_at_it(cluster, run):
     healthy = next(name for name in run.committed() if name.clock == HEALTHY)
 
     run.submit("--run.images", str(END), "--collapse.action", "stop")
-    assert run.end() == 1
+    assert run.end() == 3
     assert f"error: collapsed at {SEEN} images (numeric)" in run.output()
     assert f"the best checkpoint is {run.storage.url(healthy.folder)}" in run.output()
     assert run.clock() == PLANTED
