@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import requests
 from PIL import Image, UnidentifiedImageError
 
 from service.errors import UsageError
-from service.recording.record import Event, Record
+from service.recording.record import Event, Record, Refusal
 from service.storage import MissingError
 
 log = logging.getLogger(__name__)
@@ -46,15 +45,6 @@ class Description:
     tags: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     parent: str | None = None
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A part of a record, by its name, that MLflow does not take, and the reason."""
-
-    record: Record
-    what: str
-    reason: str
 
 
 def limit_requests() -> None:
@@ -161,7 +151,7 @@ class MlflowLog:
                     gone = isinstance(error, MissingError | UnidentifiedImageError)
                     if not (gone or self._refuses(run_id, error)):
                         raise
-                    refusals.append(Refusal(record, what, _first_line(error)))
+                    refusals.append(Refusal(record=record, what=what, reason=_first_line(error)))
         return refusals
 
     def _files(
@@ -180,6 +170,7 @@ class MlflowLog:
 
     def _refuses(self, run_id: str, error: Exception) -> bool:
         """Whether MLflow will take no such thing later either; a deleted run may be restored."""
+        import requests
         from mlflow.exceptions import MlflowException
 
         status = 0
@@ -200,7 +191,7 @@ class MlflowLog:
                 raise
             if len(points) == 1:
                 record, metric = points[0]
-                refusals.append(Refusal(record, metric.key, _first_line(error)))
+                refusals.append(Refusal(record=record, what=metric.key, reason=_first_line(error)))
                 return
             middle = len(points) // 2
             for half in (points[:middle], points[middle:]):

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from service.collapse.state import Verdict
-from service.documents import Clock, Count, Plain, Seconds
+from service.documents import Clock, Count, Document, Plain, Seconds
 
 Text = Annotated[str, Field(max_length=100_000)]
 
@@ -83,3 +83,12 @@ class Record:
             if getattr(self, kind):
                 return kind
         return "values"
+
+
+class Refusal(Document):
+    """A part of a record, by its name, that MLflow does not take, and the reason."""
+
+    version: Literal[1] = 1
+    record: Record
+    what: Text
+    reason: Text

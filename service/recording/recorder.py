@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from service.recording.life import Beat, Life, Sign, longest_still
-from service.recording.mlflow import Description, MlflowLog, Refusal, Status
+from service.recording.mlflow import Description, MlflowLog, Status
 from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
-from service.recording.record import Record
+from service.recording.record import Record, Refusal
 from service.recording.spool import REFUSED_FOLDER, Spool
 from service.storage import open_storage
 
@@ -174,7 +174,7 @@ class Recorder:
 
         def set_aside(refusals: Iterable[Refusal]) -> None:
             for refusal in refusals:
-                spool.set_aside(refusal.record, refusal.what, refusal.reason)
+                spool.set_aside(refusal)
                 self._refused += 1
 
         # Curves do not wait for pictures: where files are kept may be away alone.

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from service.documents import Clock, Document
 from service.errors import DataError
-from service.recording.record import Record, Text
+from service.recording.record import Record, Refusal
 from service.storage import MissingError, Storage
 
 log = logging.getLogger(__name__)
@@ -41,15 +41,6 @@ class Mark(Document):
 
     version: Literal[2] = 2
     clocks: dict[str, Clock]
-
-
-class RefusedRecord(Document):
-    """A record of which MLflow did not take a part."""
-
-    version: Literal[1] = 1
-    record: Record
-    what: Text
-    reason: Text
 
 
 class Spool:
@@ -111,12 +102,13 @@ class Spool:
             first([record for key in part for record in self._read(key) or ()])
             self._begun.update(part)
 
-    def set_aside(self, record: Record, what: str, reason: str) -> None:
+    def set_aside(self, refusal: Refusal) -> None:
         """Keep a record of which MLflow does not take a part, beside the spool and for people."""
-        content = RefusedRecord(record=record, what=what, reason=reason).to_bytes()
+        content = refusal.to_bytes()
         digest = hashlib.sha256(content).hexdigest()[:8]
-        key = f"{REFUSED_FOLDER}/{record.clock:012d}-{quote(what, safe='')}-{digest}.json"
-        log.error("event=record_refused key=%s reason=%s", self.storage.url(key), reason)
+        clock, what = refusal.record.clock, quote(refusal.what, safe="")
+        key = f"{REFUSED_FOLDER}/{clock:012d}-{what}-{digest}.json"
+        log.error("event=record_refused key=%s reason=%s", self.storage.url(key), refusal.reason)
         self.storage.put(key, content)
 
     def _pass(self, records: Sequence[Record]) -> None:

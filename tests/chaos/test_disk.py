@@ -44,7 +44,7 @@ def test_a_run_outlives_a_full_disk(cluster, run, disk, undisturbed):
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         os.posix_fallocate(file.fileno(), 0, free)
     before = run.clock()
-    run.wait_for(lambda: "No space left" in run.output(), "a full disk to its being told")
+    run.wait_for(lambda: "No space left" in run.output(), "a full disk to its message")
     assert run.clock() == before
     filler.unlink()
     run.wait_for(lambda: run.clock() > before, "free space to new commits")

@@ -23,8 +23,8 @@ from service.data.packing import Part, PartDocument
 from service.documents import Clock, Count, Digest, Document, Plain, Seconds
 from service.engine.plain import PlainState
 from service.errors import DataError
-from service.recording.record import Event, EventAction, Note, Record, SpanTime
-from service.recording.spool import Mark, RefusedRecord, Segment
+from service.recording.record import Event, EventAction, Note, Record, Refusal, SpanTime
+from service.recording.spool import Mark, Segment
 from service.run.commits import FileEntry, Manifest
 from service.run.directory import RunDocument
 from service.run.failure import FailureDocument
@@ -296,9 +296,7 @@ DOCUMENTS: dict[type[Document], Document] = {
         )
     ),
     Mark: Mark(clocks={"values-0": 640}),
-    RefusedRecord: RefusedRecord(
-        record=Record(640, 1.5, values={"loss_d": 1.0}), what="loss_d", reason="too long"
-    ),
+    Refusal: Refusal(record=Record(640, 1.5, values={"loss_d": 1.0}), what="loss_d", reason="too long"),
     IndexHead: IndexHead(
         fingerprint="0a" * 32,
         shards={"shard-000000.tar": 10240},
@@ -403,7 +401,7 @@ PLAIN_PLACES = {
     Manifest: ["config"],
     SweepDocument: ["config", "space"],
     Segment: ["records.0.checkpoint", "records.0.event.details"],
-    RefusedRecord: ["record.checkpoint", "record.event.details"],
+    Refusal: ["record.checkpoint", "record.event.details"],
     IndexHead: ["about.recipe"],
 }
 """Where a document may hold whatever JSON can."""

@@ -13,9 +13,8 @@ import pytest
 from service.collapse.state import Kind, Level, Verdict
 from service.recording.mlflow import Description
 from service.recording.pictures import GridLook
-from service.recording.record import Note, Record, SpanTime
+from service.recording.record import Note, Record, Refusal, SpanTime
 from service.recording.recorder import Recorder
-from service.recording.spool import RefusedRecord
 from service.storage import FolderStorage
 from tests.live import announced, scrape, segments, wait_for
 
@@ -233,7 +232,7 @@ def test_what_mlflow_refuses_is_set_aside_and_told_and_the_run_ends_well(tmp_pat
     assert recorder.close("FINISHED", {}, 120) == ""
     assert [step for step, _, _ in points(description.uri, "key")] == [16, 32, 48]
     storage = FolderStorage(str(tmp_path))
-    aside = [RefusedRecord.from_bytes(storage.get(key), key) for key in storage.sizes("refused/")]
+    aside = [Refusal.from_bytes(storage.get(key), key) for key in storage.sizes("refused/")]
     assert {(each.record.clock, each.what) for each in aside} == {(32, "loss*d"), (32, "picture")}
     assert segments(storage) == []
     (run,) = mlflow.MlflowClient(description.uri).search_runs(["1"])
