@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cluster.local import Stack
 from service import export
 from tests.conftest import ROOT
 from tests.runs import FAMILIES, make_run
@@ -24,12 +25,12 @@ main(sys.argv[1], sys.argv[2], run={"images": 128},
 """
 
 
-def run(*command: str) -> str:
+def run(*command: str, **environment: str) -> str:
     """The output of a Python process in the repository."""
     result = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)},  # empty: a Ray of its own
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -71,6 +72,6 @@ def test_wrong_arguments_end_in_a_line_of_usage(arguments, words):
 
 
 @pytest.mark.slow
-def test_a_training_from_python_ends_with_its_checkpoint(digits: Path, tmp_path: Path):
-    output = run("-c", TINY, str(digits), str(tmp_path / "run"))
+def test_a_training_from_python_ends_with_its_checkpoint(digits: Path, stack: Stack, tmp_path: Path):
+    output = run("-c", TINY, str(digits), str(tmp_path / "run"), **stack.environment)
     assert "biggan at 16 px, clock 128" in output

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
@@ -104,10 +105,18 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
         log.warning("event=fit_again failures=%d reason=%s", failures, action.reason)
 
 
+class _Trainer(DataParallelTrainer):
+    """Ray Train's trainer without its Ray Data, a process more for every group of workers."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
+
+
 def _fit(
     config: Config, job: Job, workers: int, labels: dict[str, str] | None, storage: Storage
 ) -> Outcome:
-    trainer = DataParallelTrainer(
+    trainer = _Trainer(
         # a partial is opened by the workers alone; as a configuration it would be by the controller, too
         functools.partial(train, job),
         scaling_config=ScalingConfig(

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 LIMIT_S = 600
 IMAGES = 640
-LONGER_IMAGES = 2000  # enough that a second trial is stopped before its end
+LONGER_IMAGES = 1600  # enough that a second trial is stopped before its end
 WEIGHTS = [0.0, 1.0e39]  # the last is beyond fp32: losses are infinite
 SPACE = {"training.drift": {"grid": WEIGHTS}}
 R1 = {"training.r1": {"uniform": [0, 1]}}
@@ -39,13 +39,16 @@ R1 = {"training.r1": {"uniform": [0, 1]}}
 def write(
     folder: Path, digits: Path | str, space: Any = SPACE, images: int = IMAGES, every: int = 80
 ) -> list[str]:
-    """The arguments of a sweep of small runs, too short to collapse but for numbers that overflow."""
+    """The arguments of a sweep of small runs, too short to collapse but for numbers that overflow.
+
+    They look, commit and score `every` so many images.
+    """
     values = tiny_values(
         digits,
         folder / "run",
         run={"images": images},
         checkpoint={"every_images": every},
-        tracking={"every_images": 80, "pictures_every_images": 240},
+        tracking={"every_images": every, "pictures_every_images": 3 * every},
         evaluation={"images": 64, "scores": ["swd"], "best": "swd"},
     )
     values["phases"] = [{"resolution": 32, "hold_images": images, "batch": 16}]
@@ -216,8 +219,8 @@ def searched(digits, stack, tmp_path_factory) -> tuple[Path, str]:
         "training.lr_generator": {"loguniform": [1e-5, 1e-3]},
         "training.d_steps": {"choice": [1, 2]},
     }
-    command = write(folder, digits, space, LONGER_IMAGES, every=400)
-    halving = ["--grace-images", "400", "--reduction", "2", "--concurrent", "1"]
+    command = write(folder, digits, space, LONGER_IMAGES, every=320)
+    halving = ["--grace-images", "320", "--reduction", "2", "--concurrent", "1"]
     optuna = ["--search", "optuna", "--trials", "2"]
     code, output = run_command("service.sweep", *command, *optuna, *halving, **stack.environment)
     assert code == 0, output
