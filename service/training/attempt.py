@@ -16,6 +16,7 @@ from service.engine.step import Measures, Step
 from service.recording.record import Note, Record
 from service.training.context import Context
 from service.training.monitor import Monitor
+from service.training.pace import slowest
 
 
 class Attempt:
@@ -102,19 +103,30 @@ class Meter:
         return dict(self.latest)
 
     def _counts(self, elapsed: float) -> dict[str, float]:
-        """Counts of what was read, added up over all workers; mean and largest of the waiting shares."""
+        """Counts of what was read, added up over all workers; who waits longest, and computes slowest.
+
+        A mean over many workers would hide one that starves, for which all others wait.
+        """
         workers = self.context.workers
         mine = {
             "data_wait_share": (self.batches.waited_s - self._waited_s) / elapsed,
+            "pace_s": self.context.pace.seconds(),
             "storage_retries": self.context.storage.traffic.retries,
             **self.batches.feeders.counts(),
         }
         values = torch.tensor([*mine.values()], dtype=torch.float64, device=self._total.device)
         each = workers.gather(values)
-        # A mean over many workers would hide one that starves, for which all others wait.
-        waits = {"data_wait_share": each[:, 0].mean(), "data_wait_share_largest": each[:, 0].max()}
+        waits, paces = each[:, 0], each[:, 1]
         total = dict(zip(mine, each.sum(0).tolist(), strict=True))
-        return total | {name: value.item() for name, value in waits.items()}
+        times_median, slowest_rank = slowest(paces)
+        return total | {
+            "data_wait_share": waits.mean().item(),
+            "data_wait_share_largest": waits.max().item(),
+            "data_wait_rank": float(waits.argmax()),
+            "pace_s": paces.median().item(),
+            "slowest_worker": times_median,
+            "slowest_worker_rank": float(slowest_rank),
+        }
 
     def _reset(self, clock: int) -> None:
         self._total, self._cycles = torch.zeros(()), 0

@@ -23,6 +23,7 @@ from service.storage import open_storage
 from service.training.feed import check_memory, dataset_of, open_feeders, requests
 from service.training.heart import Heart
 from service.training.monitor import PanelReader, panel_of
+from service.training.pace import Pace
 from service.training.relay import Relay
 
 
@@ -57,6 +58,7 @@ class Context:
             dataset.index.about.classes[:columns] if config.model.classes else (),
         )
         self.real = PanelReader(self.panel.dataset)
+        self.pace = Pace(workers.device)
         self.feeders = open_feeders(config, dataset, workers.count)
         self.heart = Heart(recorder, token, workers.index, config, self.feeders)
 

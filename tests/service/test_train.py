@@ -85,7 +85,8 @@ def test_a_run_ends_with_checkpoint_pictures_and_a_finished_mlflow_run(trained):
 def test_every_curve_has_a_point_at_every_interval_and_no_other(trained):
     clocks = list(range(80, IMAGES + 1, 80))
     for metric in ("loss_d", "loss_g", "margin", "grad_norm_d", "grad_norm_g", "images_per_s",
-                   "data_wait_share", "data_wait_share_largest", "resolution", "alpha",
+                   "data_wait_share", "data_wait_share_largest", "data_wait_rank", "resolution", "alpha",
+                   "pace_s", "slowest_worker", "slowest_worker_rank",
                    "data_requests", "data_bytes", "data_retries", "bad_samples", "cache_hits",
                    "cache_misses", "storage_retries"):  # fmt: skip
         assert [step for step, _ in history(trained[0], metric)] == clocks, metric
