@@ -71,8 +71,9 @@ browser: $(READY) ## Check in Chromium that MLflow shows a run, its curves and g
 	fi
 	$(BIN)/python -m pytest tests/browser
 
-docs: $(READY) ## Write docs/configuration.md from the configuration's classes and presets
+docs: $(READY) ## Write docs/configuration.md and the chart's dashboard from their sources
 	$(BIN)/python -m service.config.reference > docs/configuration.md
+	$(BIN)/python helm/dashboard.py > helm/gan-training/files/dashboard.json
 
 site: $(READY) ## Build the docs site into site/; a broken link or anchor fails it
 	$(BIN)/mkdocs build --strict

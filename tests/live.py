@@ -6,6 +6,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from service.recording.life import Beat
 from service.recording.recorder import Leaving, RecorderClient
 from service.recording.spool import FOLDER, MARK_KEY
@@ -21,10 +23,14 @@ def wait_for(condition: Callable[[], object], limit_s: float = 120.0) -> None:
 
 
 def scrape(port: int) -> dict[str, float]:
-    """The values at /metrics by name, labels included."""
+    """The values at /metrics by name, with all labels but `run`."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return {k: float(v) for k, v in (line.split() for line in lines if not line.startswith("#"))}
+        families = text_string_to_metric_families(answer.read().decode())
+    values = {}
+    for sample in (sample for family in families for sample in family.samples):
+        labels = [f'{key}="{value}"' for key, value in sorted(sample.labels.items()) if key != "run"]
+        values[sample.name + (f"{{{','.join(labels)}}}" if labels else "")] = sample.value
+    return values
 
 
 def announced(folder: Path) -> list[dict]:

@@ -70,9 +70,12 @@ def _recorder(config: Config, run: RunDir, parent: str | None) -> Iterator[Recor
         prometheus_host=host,
         prometheus_port=port,
         retry_s=config.storage.retry_s,
+        end=run.end,
         intervals={
             "tracking_every_images": config.tracking.every_images,
             "checkpoint_every_images": config.checkpoint.every_images,
+            "evaluation_every_images": config.evaluation.every_images or 0,
+            "workers_wanted": max(config.worker_counts),
         },
         targets=environment.prometheus_targets(),
     )

@@ -4,51 +4,15 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from service.recording.record import SpanTime
+from service.recording.forecast import Forecast, duration
 
 POLL_S = 1.0
 LINE_EVERY_S = 15.0
-
-
-class Forecast:
-    """Time left: the rehearsal's seconds per cycle in each span, corrected by the speed since then."""
-
-    def __init__(self, spans: Sequence[SpanTime], end: int):
-        self.spans = spans
-        self.end = end
-        self._begun: tuple[int, float] | None = None
-        self._factor = 1.0
-
-    def seconds(self, start: int, end: int) -> float:
-        """Seconds that the rehearsal predicts for the clock from `start` to `end`."""
-        total = 0.0
-        for number, span in enumerate(self.spans):
-            last = max(span.end, end) if number == len(self.spans) - 1 else span.end
-            covered = max(0, min(end, last) - max(start, span.start))
-            total += covered / span.cycle_images * span.seconds
-        return total
-
-    def left_s(self, clock: int, now: float) -> float:
-        """Seconds to the end, seen from the clock `clock` at the time `now`."""
-        if self._begun is None:
-            self._begun = (clock, now)
-        begun, at = self._begun
-        predicted = self.seconds(begun, clock)
-        if predicted > 0:
-            self._factor = (now - at) / predicted
-        return self.seconds(clock, self.end) * self._factor
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, second = divmod(int(seconds + 0.5), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 class Progress:

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from service.driver.preflight import RunDir
 from service.driver.process_group import ProcessGroup
 from service.errors import ServiceError, TrainingError
 from service.glibc import KEEP_FREED_MEMORY
+from service.recording.record import Event, EventAction, Record
 from service.recording.recorder import Leaving
 from service.run import commits
 from service.storage import Storage, is_s3
@@ -101,6 +103,9 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
         rehearsed = job.rehearsed
         if outcome.clock > before:
             rehearsed = min(rehearsed or workers, workers)
+        if outcome.error and not outcome.waiting:
+            restart = Event(EventAction.RESTART, action.reason, {"failures": failures})
+            job.recorder.write(Record(outcome.clock, time.time(), event=restart))
         job = replace(job, token=run.lock.advance(storage), rehearsed=rehearsed)
         log.warning("event=fit_again failures=%d reason=%s", failures, action.reason)
 

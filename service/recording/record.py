@@ -23,6 +23,10 @@ class EventAction(StrEnum):
     UNSCORED = "unscored"
     RESIZE = "resize"
     HANG = "hang"
+    RESTART = "restart"
+
+
+_OF_GROUPS = (EventAction.RESIZE, EventAction.HANG, EventAction.RESTART)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Record:
 
         What befalls a group has an order of its own: it goes on from a checkpoint before other events.
         """
-        if self.event and self.event.action in (EventAction.RESIZE, EventAction.HANG):
+        if self.event and self.event.action in _OF_GROUPS:
             return self.event.action
         for kind in ("picture", "checkpoint", "scores", "event"):
             if getattr(self, kind):

@@ -1,6 +1,8 @@
 """The recorder: one Ray actor a run, which owns MLflow and Prometheus. No worker waits for it."""
 
 import logging
+import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,13 +14,14 @@ import ray
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from service.recording.forecast import Forecast
 from service.recording.life import Beat, Life, Sign, longest_still
 from service.recording.mlflow import Description, MlflowLog, Status
 from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
 from service.recording.record import Record, Refusal
 from service.recording.spool import REFUSED_FOLDER, Spool
-from service.storage import open_storage
+from service.storage import FolderStorage, open_storage
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,8 @@ class Leaving(IntEnum):
 class Recorder:
     """Spools each record before it answers, and delivers records in the background.
 
-    `intervals` are gauges with constant values; `targets` is a folder to announce /metrics in.
+    `end` is the clock at which the run ends. `intervals` are gauges with constant values; `targets` is a
+    folder to announce /metrics in.
     """
 
     def __init__(
@@ -49,12 +53,14 @@ class Recorder:
         prometheus_host: str,
         prometheus_port: int,
         retry_s: float,
+        end: int,
         intervals: Mapping[str, float] | None = None,
         targets: str | None = None,
     ):
         self._storage = open_storage(run_dir, retry_s)
         self._mlflow = MlflowLog(description)
-        self._live = LiveMetrics(prometheus_host, prometheus_port)
+        about = {"key": description.key, "commit": description.tags.get("mlflow.source.git.commit", "")}
+        self._live = LiveMetrics(prometheus_host, prometheus_port, description.name, about)
         self._live.update(Record(0, 0.0, values=dict(intervals or {})))
         self._live.watch(
             "recorder_storage_retries",
@@ -66,14 +72,34 @@ class Recorder:
             "Parts of records that MLflow refused, since the recorder's start",
             lambda: self._refused,
         )
+        self._live.watch(
+            "spool_segments",
+            "Stored pieces of the records that MLflow has not got yet",
+            lambda: self._spool.depth if self._spool else 0,
+        )
+        self._live.watch(
+            "delivery_age_seconds",
+            "Seconds since MLflow had all records, or since the recorder's start",
+            lambda: time.time() - self._delivered,
+        )
+        self._live.watch("left_seconds", "Expected seconds to the end of the run", self._left_s)
+        if isinstance(self._storage, FolderStorage):
+            self._live.watch(
+                "run_dir_free_bytes",
+                "Free bytes on the disk of run.dir",
+                lambda: shutil.disk_usage(run_dir).free,
+            )
         if targets:
-            self._live.announce(targets, description.key, description.name)
+            self._live.announce(targets, description.key)
         self._fresh: list[Record] = []
         self._unsaved: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {}
         self._trouble, self._refused = "", 0
+        self._delivered = time.time()
+        self._end = end
+        self._forecast: Forecast | None = None
         self._leaving = Leaving.NO
         self._life = Life()
         self._spool: Spool | None = None
@@ -86,6 +112,8 @@ class Recorder:
         self._try(lambda: self._live.update(record))
         self._latest |= {"clock": record.clock, **record.values}
         if record.note:
+            if record.note.forecast:
+                self._forecast = Forecast(record.note.forecast, self._end)
             self._latest |= {name: value for name, value in vars(record.note).items() if value}
         if record.kind != "values" or record.values:
             with self._lock:
@@ -142,12 +170,15 @@ class Recorder:
         Undelivered records stay in the spool for the next start of this run. A run that FAILED stays
         announced to Prometheus, whose alert then fires.
         """
+        deadline = time.monotonic() + limit_s
         self._live.up(False)
-        if status != "FAILED":
-            self._live.withdraw()
+        self._live.failed(status == "FAILED")
         self._finish = lambda: self._mlflow.finish(status, tags | self._told_refusals())
         self._stop.set()
         self._thread.join(limit_s)
+        self._live.await_visit(deadline - time.monotonic())
+        if status != "FAILED":
+            self._live.withdraw()
         if self._thread.is_alive():
             return self._trouble or f"MLflow did not answer within {limit_s:.0f} s"
         return ""
@@ -182,7 +213,15 @@ class Recorder:
             lambda records: set_aside(self._mlflow.log_files(records, self._storage.get)),
             first=lambda records: set_aside(self._mlflow.log_points(records)),
         )
+        self._delivered = time.time()
         then()
+
+    def _left_s(self) -> float:
+        """Expected seconds to the end; NaN until the rehearsal, or the pace, is known."""
+        clock, pace = self._latest.get("clock", 0), self._latest.get("images_per_s", math.nan)
+        if self._forecast:
+            return self._forecast.left_s(clock, time.monotonic())
+        return (self._end - clock) / pace
 
     def _store(self) -> Spool:
         """Save pictures, then spool fresh records; the spool opens when storage first answers."""

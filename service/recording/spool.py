@@ -57,6 +57,11 @@ class Spool:
         for key in self._segments:
             self._pass(self._read(key) or ())
 
+    @property
+    def depth(self) -> int:
+        """How many segments wait for delivery."""
+        return len(self._segments)
+
     def add(self, records: Sequence[Record]) -> None:
         """Store the records beyond the mark; after a StorageError everything is as before."""
         fresh = [r for r in records if r.clock > self._mark.get(_series(r), -1)]

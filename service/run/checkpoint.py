@@ -7,6 +7,7 @@ import logging
 import math
 import pickle
 import struct
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ class Checkpointer:
         keep: Keep,
         config: dict[str, Any],
         before_commit: Callable[[], None] = lambda: None,
-        after_commit: Callable[[Name, Manifest], None] = lambda name, manifest: None,
+        after_commit: Callable[[Name, Manifest, float], None] = lambda name, manifest, seconds: None,
         rank: Callable[[Sequence[Name]], Sequence[Name]] = lambda names: (),
     ):
         self.storage, self.token, self.keep = storage, token, keep
@@ -174,8 +175,9 @@ class Checkpointer:
         whatever happens to it.
         """
         self.wait()
+        started = time.monotonic()
         self._buffer = copy_to_cpu(state.tensors(), self._buffer)
-        arguments = (self._buffer, state.plain(), metrics or {}, due)
+        arguments = (self._buffer, state.plain(), metrics or {}, due, started)
         self._pending = self._thread.submit(self._commit, *arguments)
 
     def wait(self) -> None:
@@ -184,7 +186,14 @@ class Checkpointer:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _commit(self, tensors: Tensors, plain: PlainState, metrics: dict[str, float], due: bool) -> None:
+    def _commit(
+        self,
+        tensors: Tensors,
+        plain: PlainState,
+        metrics: dict[str, float],
+        due: bool,
+        started: float,
+    ) -> None:
         present, keys = find(self.storage)
         sequence = max((name.sequence for name in keys), default=0) + 1
         name = Name(self.token, sequence, plain.clock)
@@ -207,7 +216,7 @@ class Checkpointer:
         self._nature[name] = Nature(manifest.is_healthy, manifest.due)
         # A group that came after us may be reading what a sweep would delete.
         check_token(self.storage, self.token)
-        self.after_commit(name, manifest)
+        self.after_commit(name, manifest, time.monotonic() - started)
         self._sweep([*present, name], keys, plain.collapse.protected)
 
     def _upload(self, key: str, content: dict[str, Any]) -> FileEntry:

@@ -1,5 +1,7 @@
 """A stretch of training between two rewinds: the settings in force, the step, and what watches it."""
 
+import math
+import shutil
 import time
 from dataclasses import replace
 
@@ -111,22 +113,40 @@ class Meter:
         mine = {
             "data_wait_share": (self.batches.waited_s - self._waited_s) / elapsed,
             "pace_s": self.context.pace.seconds(),
+            "cache_free_bytes": self._cache_free(),
+        }
+        counts = {
             "storage_retries": self.context.storage.traffic.retries,
             **self.batches.feeders.counts(),
         }
-        values = torch.tensor([*mine.values()], dtype=torch.float64, device=self._total.device)
+        values = torch.tensor(
+            [*mine.values(), *counts.values()], dtype=torch.float64, device=self._total.device
+        )
         each = workers.gather(values)
-        waits, paces = each[:, 0], each[:, 1]
-        total = dict(zip(mine, each.sum(0).tolist(), strict=True))
+        waits, paces, free = each[:, : len(mine)].unbind(1)
+        total = dict(zip(counts, each[:, len(mine) :].sum(0).tolist(), strict=True))
         times_median, slowest_rank = slowest(paces)
-        return total | {
-            "data_wait_share": waits.mean().item(),
-            "data_wait_share_largest": waits.max().item(),
-            "data_wait_rank": float(waits.argmax()),
-            "pace_s": paces.median().item(),
-            "slowest_worker": times_median,
-            "slowest_worker_rank": float(slowest_rank),
-        }
+        disk = {} if free.isnan().any() else {"cache_free_bytes": free.min().item()}
+        return (
+            total
+            | disk
+            | {
+                "data_wait_share": waits.mean().item(),
+                "data_wait_share_largest": waits.max().item(),
+                "data_wait_rank": float(waits.argmax()),
+                "pace_s": paces.median().item(),
+                "slowest_worker": times_median,
+                "slowest_worker_rank": float(slowest_rank),
+            }
+        )
+
+    def _cache_free(self) -> float:
+        """Free bytes on the disk of this node's cache; NaN without one."""
+        folder = self.context.config.data.cache_dir
+        try:
+            return shutil.disk_usage(folder).free if folder else math.nan
+        except OSError:  # not there yet, or not any more: reading says what is wrong
+            return math.nan
 
     def _reset(self, clock: int) -> None:
         self._total, self._cycles = torch.zeros(()), 0

@@ -118,13 +118,21 @@ class Context:
             event = Event(action, reason, details)
             self.recorder.write(Record(state.clock, time.time(), state.attempt, event=event))
 
-    def record_checkpoint(self, name: commits.Name, manifest: commits.Manifest) -> None:
-        """Record a committed checkpoint with its files' digests; request its score if that is due."""
+    def record_checkpoint(
+        self, name: commits.Name, manifest: commits.Manifest, seconds: float | None = None
+    ) -> None:
+        """Record a committed checkpoint with its files' digests; request its score if that is due.
+
+        `seconds` is how long it took to make, unless it was there already.
+        """
         if self.workers.is_first:
             files: Any = manifest.model_dump(include={"files", "due"})
             committed = {"address": self.storage.url(name.folder)} | files
             attempt = manifest.state.attempt
-            self.recorder.write(Record(name.clock, time.time(), attempt, checkpoint=committed))
+            values = {"checkpoint_bytes": float(sum(file.bytes for file in manifest.files.values()))}
+            if seconds is not None:
+                values["checkpoint_seconds"] = seconds
+            self.recorder.write(Record(name.clock, time.time(), attempt, values, checkpoint=committed))
             if not manifest.due:
                 return
             before, self._committed = self._committed, name

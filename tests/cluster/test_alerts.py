@@ -32,7 +32,8 @@ def prometheus(tmp_path, monkeypatch) -> Iterator[Stack]:
     content = yaml.safe_load(RULES.read_text())
     for group in content["groups"]:
         for rule in group["rules"]:
-            rule["for"] = "1s"
+            if "alert" in rule:
+                rule["for"] = "1s"
     hurried = tmp_path / "rules.yml"
     hurried.write_text(yaml.safe_dump(content))
     monkeypatch.setattr(local, "RULES", hurried)
@@ -46,7 +47,13 @@ def prometheus(tmp_path, monkeypatch) -> Iterator[Stack]:
 
 
 def start_run(digits: Path, folder: Path, stack: Stack) -> subprocess.Popen[str]:
-    values = tiny_values(digits, folder / "run", run={"images": IMAGES})
+    values = tiny_values(
+        digits,
+        folder / "run",
+        run={"images": IMAGES},
+        data={"cache_dir": str(folder / "cache")},
+        evaluation={"every_images": 160, "images": 64, "scores": ["swd"], "best": "swd"},
+    )
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     return start_command(
         "service.train",
@@ -96,7 +103,7 @@ def test_a_run_that_hangs_and_one_that_is_killed_fire_their_alerts_until_they_ar
 ):
     driver = start_run(digits, tmp_path, prometheus)
     try:
-        wait_for(lambda: value(prometheus, "gan_checkpoint_images"), driver)
+        wait_for(lambda: value(prometheus, "gan_score_images"), driver)
         served = set(ask(prometheus, "label/__name__/values"))
         asked_for = set(re.findall(r"\bgan_\w+", RULES.read_text()))
         assert asked_for - served == set()

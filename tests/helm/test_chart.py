@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,7 @@ import pytest
 import yaml
 
 from service import train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need_package
 
 CHART = ROOT / "helm" / "gan-training"
 BINARIES = ROOT / ".cache" / "helm"
@@ -34,7 +35,7 @@ JOBS = [name for name in FILES if name.startswith("job")]
 CLUSTERS = [name for name in FILES if name.startswith("cluster")]
 
 # Kinds that Kubernetes brings, and so kubernetes-validate knows; the others are of operators.
-BUILT_IN = {"ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod"}
+BUILT_IN = {"ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod", "ConfigMap"}
 OPERATORS = {"RayCluster", "RayJob", "PodMonitor", "PrometheusRule"}
 
 Manifest = dict[str, Any]
@@ -84,17 +85,16 @@ _file = cache(_template)
 def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The chart without its dependencies, whose archives only their repositories have.
 
-    They lie behind conditions, and none of our templates are theirs. Links stay links, so that it is
-    helm that follows the one to the alert rules.
+    They lie behind conditions, and none of our templates are theirs. Nothing is there beside the chart's
+    own folder.
     """
     root = tmp_path_factory.mktemp("chart")
-    for folder in ("helm/gan-training", "cluster/prometheus"):
-        shutil.copytree(ROOT / folder, root / folder, symlinks=True)
-    description = root / "helm/gan-training/Chart.yaml"
+    shutil.copytree(CHART, root / CHART.name, symlinks=True)
+    description = root / CHART.name / "Chart.yaml"
     content = yaml.safe_load(description.read_text())
     del content["dependencies"]
     description.write_text(yaml.safe_dump(content))
-    shutil.rmtree(root / "helm/gan-training/charts", ignore_errors=True)
+    shutil.rmtree(description.parent / "charts", ignore_errors=True)
     return description.parent
 
 
@@ -544,11 +544,73 @@ def test_the_mlflow_of_the_release_is_tracked_to_unless_another_is_given(helm):
     assert "--tracking.uri https://mlflow.example.com/team " in str(helm.render(other))
 
 
-def test_alert_rules_are_those_of_the_cluster_folder(helm):
-    rules = yaml.safe_load((ROOT / "cluster" / "prometheus" / "rules.yml").read_text())
-    assert rules["groups"]
-    assert one(helm.render("job-values.yaml"), "PrometheusRule")["spec"] == rules
-    assert (CHART / "files" / "rules.yml").resolve() == ROOT / "cluster" / "prometheus" / "rules.yml"
+def rules(manifests: list[Manifest]) -> dict[str, dict[str, Any]]:
+    groups = one(manifests, "PrometheusRule")["spec"]["groups"]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
+
+
+def test_alerts_are_those_of_the_runs_and_one_of_the_job(helm, tmp_path):
+    own = yaml.safe_load((CHART / "files" / "rules.yml").read_text())
+    manifests = helm.render("job-values.yaml")
+    rendered = one(manifests, "PrometheusRule")["spec"]
+    failed = rendered["groups"][0]["rules"].pop()
+    assert rendered == own
+    assert failed["alert"] == "GanJobFailed"
+    name = one(manifests, "RayJob")["metadata"]["name"]
+    series = f'kuberay_job_deployment_status{{name="{name}",deployment_status="%s",namespace="gan"}}'
+    labels = {"severity": "critical", "name": name, "deployment_status": "Failed", "namespace": "gan"}
+    alert = {"exp_labels": labels, "exp_annotations": {"summary": f"RayJob {name} failed"}}
+    alert["exp_annotations"] |= {k: failed["annotations"][k] for k in ("description", "runbook")}
+    states = [("Running", "1x10 stale"), ("Retrying", "_x11 1x10 stale"), ("Failed", "_x22 1x10")]
+    cases = {
+        "rule_files": ["rules.yml"],
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": series % s, "values": v} for s, v in states],
+                "alert_rule_test": [
+                    {"eval_time": "15m", "alertname": "GanJobFailed", "exp_alerts": []},
+                    {"eval_time": "30m", "alertname": "GanJobFailed", "exp_alerts": [alert]},
+                ],
+            }
+        ],
+    }
+    rendered["groups"][0]["rules"].append(failed)
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rendered))
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(cases))
+    promtool = need_package("/usr/bin/promtool", "prometheus")
+    done = subprocess.run(
+        [promtool, "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_in_a_cluster_no_alert_speaks_of_a_job(helm):
+    values = ci("cluster-values.yaml", monitoring={"enabled": True})
+    assert "GanJobFailed" not in rules(helm.render(values))
+
+
+def test_alerts_link_to_the_runbook_where_its_address_is_given(helm):
+    plain = rules(helm.render("job-values.yaml"))
+    assert {"runbook_url" in rule["annotations"] for rule in plain.values()} == {False}
+    address = "https://docs.example.com/gan/runbook/"
+    linked = rules(helm.render(ci("job-values.yaml", monitoring={"runbookUrl": address})))
+    assert linked.keys() == plain.keys()
+    for rule in linked.values():
+        section = rule["annotations"]["runbook"].partition("#")[2]
+        assert rule["annotations"]["runbook_url"] == f"{address}#{section}"
+
+
+def test_the_dashboard_is_what_its_program_writes_and_comes_for_grafanas_sidecar(helm):
+    program = [sys.executable, ROOT / "helm" / "dashboard.py"]
+    written = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    assert (CHART / "files" / "dashboard.json").read_text() == written
+    manifests = helm.render("job-values.yaml")
+    found = [m for m in manifests if m["kind"] == "ConfigMap"]
+    (board,) = (m for m in found if m["metadata"]["labels"].get("grafana_dashboard") == "1")
+    assert json.loads(board["data"]["gan-training.json"]) == json.loads(written)
+    off = helm.render(ci("job-values.yaml", monitoring={"dashboard": {"enabled": False, "labels": {}}}))
+    assert not [m for m in off if m["kind"] == "ConfigMap"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -667,7 +729,8 @@ def test_the_schema_is_closed_but_for_what_others_define():
             open_ones.add(path)
 
     walk(schema, "", note)
-    label_maps = {".head.nodeSelector", ".workers.nodeSelector", ".monitoring.labels"}
+    label_maps = {".head.nodeSelector", ".workers.nodeSelector"}
+    label_maps |= {".monitoring.labels", ".monitoring.dashboard.labels"}
     peer = ("namespaceSelector", "podSelector", "ipBlock")
     of_kubernetes = {f".networkPolicy.submitFrom[].{key}" for key in peer}
     of_dependencies = {".kuberay-operator", ".mlflow", ".mlflow.service", ".global"}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -30,6 +31,10 @@ def job(stack, tmp_path_factory):
         command += ["--data.url", "s3://gan/job/data", "--run.dir", "s3://gan/job/digits-run"]
         command += ["--tracking.uri", stack.environment["MLFLOW_TRACKING_URI"]]
         command += ["--run.images", str(IMAGES), "--tracking.every_images", "640"]
+        command += ["--evaluation.every_images", "1280", "--evaluation.images", "64"]
+        command += ["--evaluation.scores", '["swd"]', "--evaluation.best", "swd"]
+        command += ["--checkpoint.every_images", "1280"]
+        command += ["--data.cache_dir", str(tmp_path_factory.mktemp("cache"))]
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400
         )
@@ -65,13 +70,40 @@ def test_mlflow_shows_configuration_curves_and_grids(job):
     assert any(name.endswith(".png") for name in names)
 
 
-def test_the_stacks_prometheus_scraped_it_without_being_told(job, stack):
+def ask_prometheus(stack, what: str, **parameters: object) -> list[dict]:
+    """What the stack's Prometheus answers to a query."""
     need_package("/usr/bin/prometheus", "prometheus")
-    query = urllib.parse.urlencode({"query": 'last_over_time(gan_images{run="digits-run"}[1h])'})
-    address = f"http://127.0.0.1:{stack.processes['prometheus'].port}/api/v1/query?{query}"
+    query = urllib.parse.urlencode(parameters)
+    address = f"http://127.0.0.1:{stack.processes['prometheus'].port}/api/v1/{what}?{query}"
     with urllib.request.urlopen(address, timeout=10) as answer:
-        (series,) = json.load(answer)["data"]["result"]
+        return json.load(answer)["data"]["result"]
+
+
+def test_the_stacks_prometheus_scraped_it_without_being_told(job, stack):
+    query = 'last_over_time(gan_images{run="digits-run"}[1h])'
+    (series,) = ask_prometheus(stack, "query", query=query)
     assert 0 < float(series["value"][1]) <= IMAGES
+
+
+def test_prometheus_saw_it_end_in_order(job, stack):
+    for metric, last in (("gan_up", "0"), ("gan_failed", "0")):
+        query = f'last_over_time({metric}{{run="digits-run"}}[1h])'
+        assert [each["value"][1] for each in ask_prometheus(stack, "query", query=query)] == [last]
+
+
+def test_every_panel_of_the_dashboard_has_data(job, stack):
+    board = json.loads((ROOT / "helm/gan-training/files/dashboard.json").read_text())
+    targets = [target for panel in board["panels"] for target in panel.get("targets", ())]
+    now = time.time()
+    times = {"start": now - 600, "end": now, "step": "1s"}
+    # a run in S3 has no disk to fill
+    elsewhere = {target["expr"] for target in targets if "run_dir_free" in target["expr"]}
+    assert len(targets) > 30
+    assert len(elsewhere) == 1
+    for query in {target["expr"] for target in targets} - elsewhere:
+        filled = query.replace("$__rate_interval", "1m").replace("$run", "digits-run")
+        found = ask_prometheus(stack, "query_range", query=filled, **times)
+        assert any(value != "NaN" for each in found for _, value in each["values"]), query
 
 
 def test_credentials_appear_nowhere(job, stack):

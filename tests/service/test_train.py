@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-import urllib.request
+import urllib.parse
 from pathlib import Path
 
 import mlflow
@@ -21,6 +21,7 @@ from service.recording.pictures import CAPTION_PIXELS
 from service.run import checkpoint, commits
 from service.storage import open_storage
 from tests.conftest import assert_equal, run_command, start_command, tiny_values
+from tests.live import scrape
 
 IMAGES = 1280
 LIMIT_S = 300
@@ -167,18 +168,19 @@ def served_while_it_runs(driver: subprocess.Popen) -> None:
     """Its live values are at the address that it prints."""
     assert driver.stdout is not None
     line = next(line for line in driver.stdout if "live values at" in line)
-    address = line.split()[-1]
+    port = urllib.parse.urlsplit(line.split()[-1]).port
 
     def values() -> dict[str, float]:
-        with urllib.request.urlopen(address, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        return {k: float(v) for k, v in (x.split() for x in lines if not x.startswith("#"))}
+        return scrape(port)
 
     wait_for(lambda: values().get("gan_images", 0) >= 80, driver)
     assert values()["gan_up"] == 1
     assert values()["gan_workers"] == 2
     assert values()["gan_data_bytes"] > 0
     assert 0 <= values()["gan_data_wait_share"] <= 1
+    assert values()["gan_left_seconds"] >= 0
+    assert values()["gan_run_dir_free_bytes"] > 0
+    assert values()["gan_failed"] == 0
 
 
 def clocks(run: Path) -> list[int]:

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from service.driver import progress
-from service.driver.progress import Forecast, Progress, duration
+from service.driver.progress import Progress
+from service.recording.forecast import Forecast, duration
 from service.recording.record import SpanTime
 
 SPANS = (SpanTime(0, 100, 10, 1.0), SpanTime(100, 200, 20, 4.0))  # 10 s, then 20 s

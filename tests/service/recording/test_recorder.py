@@ -39,7 +39,7 @@ def local(folder) -> Description:
 
 
 def start(folder, description: Description) -> Recorder:
-    return Recorder(str(folder), description, "127.0.0.1", 0, retry_s=1)
+    return Recorder(str(folder), description, "127.0.0.1", 0, retry_s=1, end=1000)
 
 
 def record(clock: int) -> Record:
@@ -207,7 +207,7 @@ def test_a_run_is_announced_to_prometheus_until_it_ends_and_missed_if_it_failed(
 ):
     targets = tmp_path / "targets"
     recorder = Recorder(
-        str(tmp_path / "run"), local(tmp_path), "127.0.0.1", 0, retry_s=1,
+        str(tmp_path / "run"), local(tmp_path), "127.0.0.1", 0, retry_s=1, end=1000,
         intervals={"checkpoint_every_images": 160}, targets=str(targets),
     )  # fmt: skip
     (target,) = announced(targets)

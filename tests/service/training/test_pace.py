@@ -45,7 +45,7 @@ class _Curves(SilentRecorder):
 
     def write(self, record: Record) -> None:
         with open(self._file, "a") as file:
-            file.write(json.dumps(record.values) + "\n")
+            file.write(json.dumps(record.values if record.kind == "values" else {}) + "\n")
 
 
 def work(values: dict, token: int, file: str) -> None:

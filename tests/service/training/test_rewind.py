@@ -38,6 +38,9 @@ class Recorder:
     def remote(self, *arguments) -> None:
         self.records += [a for a in arguments if isinstance(a, Record)]
 
+    def looks(self) -> list[Record]:
+        return [r for r in self.records if r.kind == "values" and r.values]
+
     def events(self, action: str) -> list[Record]:
         return [r for r in self.records if r.event and r.event.action == action]
 
@@ -107,7 +110,7 @@ def final(config: Config) -> tuple[dict, commits.Manifest]:
 
 def test_variety_within_ten_classes_is_measured_where_a_micro_batch_holds_eight_images(digits, tmp_path):
     recorder = train(configure(digits, tmp_path / "run"), 64)
-    within = [r.values["within_pixels"] for r in recorder.records if r.values]
+    within = [r.values["within_pixels"] for r in recorder.looks()]
     assert len(within) == 4
     assert all(0.01 < value < 3 for value in within)
 
@@ -126,7 +129,7 @@ def test_a_collapse_is_rewound_to_the_last_healthy_checkpoint_with_the_amendment
     values = {"training.lr_generator": 2.5e-4, "training.d_steps": 2}
     assert state.amendments == ((160, values),)
     assert all(t.isfinite().all() for t in tensors["generator"].values())
-    last = [r for r in recorder.records if r.values][-1]
+    last = recorder.looks()[-1]
     assert (last.attempt, last.values["collapse_level"]) == (1, 0.0)
 
 

@@ -1,0 +1,41 @@
+"""How long a run still takes, from the times that its rehearsal measured."""
+
+from collections.abc import Sequence
+
+from service.recording.record import SpanTime
+
+
+class Forecast:
+    """Time left: the rehearsal's seconds per cycle in each span, corrected by the speed since then."""
+
+    def __init__(self, spans: Sequence[SpanTime], end: int):
+        self.spans = spans
+        self.end = end
+        self._begun: tuple[int, float] | None = None
+        self._factor = 1.0
+
+    def seconds(self, start: int, end: int) -> float:
+        """Seconds that the rehearsal predicts for the clock from `start` to `end`."""
+        total = 0.0
+        for number, span in enumerate(self.spans):
+            last = max(span.end, end) if number == len(self.spans) - 1 else span.end
+            covered = max(0, min(end, last) - max(start, span.start))
+            total += covered / span.cycle_images * span.seconds
+        return total
+
+    def left_s(self, clock: int, now: float) -> float:
+        """Seconds to the end, seen from the clock `clock` at the time `now`."""
+        if self._begun is None:
+            self._begun = (clock, now)
+        begun, at = self._begun
+        predicted = self.seconds(begun, clock)
+        if predicted > 0:
+            self._factor = (now - at) / predicted
+        return self.seconds(clock, self.end) * self._factor
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
