@@ -128,7 +128,7 @@ def _add(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     kind, settings = _kind(field), _help(field)
     flag = _flag(name)
     if kind is bool:
-        parser.add_argument(flag, action="store_true", default=None, **settings)
+        parser.add_argument(flag, dest=name, action="store_true", default=None, **settings)
         return
     shown = next((m.metavar for m in field.metadata if isinstance(m, Shown)), None)
     several = get_origin(kind) is list
@@ -167,7 +167,8 @@ def _is_positional(field: FieldInfo) -> bool:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    """The flag of a field; one underscore at its end keeps it apart from a method, as in `json_`."""
+    return "--" + name.removesuffix("_").replace("_", "-")
 
 
 def _unknown(options: type[Options], argument: str) -> str:

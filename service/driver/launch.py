@@ -84,14 +84,18 @@ def _recorder(config: Config, run: RunDir, parent: str | None) -> Iterator[Recor
         flush=True,
     )
     status: Status = "FAILED"
+    error = ""
     try:
         yield recorder
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Exception as failure:
+        error = str(failure) or type(failure).__name__
+        raise
     finally:
-        trouble = recorder.close(status, {}, CLOSE_LIMIT_S)
+        trouble = recorder.close(status, {}, CLOSE_LIMIT_S, error)
         if trouble:
             print(f"MLflow is missing records ({trouble}); the same command sends them",
                   file=sys.stderr)  # fmt: skip

@@ -19,8 +19,9 @@ from service.recording.life import Beat, Life, Sign, longest_still
 from service.recording.mlflow import Description, MlflowLog, Status
 from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
-from service.recording.record import Record, Refusal
+from service.recording.record import EventAction, Record, Refusal
 from service.recording.spool import REFUSED_FOLDER, Spool
+from service.recording.status import STATUS_KEY, STATUS_S, RunStatus, StatusDocument, finite
 from service.storage import FolderStorage, open_storage
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,12 @@ class Recorder:
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {}
         self._trouble, self._refused = "", 0
-        self._delivered = time.time()
+        self._delivered = self._started = time.time()
         self._end = end
         self._forecast: Forecast | None = None
+        self._attempt, self._error = 0, ""
+        self._committed: float | None = None
+        self._told = -math.inf
         self._leaving = Leaving.NO
         self._life = Life()
         self._spool: Spool | None = None
@@ -110,7 +114,14 @@ class Recorder:
     def write(self, record: Record) -> None:
         """Take a record. On return it is safe in the spool, unless storage fails at this moment."""
         self._try(lambda: self._live.update(record))
-        self._latest |= {"clock": record.clock, **record.values}
+        self._latest |= record.values
+        if record.kind == "values":  # others, such as a score, may be of an earlier clock
+            self._latest["clock"] = record.clock
+            self._attempt = record.attempt
+        if record.checkpoint:
+            self._committed = record.time
+        if record.event and record.event.action in (EventAction.RESTART, EventAction.HANG):
+            self._error = record.event.reason
         if record.note:
             if record.note.forecast:
                 self._forecast = Forecast(record.note.forecast, self._end)
@@ -164,15 +175,18 @@ class Recorder:
     def settle(self) -> None:
         """Do nothing: calls are answered in order, so all that was sent before is spooled by then."""
 
-    def close(self, status: Status, tags: dict[str, str], limit_s: float) -> str:
+    def close(self, status: Status, tags: dict[str, str], limit_s: float, error: str = "") -> str:
         """Deliver what is left and end the MLflow run within `limit_s`; returns "" or the obstacle.
 
+        `error` says why it ends, if that is not its own end.
         Undelivered records stay in the spool for the next start of this run. A run that FAILED stays
         announced to Prometheus, whose alert then fires.
         """
         deadline = time.monotonic() + limit_s
         self._live.up(False)
         self._live.failed(status == "FAILED")
+        self._error = error
+        self._try(lambda: self._tell(status))
         self._finish = lambda: self._mlflow.finish(status, tags | self._told_refusals())
         self._stop.set()
         self._thread.join(limit_s)
@@ -194,6 +208,8 @@ class Recorder:
         self._try(self._mlflow.open)
         while not self._stop.wait(pause):
             self._trouble = self._try(lambda: self._flush_and(lambda: None))
+            if time.monotonic() >= self._told + STATUS_S and not self._stop.is_set():
+                self._try(lambda: self._tell("RUNNING"))
             pause = min(2 * pause, LONGEST_PAUSE_S) if self._trouble else FLUSH_S
         while trouble := self._try(lambda: self._flush_and(self._finish)):
             self._trouble = trouble
@@ -215,6 +231,29 @@ class Recorder:
         )
         self._delivered = time.time()
         then()
+
+    def _tell(self, status: RunStatus) -> None:
+        """Write down in the run's directory where it stands."""
+        self._told = time.monotonic()
+        latest, left_s = self.latest(), self._left_s()
+        clock, _ = latest.pop("clock", 0), latest.pop("metrics_port")
+        document = StatusDocument(
+            time=time.time(),
+            started=self._started,
+            status=status,
+            clock=clock,
+            end=self._end,
+            attempt=self._attempt,
+            stage=latest.get("stage", ""),
+            verdict=latest.get("verdict"),
+            values=finite(latest),
+            left_s=left_s if math.isfinite(left_s) else None,
+            checkpoint_time=self._committed,
+            trouble=latest["trouble"],
+            still=latest["still"],
+            error=self._error,
+        )
+        self._storage.put(STATUS_KEY, document.to_bytes())
 
     def _left_s(self) -> float:
         """Expected seconds to the end; NaN until the rehearsal, or the pace, is known."""
@@ -337,10 +376,10 @@ class RecorderClient:
         """The port of /metrics; waits for the actor, and raises Ray's error if it cannot start."""
         return ray.get(self._actor.latest.remote())["metrics_port"]
 
-    def close(self, status: Status, tags: dict[str, str], limit_s: float) -> str:
+    def close(self, status: Status, tags: dict[str, str], limit_s: float, error: str = "") -> str:
         """End the MLflow run within `limit_s`; "" or what MLflow did not get, and why."""
         try:
-            closed = self._actor.close.remote(status, tags, limit_s)
+            closed = self._actor.close.remote(status, tags, limit_s, error)
             return ray.get(closed, timeout=limit_s + ANSWER_LIMIT_S)
         except Exception as error:
             return str(error) or type(error).__name__

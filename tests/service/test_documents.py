@@ -25,6 +25,7 @@ from service.engine.plain import PlainState
 from service.errors import DataError
 from service.recording.record import Event, EventAction, Note, Record, Refusal, SpanTime
 from service.recording.spool import Mark, Segment
+from service.recording.status import StatusDocument
 from service.run.commits import FileEntry, Manifest
 from service.run.directory import RunDocument
 from service.run.failure import FailureDocument
@@ -304,6 +305,22 @@ DOCUMENTS: dict[type[Document], Document] = {
         about=About("digits", 0.05, 32, 1, ("0", "1"), ("broken.png: why",), 2, {"seed": 0}),
     ),
     FailureDocument: FailureDocument(message="why", config=CONFIG),
+    StatusDocument: StatusDocument(
+        time=1.0,
+        started=0.5,
+        status="RUNNING",
+        clock=16,
+        end=320,
+        attempt=1,
+        stage="hold 8 px",
+        verdict=Verdict(),
+        values={"images": 16.0},
+        left_s=2.0,
+        checkpoint_time=0.75,
+        trouble="",
+        still="",
+        error="why",
+    ),
     MarksDocument: MarksDocument(marks={"shard-000000.tar": "1795783596059771247-2540061"}),
     PartDocument: PartDocument(
         part=Part(

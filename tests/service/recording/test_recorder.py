@@ -13,8 +13,9 @@ import pytest
 from service.collapse.state import Kind, Level, Verdict
 from service.recording.mlflow import Description
 from service.recording.pictures import GridLook
-from service.recording.record import Note, Record, Refusal, SpanTime
+from service.recording.record import Event, EventAction, Note, Record, Refusal, SpanTime
 from service.recording.recorder import Recorder
+from service.recording.status import STATUS_KEY, StatusDocument
 from service.storage import FolderStorage
 from tests.live import announced, scrape, segments, wait_for
 
@@ -219,6 +220,38 @@ def test_a_run_is_announced_to_prometheus_until_it_ends_and_missed_if_it_failed(
     assert recorder.close(status, {}, limit_s=60) == ""
     assert len(announced(targets)) == missed
     assert [p.name for p in targets.iterdir()] == ["key.json"] * missed
+
+
+@pytest.mark.slow
+def test_a_score_of_an_earlier_clock_does_not_turn_the_clock_back(tmp_path):
+    recorder = start(tmp_path, local(tmp_path))
+    recorder.write(Record(320, 1.0, values={"images": 320.0}))
+    recorder.write(Record(160, 2.0, scores={"fid": 3.0}))
+    recorder.write(Record(160, 2.0, checkpoint={"address": "there"}))
+    assert recorder.latest()["clock"] == 320
+    assert recorder.close("FINISHED", {}, 120) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "error"), [("FINISHED", ""), ("KILLED", ""), ("FAILED", "no bucket: make it")]
+)
+def test_it_writes_where_the_run_stands_and_how_it_ended(tmp_path, status, error):
+    recorder = start(tmp_path, local(tmp_path))
+    recorder.write(Record(160, 1.0, 2, values={"images": 160.0, "images_per_s": 10.0, "x.y": 1.0}))
+    recorder.write(Record(160, 5.0, checkpoint={"address": "there"}))
+
+    def told() -> StatusDocument:
+        return StatusDocument.from_bytes((tmp_path / STATUS_KEY).read_bytes(), STATUS_KEY)
+
+    wait_for((tmp_path / STATUS_KEY).exists)
+    assert (told().status, told().clock, told().end, told().attempt) == ("RUNNING", 160, 1000, 2)
+    assert told().left_s == 84
+    assert told().values.keys() == {"images", "images_per_s"}
+    assert told().checkpoint_time == 5.0
+    recorder.write(Record(160, 6.0, event=Event(EventAction.RESTART, "a worker died")))
+    assert recorder.close(status, {}, 120, error) == ""
+    assert (told().status, told().error) == (status, error)
 
 
 @pytest.mark.slow
