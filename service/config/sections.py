@@ -45,6 +45,11 @@ class RunSettings(Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Key of every random draw, of the data order and of the initial weights."""
 
+    @property
+    def name(self) -> str:
+        """The run's name: the last part of its directory."""
+        return self.dir.rstrip("/").rpartition("/")[2]
+
 
 class ModelSettings(Section):
     """The two networks. null means the family's default, or that the family has no such setting."""

@@ -26,7 +26,7 @@ def describe_run(config: Config, run: RunDir, parent: str | None) -> Description
         artifacts=None if config.tracking.uri else (Path(config.run.dir) / "artifacts").as_uri(),
         key=run.key,
         parent=parent,
-        name=config.run.dir.rstrip("/").rpartition("/")[2],
+        name=config.run.name,
         parameters={key: str(value) for key, value in flatten(config.model_dump()).items()},
         tags=versions
         | {

@@ -4,10 +4,12 @@
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
+from functools import partial
 
-from service import environment
+from service import environment, logs
 from service.config import Config
 from service.driver.description import check_tracking, describe_run
 from service.driver.group import asking_the_autoscaler
@@ -44,6 +46,7 @@ def launch(
         join_ray(config),
         asking_the_autoscaler(config),
         _recorder(config, run, parent) as recorder,
+        _logged(recorder),
         _scorer(config, run) as scorer,
         Progress(recorder.latest, run.end),
     ):
@@ -56,6 +59,17 @@ def launch(
             if isinstance(error.__cause__, ServiceError) and error.__cause__.lasts:
                 write_failure(run.storage, config, error)
             raise
+
+
+@contextlib.contextmanager
+def _logged(recorder: RecorderClient) -> Iterator[None]:
+    """Keep the driver's log in the run's directory, beside the terminal's."""
+    logger, handler = logging.getLogger(logs.ROOT), logs.Forward(partial(recorder.log, "driver"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextlib.contextmanager

@@ -6,16 +6,17 @@ import os
 import threading
 import time
 from dataclasses import dataclass, replace
+from socket import gethostname
 from typing import Any, Literal
 
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from service import environment
+from service import environment, logs
 from service.config import Config
 from service.driver.group import Group, worker_resources
 from service.driver.preflight import RunDir
@@ -171,7 +172,15 @@ def train(job: Job) -> int:
     """Train to the clock `job.end`, and return it: each worker does so, and loads torch for it."""
     from service.training import worker
 
-    return worker.train(job)
+    rank = get_context().get_world_rank()
+    send = functools.partial(job.recorder.log, f"worker-{rank}")
+    logs.begin(send, run=Config(**job.config).run.name, role="worker", rank=rank, host=gethostname())
+    try:
+        return worker.train(job)
+    except Exception:
+        log.exception("event=worker_failed")
+        job.recorder.settle()
+        raise
 
 
 def ray_storage(run_dir: str) -> dict[str, Any]:

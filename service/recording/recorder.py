@@ -14,6 +14,7 @@ import ray
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from service import logs
 from service.recording.forecast import Forecast
 from service.recording.life import Beat, Life, Sign, longest_still
 from service.recording.mlflow import Description, MlflowLog, Status
@@ -22,6 +23,7 @@ from service.recording.prometheus import LiveMetrics
 from service.recording.record import EventAction, Record, Refusal
 from service.recording.spool import REFUSED_FOLDER, Spool
 from service.recording.status import STATUS_KEY, STATUS_S, RunStatus, StatusDocument, finite
+from service.recording.tails import Tails
 from service.storage import FolderStorage, open_storage
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class Recorder:
     """Spools each record before it answers, and delivers records in the background.
 
     `end` is the clock at which the run ends. `intervals` are gauges with constant values; `targets` is a
-    folder to announce /metrics in.
+    folder to announce /metrics in. One that `owns_process` writes the process's log, too.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Recorder:
         end: int,
         intervals: Mapping[str, float] | None = None,
         targets: str | None = None,
+        owns_process: bool = False,
     ):
         self._storage = open_storage(run_dir, retry_s)
         self._mlflow = MlflowLog(description)
@@ -104,6 +107,11 @@ class Recorder:
         self._attempt, self._error = 0, ""
         self._committed: float | None = None
         self._told = -math.inf
+        self._tails = Tails(self._storage)
+        if owns_process:
+            logs.begin(
+                lambda line: self._tails.add("recorder", line), run=description.name, role="recorder"
+            )
         self._leaving = Leaving.NO
         self._life = Life()
         self._spool: Spool | None = None
@@ -120,6 +128,7 @@ class Recorder:
             self._attempt = record.attempt
         if record.checkpoint:
             self._committed = record.time
+            self._told = -math.inf  # soon
         if record.event and record.event.action in (EventAction.RESTART, EventAction.HANG):
             self._error = record.event.reason
         if record.note:
@@ -137,6 +146,10 @@ class Recorder:
         with self._lock:
             self._unsaved[key] = grid_png(images, look)
         self.write(Record(record.clock, record.time, record.attempt, picture=key))
+
+    def log(self, process: str, line: str) -> None:
+        """Keep a line of another process's log."""
+        self._tails.add(process, line)
 
     def latest(self) -> dict[str, Any]:
         """The newest values and notes.
@@ -187,6 +200,7 @@ class Recorder:
         self._live.failed(status == "FAILED")
         self._error = error
         self._try(lambda: self._tell(status))
+        self._try(self._tails.store)
         self._finish = lambda: self._mlflow.finish(status, tags | self._told_refusals())
         self._stop.set()
         self._thread.join(limit_s)
@@ -210,6 +224,7 @@ class Recorder:
             self._trouble = self._try(lambda: self._flush_and(lambda: None))
             if time.monotonic() >= self._told + STATUS_S and not self._stop.is_set():
                 self._try(lambda: self._tell("RUNNING"))
+                self._try(self._tails.store)
             pause = min(2 * pause, LONGEST_PAUSE_S) if self._trouble else FLUSH_S
         while trouble := self._try(lambda: self._flush_and(self._finish)):
             self._trouble = trouble
@@ -297,7 +312,7 @@ def start_recorder(name: str, **settings: Any) -> "RecorderClient":
             max_task_retries=-1,  # calls during a restart wait for it
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
-        .remote(**settings)
+        .remote(owns_process=True, **settings)
     )
     return RecorderClient(actor)
 
@@ -316,6 +331,10 @@ class RecorderClient:
     def draw(self, record: Record, images: NDArray[np.uint8], look: GridLook) -> None:
         """Send uint8 images [n, h, w, c] for a grid."""
         self._send(lambda: self._actor.draw.remote(record, images, look))
+
+    def log(self, process: str, line: str) -> None:
+        """Send a line of this process's log."""
+        self._send(lambda: self._actor.log.remote(process, line))
 
     def leave(self, leaving: Leaving) -> None:
         """Let the workers know whether they are to stop."""

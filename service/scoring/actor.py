@@ -1,14 +1,17 @@
 """One Ray actor a run that scores new checkpoints beside the training; no worker waits for it."""
 
+import functools
 import importlib
 import logging
 import os
 import threading
 import time
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from service import logs
 from service.config import Config
 from service.errors import ServiceError
 from service.recording.record import Event, EventAction, Record
@@ -33,6 +36,8 @@ class ScorerActor:
     def __init__(self, config: dict[str, Any], recorder: str):
         self._config = Config(**config)
         self._recorder = RecorderClient(ray.get_actor(recorder))
+        send = functools.partial(self._recorder.log, "scorer")
+        logs.begin(send, run=self._config.run.name, role="scorer", host=gethostname())
         self._storage = open_storage(self._config.run.dir, self._config.storage.retry_s)
         self._scorer: Scorer | None = None
         self._waiting: commits.Name | None = None

@@ -136,8 +136,11 @@ class Storage(ABC):
         """The address of an object, for people."""
         return f"{self.address}/{key}"
 
-    def _persist(self, call: Callable[[], T], transient: Callable[[Exception], bool]) -> T:
-        """The result of `call`, retried with jittered, doubling pauses until `retry_s` is over."""
+    def _persist(self, address: str, call: Callable[[], T], transient: Callable[[Exception], bool]) -> T:
+        """The result of `call`, retried with jittered, doubling pauses until `retry_s` is over.
+
+        `address` is the object's, for the log.
+        """
         deadline = time.monotonic() + self.retry_s
         pause = FIRST_PAUSE_S
         while True:
@@ -147,7 +150,9 @@ class Storage(ABC):
                 late = time.monotonic() + pause > deadline
                 if late or not transient(error) or self._closed.is_set():
                     raise
-                log.warning("event=storage_retry pause_s=%.1f error=%s", pause, error)
+                log.warning(
+                    "event=storage_retry address=%s pause_s=%.1f error=%s", address, pause, error
+                )
             self._closed.wait(pause * random.uniform(0.5, 1.0))
             self.traffic.add(retries=1)
             pause = min(2 * pause, LONGEST_PAUSE_S)

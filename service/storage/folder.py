@@ -151,7 +151,7 @@ class FolderStorage(Storage):
 
     def _call(self, key: str, call: Callable[[], T]) -> T:
         try:
-            return self._persist(call, _is_transient_file_error)
+            return self._persist(self.url(key), call, _is_transient_file_error)
         except OSError as error:
             raise self._in_words(key, error) from error
 

@@ -231,7 +231,7 @@ class S3Storage(Storage):
     def call(self, key: str, request: Callable[[], T]) -> T:
         """The result of a request, retried; StorageError names the object `key` and the remedy."""
         try:
-            return self._persist(request, self._is_worth_another_try)
+            return self._persist(self.url(key), request, self._is_worth_another_try)
         except StorageError:
             raise
         except Exception as error:

@@ -4,7 +4,7 @@ import faulthandler
 import logging
 import os
 import socket
-import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -127,7 +127,10 @@ class Heart:
     def _end(self, doing: _Doing, reason: str) -> None:
         """Write down where it stands, and end this process: the group starts again."""
         log.error("event=hang reason=%s", reason)
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            log.error("event=stacks\n%s", file.read())
         event = Event(EventAction.HANG, reason, {"rank": self._rank})
         self._recorder.write(Record(doing.clock, time.time(), event=event))
         self._recorder.settle()

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from service import logs
 from service.config import Config
 from service.engine import distributed
 from service.engine.curriculum import Cycle, due
@@ -81,6 +82,7 @@ def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer)
     two, the next point of the curves would lack a part.
     """
     context.heart.begin()
+    logs.note(attempt=state.attempt)
     attempt = Attempt(context, state)
     config, saves, drawn = context.config, _Saves(context, state, saver), state.clock
     with attempt.load(end) as batches:

@@ -83,6 +83,21 @@ def test_a_run_ends_with_checkpoint_pictures_and_a_finished_mlflow_run(trained):
     assert recorded.data.tags["mlflow.source.git.commit"] == (commit.stdout.strip() or "unknown")
 
 
+def test_its_logs_and_where_it_stands_are_in_its_directory(trained):
+    run, _ = trained
+    lines = [json.loads(line) for line in (run / "logs" / "worker-0.jsonl").read_text().splitlines()]
+    commits_told = [line for line in lines if line.get("event") == "checkpoint"]
+    assert len(commits_told) == IMAGES // 160
+    for line in commits_told:
+        assert {"time", "host", "message"} <= line.keys()
+        assert (line["run"], line["role"], line["rank"], line["attempt"]) == (run.name, "worker", 0, 0)
+    code, output = run_command("service.status", str(run), "--json")
+    assert code == 0, output
+    told = json.loads(output)
+    assert (told["state"], told["clock"], told["end"]) == ("finished", IMAGES, IMAGES)
+    assert told["checkpoint"]["age_s"] > 0
+
+
 def test_every_curve_has_a_point_at_every_interval_and_no_other(trained):
     clocks = list(range(80, IMAGES + 1, 80))
     for metric in ("loss_d", "loss_g", "margin", "grad_norm_d", "grad_norm_g", "images_per_s",
