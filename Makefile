@@ -17,6 +17,8 @@ CHROMIUM := chromium chromium-driver fonts-dejavu-core
 
 # The chart is checked against KubeRay's schemas where they lie beside the project.
 export KUBERAY_CRDS ?= $(abspath $(wildcard ../shared/kuberay-crds))
+# So are the values for its dependencies, against what these publish.
+export SUBCHARTS ?= $(abspath $(wildcard ../shared/subcharts))
 export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; setting the mode silences its warning.
 export RAY_AUTH_MODE := token

@@ -30,7 +30,7 @@ import yaml
 from pydantic import BeforeValidator, Field
 
 from cluster.supervise import run_driver
-from service.cli import Options, Positional, Shown, parse, run_command
+from service.cli import Options, Positional, Shown, parse, run_command, split_flags
 from service.documents import Document, Seconds
 from service.errors import ServiceError, UsageError
 
@@ -413,7 +413,7 @@ class LocalOptions(Options):
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, act, print."""
-    own, flags = _split(arguments)
+    own, flags = split_flags(arguments)
     options = parse(LocalOptions, own, "cluster.local", __doc__ or "")
     if flags and options.action != "train":
         raise UsageError(f"-- {flags[0]}: only train takes what follows --")
@@ -452,12 +452,6 @@ def _check_runs(stack: Stack) -> None:
     """UsageError if nothing of the stack was started."""
     if not stack.processes:
         raise UsageError(f"{stack.folder}: nothing is running; type python -m cluster.local up")
-
-
-def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """What lies before the first `--`, and what lies behind it."""
-    here = list(arguments).index("--") if "--" in arguments else len(arguments)
-    return arguments[:here], arguments[here + 1 :]
 
 
 def _train(stack: Stack, flags: Sequence[str], supervise: bool) -> int:

@@ -82,6 +82,12 @@ def parse_known(
     return _check(options, values), unknown
 
 
+def split_flags(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """What lies before the first `--`, and what lies behind it: another command's."""
+    here = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return arguments[:here], arguments[here + 1 :]
+
+
 def _read(
     options: type[Options], arguments: Sequence[str], program: str, description: str, epilog: str
 ) -> tuple[dict[str, Any], list[str]]:

@@ -44,6 +44,7 @@ WITH_STACK = {
         "service/test_job.py",
         "service/recording/test_recorder.py",
         "cluster/test_local.py",
+        "cluster/test_submit.py",
         "test_examples.py",
     )
 }

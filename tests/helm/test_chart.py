@@ -35,7 +35,7 @@ JOBS = [name for name in FILES if name.startswith("job")]
 CLUSTERS = [name for name in FILES if name.startswith("cluster")]
 
 # Kinds that Kubernetes brings, and so kubernetes-validate knows; the others are of operators.
-BUILT_IN = {"ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod", "ConfigMap"}
+BUILT_IN = {"ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod", "ConfigMap", "CronJob"}
 OPERATORS = {"RayCluster", "RayJob", "PodMonitor", "PrometheusRule"}
 
 Manifest = dict[str, Any]
@@ -162,6 +162,8 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
             yield "submitter", manifest["spec"]["submitterPodTemplate"]
         if manifest["kind"] == "Pod":
             yield "test", manifest
+        if manifest["kind"] == "CronJob":
+            yield "submitter", manifest["spec"]["jobTemplate"]["spec"]["template"]
 
 
 def containers(pod: Manifest) -> list[Manifest]:
@@ -289,12 +291,15 @@ def test_every_pod_is_restricted(manifests):
         assert security["runAsNonRoot"] is True, role
         assert security["runAsUser"] > 0, role
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}, role
-        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}, role
-        assert all(v.keys() & {"emptyDir", "projected"} for v in spec["volumes"]), role
+        assert not spec.keys() & {"hostPID", "hostIPC"}, role
+        on_fabric = role == "worker" and "vpc.amazonaws.com/efa" in str(spec)
+        assert spec.get("hostNetwork", False) == on_fabric, role
+        assert all(v.keys() & {"emptyDir", "projected", "configMap"} for v in spec["volumes"]), role
         for container in containers(pod):
             own = container["securityContext"]
             assert own["allowPrivilegeEscalation"] is False, (role, container["name"])
-            assert own["capabilities"] == {"drop": ["ALL"]}, (role, container["name"])
+            added = {"add": ["IPC_LOCK"]} if on_fabric else {}
+            assert own["capabilities"] == {"drop": ["ALL"]} | added, (role, container["name"])
             assert own["readOnlyRootFilesystem"] is True, (role, container["name"])
             assert not own.keys() & {"privileged", "runAsUser", "runAsNonRoot", "seccompProfile"}
             assert not any("hostPort" in port for port in container.get("ports", []))
@@ -333,7 +338,7 @@ def test_ray_can_write_where_it_must_and_its_object_store_fits_into_shared_memor
         pod = group["template"]["spec"]
         container = pod["containers"][0]
         volumes = {v["name"]: v["emptyDir"] for v in pod["volumes"] if "emptyDir" in v}
-        mounts = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"]}
+        mounts = {m["mountPath"]: volumes.get(m["name"]) for m in container["volumeMounts"]}
         assert {"/tmp", "/tmp/ray", "/dev/shm", environment(container)["HOME"]} <= mounts.keys()
         assert mounts["/dev/shm"]["medium"] == "Memory"
         shared = quantity(mounts["/dev/shm"]["sizeLimit"])
@@ -462,12 +467,12 @@ def test_s3_and_mlflow_may_be_called_and_the_clouds_metadata_may_not(helm, name)
     manifests, values = helm.render(name), ci(name)
     rules = [r for m in manifests if m["kind"] == "NetworkPolicy" for r in m["spec"].get("egress", [])]
     called = [values["s3"].get("endpoint"), values.get("tracking", {}).get("uri")]
-    called += ["http://demo-mlflow:5000"] if values.get("mlflow") else []
+    called += ["http://demo-mlflow:5000"] if values.get("install", {}).get("mlflow") else []
     for address in filter(None, called):
         assert port_of(address) in {p["port"] for rule in rules for p in rule.get("ports", [])}
     for rule in rules:
         if "to" not in rule:
-            assert {port["port"] for port in rule["ports"]} <= {53, 443, 6443}
+            assert {port["port"] for port in rule["ports"]} == {53}
         for peer in rule.get("to", []):
             if "ipBlock" in peer and peer["ipBlock"]["cidr"] == "0.0.0.0/0":
                 assert peer["ipBlock"]["except"] == ["169.254.0.0/16"]
@@ -477,6 +482,58 @@ def port_of(address: str) -> int:
     scheme, _, rest = address.partition("://")
     _, _, port = rest.partition(":")
     return int(port) if port else {"http": 80, "https": 443}[scheme]
+
+
+def egress(manifests: list[Manifest], pod: Manifest) -> list[Manifest]:
+    """The rules of what may go out of a pod."""
+    policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
+    return [r for p in policies if selects(p["podSelector"], pod) for r in p.get("egress", [])]
+
+
+def test_only_what_values_name_is_let_out_and_only_the_autoscaler_calls_kubernetes(helm):
+    values = ci("cluster-values.yaml", s3={"endpoint": "http://minio.storage.svc:9000"})
+    values["tracking"] = {"uri": "http://mlflow.tracking.svc.cluster.local:5000"}
+    manifests = helm.render(values)
+    everyone = dict(pods(manifests))
+
+    def peers(port: int, role: str) -> list[Manifest]:
+        rules = [r for r in egress(manifests, everyone[role]) if "to" in r]
+        return [
+            p for r in rules for p in r["to"] if port in {each["port"] for each in r.get("ports", [])}
+        ]
+
+    def namespace(name: str) -> Manifest:
+        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+    for role in everyone:
+        assert peers(9000, role) == [namespace("storage")]
+        assert peers(5000, role) == [namespace("tracking")]
+        assert bool(peers(443, role)) == (role == "head")
+        assert bool(peers(6443, role)) == (role == "head")
+
+
+def test_peers_may_be_named_and_pod_identity_is_let_out_only_where_it_is_used(helm):
+    fabric = helm.render("cluster-fabric-values.yaml")
+    worker = dict(pods(fabric))["worker"]
+    to = [peer for rule in egress(fabric, worker) for peer in rule.get("to", ())]
+    assert {"ipBlock": {"cidr": "203.0.113.0/24"}} in to
+    assert {"ipBlock": {"cidr": "169.254.170.23/32"}} in to
+    for name in ("cluster-values.yaml", *JOBS):
+        assert "169.254.170.23" not in str(helm.render(name))
+
+
+def test_the_mlflow_of_the_release_is_reached_by_the_runs_pods_alone(helm):
+    def admitted(**policy: Any) -> list[Manifest]:
+        manifests = helm.render(ci("job-kueue-values.yaml", networkPolicy=policy))
+        server = {"app.kubernetes.io/name": "mlflow", "app.kubernetes.io/instance": RELEASE}
+        (rule,) = ingress(manifests, {"metadata": {"labels": server}})
+        return rule["from"]
+
+    (own,) = admitted()
+    everyone = dict(pods(helm.render("job-kueue-values.yaml")))
+    assert all(selects(own["podSelector"], pod) for pod in everyone.values())
+    desk = {"ipBlock": {"cidr": "10.1.0.0/16"}}
+    assert admitted(mlflowFrom=[desk]) == [own, desk]
 
 
 @pytest.mark.parametrize(
@@ -507,6 +564,134 @@ def test_workers_scale_between_their_bounds_and_stay_where_these_are_equal(helm)
     assert spec["enableInTreeAutoscaling"] is False
     assert (group["minReplicas"], group["maxReplicas"], group["replicas"]) == (2, 2, 2)
     assert "gpu" not in str(group["template"]["spec"]["containers"])
+
+
+def test_a_job_asks_for_no_worker_before_its_driver_does(helm):
+    spec = one(helm.render("job-values.yaml"), "RayJob")["spec"]["rayClusterSpec"]
+    (group,) = spec["workerGroupSpecs"]
+    assert spec["enableInTreeAutoscaling"] is True
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (0, 0, 4)
+    # a queue admits a fixed number of workers, all at once
+    (group,) = cluster_spec(helm.render("job-kueue-values.yaml"))["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 2)
+
+
+def test_deadlines_are_values_and_0_sets_none(helm):
+    def deadlines(**job: Any) -> list[Any]:
+        spec = one(helm.render(ci("job-values.yaml", job=job)), "RayJob")["spec"]
+        return [spec.get(key) for key in ("activeDeadlineSeconds", "preRunningDeadlineSeconds")]
+
+    assert deadlines() == [None, 3600]
+    assert deadlines(activeDeadlineSeconds=86400, preRunningDeadlineSeconds=0) == [86400, None]
+
+
+def test_groups_differ_from_workers_in_what_they_say_and_the_run_counts_all(helm, capsys):
+    manifests = helm.render("cluster-fabric-values.yaml")
+    whole, spot = cluster_spec(manifests)["workerGroupSpecs"]
+    assert (whole["groupName"], spot["groupName"]) == ("workers", "spot")
+    assert [g["rayStartParams"]["num-gpus"] for g in (whole, spot)] == ["8", "1"]
+    limits = [g["template"]["spec"]["containers"][0]["resources"]["limits"] for g in (whole, spot)]
+    assert (limits[0]["nvidia.com/gpu"], limits[0]["vpc.amazonaws.com/efa"]) == ("8", "4")
+    assert limits[1]["nvidia.com/mig-3g.40gb"] == "1"
+    for group, selector in ((whole, None), (spot, {"karpenter.sh/capacity-type": "spot"})):
+        pod = group["template"]["spec"]
+        assert pod.get("nodeSelector") == selector
+        assert pod["runtimeClassName"] == "nvidia"
+        assert {"tolerations", "affinity", "topologySpreadConstraints"} <= pod.keys()
+    (container,) = one(manifests, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    _, _, flags = container["args"][0].partition(" -- ")
+    train.main([*shlex.split(flags), "--print-config"])
+    scale = yaml.safe_load(capsys.readouterr().out)["scale"]
+    assert (scale["workers"], scale["cpus"], scale["gpu"]) == ("16:40", 8, True)
+
+
+def test_what_all_pods_share_is_in_all_of_them(helm):
+    for role, pod in pods(helm.render("cluster-fabric-values.yaml")):
+        assert pod["metadata"]["labels"]["team"] == "vision", role
+        assert pod["metadata"]["annotations"]["example.com/owner"] == "vision", role
+        assert {"name": "ca", "configMap": {"name": "private-ca"}} in pod["spec"]["volumes"], role
+        container = pod["spec"]["containers"][0]
+        assert environment(container)["AWS_CA_BUNDLE"] == "/ca/ca.crt", role
+        assert {"name": "ca", "mountPath": "/ca", "readOnly": True} in container["volumeMounts"], role
+        assert container["envFrom"] == [{"configMapRef": {"name": "proxy"}}], role
+        assert container["image"].endswith("gan-training@sha256:" + "0123456789abcdef" * 4), role
+
+
+def test_a_run_that_is_looked_after_is_submitted_with_the_clusters_token(helm):
+    manifests = helm.render("cluster-fabric-values.yaml")
+    spec = one(manifests, "CronJob")["spec"]
+    assert (spec["schedule"], spec["concurrencyPolicy"]) == ("*/10 * * * *", "Forbid")
+    (container,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"][0].startswith(
+        "exec python -m cluster.submit imagenet128 -- --preset biggan128"
+    )
+    assert environment(container)["RAY_API_SERVER_ADDRESS"] == "http://demo-head-svc.gan.svc:8265"
+    assert "secretKeyRef" in environment(container)["RAY_AUTH_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data.cache_dir", "/scratch/cache"], 4 * (50 << 30) // 5),
+        (["--data.cache_dir=/scratch/cache"], 4 * (50 << 30) // 5),
+        (["--data.cache_dir", "/scratch/cache", "--data.cache_bytes", "1000"], 1000),
+        ([], None),
+    ],
+)
+def test_a_cache_takes_four_fifths_of_its_volume_unless_it_is_told_otherwise(helm, arguments, told):
+    values = ci("job-values.yaml", job={"arguments": arguments})
+    words = shlex.split(one(helm.render(values), "RayJob")["spec"]["entrypoint"])
+    found = [int(words[i + 1]) for i, word in enumerate(words) if word == "--data.cache_bytes"]
+    assert found == ([] if told is None else [told])
+
+
+def test_logs_go_where_kubernetes_keeps_them(helm):
+    for role, pod in pods(helm.render("job-values.yaml")):
+        if role in ("head", "worker"):
+            assert environment(pod["spec"]["containers"][0])["RAY_LOG_TO_STDERR"] == "1"
+    quiet = helm.render(ci("job-values.yaml", ray={"logToStdout": False}))
+    assert "RAY_LOG_TO_STDERR" not in str(quiet)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chart with stand-ins of its dependencies: their names, values and schemas, and no templates.
+
+    SUBCHARTS names the folder of what they publish; each stand-in has the version that the chart wants.
+    """
+    folder = os.environ.get("SUBCHARTS")
+    if not folder:
+        pytest.skip("SUBCHARTS names no folder of the dependencies' values and schemas")
+    chart = tmp_path_factory.mktemp("whole") / CHART.name
+    shutil.copytree(CHART, chart)
+    for dependency in yaml.safe_load((CHART / "Chart.yaml").read_text())["dependencies"]:
+        stand_in = chart / "charts" / dependency["name"]
+        shutil.copytree(Path(folder) / dependency["name"], stand_in)
+        about = yaml.safe_load((stand_in / "Chart.yaml").read_text())
+        about = {k: v for k, v in about.items() if k != "dependencies"}
+        (stand_in / "Chart.yaml").write_text(yaml.safe_dump(about | {"version": dependency["version"]}))
+        (stand_in / "templates").mkdir()
+        name = "{{ .Chart.Name }}-{{ (.Values.service | default dict).port }}"
+        manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "NAME"}}
+        (stand_in / "templates" / "it.yaml").write_text(yaml.safe_dump(manifest).replace("NAME", name))
+    return chart
+
+
+@pytest.mark.parametrize("version", ["4.3", "3.17"])
+@pytest.mark.parametrize("name", FILES)
+def test_dependencies_take_the_values_that_they_get_and_come_only_when_asked(whole, version, name):
+    manifests = installed(version, whole).render(name)
+    found = {m["metadata"]["name"] for m in manifests if m["kind"] == "ConfigMap"} - {"demo-dashboard"}
+    wanted = {"kuberay-operator-8080", "mlflow-5000"} if name == "job-kueue-values.yaml" else set()
+    assert found == wanted
+
+
+@pytest.mark.parametrize("version", ["4.3", "3.17"])
+def test_what_a_dependency_does_not_know_is_refused(whole, version):
+    wrong = ci("job-kueue-values.yaml", mlflow={"enabled": True})
+    assert "enabled" in installed(version, whole).refusal(wrong)
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -633,7 +818,7 @@ def test_the_command_of_the_notes_is_one_that_service_train_takes(helm4, name, c
     command = command.replace("PRESET", "biggan128").replace("\\\n", " ")
     train.main([*shlex.split(command), "--print-config"])
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["scale"]["gpu"] is (name == "cluster-values.yaml")
+    assert config["scale"]["gpu"] is (name != "cluster-cpu-values.yaml")
 
 
 def test_dependencies_are_pinned_and_each_behind_its_condition():
@@ -644,8 +829,10 @@ def test_dependencies_are_pinned_and_each_behind_its_condition():
         "mlflow": "1.12.0",
     }
     for dependency in dependencies:
-        assert dependency["condition"] == f"{dependency['name']}.enabled"
-        assert values[dependency["name"]]["enabled"] is False
+        # not among the dependency's own values, whose schema is closed
+        section, _, key = dependency["condition"].partition(".")
+        assert (section, values["install"][key]) == ("install", False)
+        assert "enabled" not in values[dependency["name"]]
         assert dependency["repository"].startswith("https://")
 
 
@@ -659,6 +846,27 @@ def test_the_defaults_alone_are_refused_with_what_is_missing(helm):
 CLUSTER, JOB, QUEUE = "cluster-values.yaml", "job-values.yaml", "job-kueue-values.yaml"
 
 REFUSALS: list[tuple[str, Manifest, str]] = [
+    (CLUSTER, {"workerGroups": [{"name": "workers"}]}, "there are two groups workers; rename one"),
+    (CLUSTER, {"workerGroups": [{"name": "cpus", "gpus": 0}]}, "cpus has 0 GPUs, workers 1; all groups"),
+    (CLUSTER, {"workerGroups": [{"maxReplicas": 2}]}, "name"),
+    (
+        CLUSTER,
+        {"workerGroups": [{"name": "a", "minReplicas": 9}]},
+        r"a\.minReplicas: 9 is above a\.maxR",
+    ),
+    (CLUSTER, {"tracking": {"existingSecret": "a", "tokenSecret": "b"}}, "give one of them"),
+    (CLUSTER, {"image": {"digest": "latest"}}, "digest"),
+    (CLUSTER, {"workers": {"capabilities": ["SYS_ADMIN"]}}, "capabilities"),
+    (CLUSTER, {"pods": {"volumes": [{"emptyDir": {}}]}}, "name"),
+    (CLUSTER, {"resubmit": {"schedule": "often"}}, "schedule"),
+    (
+        CLUSTER,
+        {"resubmit": {"schedule": "@hourly"}},
+        r"job\.preset: not given, and resubmit\.schedule is",
+    ),
+    (JOB, {"resubmit": {"schedule": "@hourly"}}, "whose run is started again by itself"),
+    (JOB, {"monitoring": {"runbookUrl": "docs/runbook.md"}}, "runbookUrl"),
+    (JOB, {"mlflow": {"enabled": True}, "install": {"mlfow": True}}, "mlfow"),
     (CLUSTER, {"worker": {}}, r"worker\b"),
     (CLUSTER, {"workers": {"maxReplica": 3}}, r"workers.*maxReplica\b"),
     (CLUSTER, {"workers": {"gpus": -1}}, r"workers.gpus"),
@@ -698,7 +906,7 @@ REFUSALS: list[tuple[str, Manifest, str]] = [
     (JOB, {"job": {"arguments": ["a; reboot"]}}, r"job.arguments"),
     (JOB, {"job": {"arguments": ["it's"]}}, r"job.arguments"),
     (JOB, {"job": {"backoffLimit": -1}}, r"job.backoffLimit"),
-    (JOB, {"tracking": {"uri": ""}}, r"tracking\.uri: not given, and mlflow\.enabled is false"),
+    (JOB, {"tracking": {"uri": ""}}, r"tracking\.uri: not given, and install\.mlflow is false"),
     (JOB, {"monitoring": {"enable": True}}, r"monitoring.*enable\b"),
     (QUEUE, {"workers": {"maxReplicas": 3}}, r"kueue\.queueName: "),
     (QUEUE, {"networkPolicy": {"extraEgress": [{"form": []}]}}, r"extraEgress.*form"),
@@ -729,10 +937,23 @@ def test_the_schema_is_closed_but_for_what_others_define():
             open_ones.add(path)
 
     walk(schema, "", note)
-    label_maps = {".head.nodeSelector", ".workers.nodeSelector"}
-    label_maps |= {".monitoring.labels", ".monitoring.dashboard.labels"}
+    label_maps = {
+        ".monitoring.labels",
+        ".monitoring.dashboard.labels",
+        ".pods.labels",
+        ".pods.annotations",
+    }
+    label_maps |= {f"{pods}.nodeSelector" for pods in (".head", ".workers", ".workerGroups[]")}
     peer = ("namespaceSelector", "podSelector", "ipBlock")
-    of_kubernetes = {f".networkPolicy.submitFrom[].{key}" for key in peer}
+    lists = ("submitFrom", "mlflowFrom", "s3To", "mlflowTo")
+    of_kubernetes = {f".networkPolicy.{name}[].{key}" for name in lists for key in peer}
+    placing = ("affinity", "topologySpreadConstraints[]")
+    of_kubernetes |= {
+        f"{pods}.{key}" for pods in (".head", ".workers", ".workerGroups[]") for key in placing
+    }
+    of_kubernetes |= {f"{pods}.env[].valueFrom" for pods in (".pods", ".workers", ".workerGroups[]")}
+    of_kubernetes |= {".pods.volumes[]", ".pods.envFrom[].configMapRef", ".pods.envFrom[].secretRef"}
+    of_kubernetes |= {f"{pods}.extraResources" for pods in (".workers", ".workerGroups[]")}
     of_dependencies = {".kuberay-operator", ".mlflow", ".mlflow.service", ".global"}
     annotations = {".serviceAccount.annotations"}
     assert open_ones == label_maps | of_kubernetes | of_dependencies | annotations

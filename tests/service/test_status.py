@@ -148,7 +148,7 @@ def test_a_program_reads_it_as_json(place, request, tmp_path, capsys):
 
 
 def test_what_is_no_run_is_said(tmp_path):
-    with pytest.raises(UsageError, match="no run is there; give a run.dir"):
+    with pytest.raises(UsageError, match=r"no run is there; give a run\.dir"):
         status.main([str(tmp_path)])
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(UsageError, match="holds a sweep; give one of its trials/"):

@@ -21,16 +21,22 @@ headGroupSpec:
   template:
     {{- include "gan-training.headTemplate" . | nindent 4 }}
 workerGroupSpecs:
-  - groupName: workers
+  {{- range $group := include "gan-training.groups" . | fromYamlArray }}
+  {{- $least := ternary 0 (int $group.minReplicas) (eq "true" (include "gan-training.startsEmpty" $)) }}
+  - groupName: {{ $group.name }}
     {{- if not $autoscaling }}
-    replicas: {{ .Values.workers.minReplicas }}
+    replicas: {{ $group.minReplicas }}
+    {{- else if include "gan-training.startsEmpty" $ }}
+    replicas: 0
     {{- end }}
-    minReplicas: {{ .Values.workers.minReplicas }}
-    maxReplicas: {{ .Values.workers.maxReplicas }}
+    minReplicas: {{ $least }}
+    maxReplicas: {{ $group.maxReplicas }}
     rayStartParams:
-      object-store-memory: {{ include "gan-training.objectStore" .Values.workers.sharedMemory | quote }}
+      object-store-memory: {{ include "gan-training.objectStore" $group.sharedMemory | quote }}
+      num-gpus: {{ $group.gpus | toString | quote }} # KubeRay would count only resources that it knows by name
     template:
-      {{- include "gan-training.workerTemplate" . | nindent 6 }}
+      {{- include "gan-training.workerTemplate" (dict "root" $ "group" $group) | nindent 6 }}
+  {{- end }}
 {{- end }}
 
 {{/* The autoscaler alone talks to Kubernetes: its token is mounted nowhere else, not beside users' code. */}}
@@ -39,7 +45,7 @@ version: v2
 idleTimeoutSeconds: {{ .Values.workers.idleTimeoutSeconds }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext:
-  {{- include "gan-training.containerSecurity" . | nindent 2 }}
+  {{- include "gan-training.containerSecurity" dict | nindent 2 }}
 env:
   - name: HOME
     value: /tmp
@@ -81,9 +87,7 @@ volumeMounts:
 
 {{- define "gan-training.headTemplate" -}}
 metadata:
-  labels:
-    {{- include "gan-training.selector" . | nindent 4 }}
-    app.kubernetes.io/component: head
+  {{- include "gan-training.podMetadata" (dict "root" . "component" "head") | nindent 2 }}
 spec:
   {{- include "gan-training.podSecurity" . | nindent 2 }}
   terminationGracePeriodSeconds: 60
@@ -108,46 +112,62 @@ spec:
         {{- include "gan-training.env" . | nindent 8 }}
         - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
           value: "0" # no worker here has anything to save
+      {{- with .Values.pods.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       securityContext:
-        {{- include "gan-training.containerSecurity" . | nindent 8 }}
+        {{- include "gan-training.containerSecurity" dict | nindent 8 }}
       resources:
         {{- include "gan-training.resources" .Values.head | trim | nindent 8 }}
       volumeMounts:
         {{- include "gan-training.rayMounts" . | nindent 8 }}
   volumes:
-    {{- include "gan-training.rayVolumes" .Values.head | nindent 4 }}
+    {{- include "gan-training.rayVolumes" (merge (dict "more" .Values.pods.volumes) .Values.head) | nindent 4 }}
     {{- if include "gan-training.autoscaling" . }}
     {{- include "gan-training.autoscalerVolumes" . | nindent 4 }}
     {{- end }}
 {{- end }}
 
 {{- define "gan-training.workerTemplate" -}}
+{{- $root := .root -}}
+{{- with .group -}}
 metadata:
-  labels:
-    {{- include "gan-training.selector" . | nindent 4 }}
-    app.kubernetes.io/component: worker
+  {{- include "gan-training.podMetadata" (dict "root" $root "component" "worker") | nindent 2 }}
 spec:
-  {{- include "gan-training.podSecurity" . | nindent 2 }}
-  terminationGracePeriodSeconds: {{ add .Values.workers.drainSeconds 30 }}
-  {{- with include "gan-training.placement" .Values.workers | trim }}{{ . | nindent 2 }}{{ end }}
+  {{- include "gan-training.podSecurity" $root | nindent 2 }}
+  terminationGracePeriodSeconds: {{ add .drainSeconds 30 }}
+  {{- if .hostNetwork }}
+  hostNetwork: true
+  dnsPolicy: ClusterFirstWithHostNet
+  {{- end }}
+  {{- with include "gan-training.placement" . | trim }}{{ . | nindent 2 }}{{ end }}
   containers:
     - name: ray-worker
-      image: {{ include "gan-training.image" . }}
-      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      image: {{ include "gan-training.image" $root }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       workingDir: /app
       ports:
         - name: metrics
           containerPort: 8080
       env:
-        {{- include "gan-training.env" . | nindent 8 }}
+        {{- include "gan-training.env" $root | nindent 8 }}
         - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
-          value: {{ .Values.workers.drainSeconds | toString | quote }}
+          value: {{ .drainSeconds | toString | quote }}
+        {{- with .env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- with $root.Values.pods.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       securityContext:
         {{- include "gan-training.containerSecurity" . | nindent 8 }}
       resources:
-        {{- include "gan-training.resources" .Values.workers | trim | nindent 8 }}
+        {{- include "gan-training.resources" . | trim | nindent 8 }}
       volumeMounts:
-        {{- include "gan-training.rayMounts" . | nindent 8 }}
+        {{- include "gan-training.rayMounts" $root | nindent 8 }}
   volumes:
-    {{- include "gan-training.rayVolumes" .Values.workers | nindent 4 }}
+    {{- include "gan-training.rayVolumes" (merge (dict "more" $root.Values.pods.volumes) .) | nindent 4 }}
+{{- end }}
 {{- end }}

@@ -16,7 +16,11 @@ app.kubernetes.io/part-of: gan-training
 {{- end }}
 
 {{- define "gan-training.image" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
 {{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
 {{- end }}
 
 {{- define "gan-training.serviceAccount" -}}
@@ -36,14 +40,32 @@ http://{{ include "gan-training.name" . }}-head-svc.{{ .Release.Namespace }}.svc
 {{- define "gan-training.trackingUri" -}}
 {{- if .Values.tracking.uri -}}
 {{- .Values.tracking.uri -}}
-{{- else if .Values.mlflow.enabled -}}
+{{- else if .Values.install.mlflow -}}
 {{- $name := contains "mlflow" .Release.Name | ternary .Release.Name (printf "%s-mlflow" .Release.Name) -}}
 {{- printf "http://%s:%v" ($name | trunc 63 | trimSuffix "-") .Values.mlflow.service.port -}}
 {{- end -}}
 {{- end }}
 
+{{/* The groups of workers, whole: `workers`, and each of workerGroups over it. */}}
+{{- define "gan-training.groups" -}}
+{{- $groups := list (merge (dict "name" "workers") .Values.workers) -}}
+{{- range .Values.workerGroups }}
+{{- $groups = append $groups (mergeOverwrite (deepCopy $.Values.workers) .) }}
+{{- end }}
+{{- toYaml $groups }}
+{{- end }}
+
+{{/* A run of its own brings up its workers when it has checked all that can be checked without them. */}}
+{{- define "gan-training.startsEmpty" -}}
+{{- if and (eq .Values.mode "job") (not .Values.kueue.queueName) }}true{{ end -}}
+{{- end }}
+
 {{- define "gan-training.autoscaling" -}}
-{{- if lt (int .Values.workers.minReplicas) (int .Values.workers.maxReplicas) }}true{{ end -}}
+{{- $varies := include "gan-training.startsEmpty" . -}}
+{{- range include "gan-training.groups" . | fromYamlArray }}
+{{- if lt (int .minReplicas) (int .maxReplicas) }}{{ $varies = "true" }}{{ end }}
+{{- end }}
+{{- $varies -}}
 {{- end }}
 
 {{/* Mi of a quantity such as 512Mi or 8Gi. */}}
@@ -55,6 +77,16 @@ http://{{ include "gan-training.name" . }}-head-svc.{{ .Release.Namespace }}.svc
 {{/* Ray's object store: half of /dev/shm, in bytes. */}}
 {{- define "gan-training.objectStore" -}}
 {{- mul (include "gan-training.mebibytes" . | int64) 524288 -}}
+{{- end }}
+
+{{/* Four fifths of the smallest scratch volume, in bytes, for a cache in it. */}}
+{{- define "gan-training.cacheBytes" -}}
+{{- $least := 0 -}}
+{{- range include "gan-training.groups" . | fromYamlArray }}
+{{- $size := include "gan-training.mebibytes" .scratch | int64 }}
+{{- $least = ternary $size (min $least $size) (eq $least 0) }}
+{{- end }}
+{{- div (mul $least 1048576 4) 5 -}}
 {{- end }}
 
 {{/* The port of an http(s) address. */}}

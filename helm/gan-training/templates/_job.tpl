@@ -1,10 +1,24 @@
 {{/* One worker a GPU, or one a pod on CPUs; the cores of a pod are shared out among its workers. */}}
 {{- define "gan-training.scaleFlags" -}}
-{{- $perPod := max 1 (int .Values.workers.gpus) -}}
-{{- $least := mul (max 1 (int .Values.workers.minReplicas)) $perPod -}}
-{{- $most := mul (int .Values.workers.maxReplicas) $perPod -}}
-{{- $cpus := max 1 (div (int .Values.workers.cpus) $perPod) -}}
---scale.workers {{ $least }}:{{ $most }} --scale.gpu {{ gt (int .Values.workers.gpus) 0 }} --scale.cpus {{ $cpus }}
+{{- $least := 0 }}{{ $most := 0 }}{{ $cpus := 0 }}{{ $smallest := 0 -}}
+{{- range include "gan-training.groups" . | fromYamlArray }}
+{{- $perPod := max 1 (int .gpus) }}
+{{- $least = add $least (mul (int .minReplicas) $perPod) }}
+{{- $most = add $most (mul (int .maxReplicas) $perPod) }}
+{{- $each := max 1 (div (int .cpus) $perPod) }}
+{{- $cpus = ternary $each (min $cpus $each) (eq $cpus 0) }}
+{{- $smallest = ternary $perPod (min $smallest $perPod) (eq $smallest 0) }}
+{{- end -}}
+--scale.workers {{ max $least $smallest }}:{{ $most }} --scale.gpu {{ gt (int .Values.workers.gpus) 0 }} --scale.cpus {{ $cpus }}
+{{- end }}
+
+{{- define "gan-training.cacheFlags" -}}
+{{- $cache := "" }}{{ $limited := false -}}
+{{- range .Values.job.arguments }}
+{{- if regexMatch "^--data\\.cache_dir(=|$)" . }}{{ $cache = . }}{{ end }}
+{{- if regexMatch "^--data\\.cache_bytes(=|$)" . }}{{ $limited = true }}{{ end }}
+{{- end }}
+{{- if and $cache (not $limited) }} --data.cache_bytes {{ include "gan-training.cacheBytes" . }}{{ end -}}
 {{- end }}
 
 {{- define "gan-training.metricsFlags" -}}
@@ -19,6 +33,7 @@ the kind in that an argument with spaces or JSON is put in, nor anything that Ku
 --preset {{ .Values.job.preset }} --data.url {{ .Values.job.dataUrl }} --run.dir {{ .Values.job.runDir }}
 {{- printf " --tracking.uri %s" (include "gan-training.trackingUri" .) }}
 {{- printf " %s %s" (include "gan-training.metricsFlags" .) (include "gan-training.scaleFlags" .) }}
+{{- include "gan-training.cacheFlags" . }}
 {{- range .Values.job.arguments }} {{ if regexMatch "^[A-Za-z0-9_.,:/=@%+-]+$" . }}{{ . }}{{ else }}{{ squote . }}{{ end }}{{ end }}
 {{- end }}
 
@@ -27,13 +42,17 @@ the kind in that an argument with spaces or JSON is put in, nor anything that Ku
 entrypoint: {{ printf "python -m service.train %s" (include "gan-training.flags" .) | quote }}
 submissionMode: K8sJobMode
 backoffLimit: {{ .Values.job.backoffLimit }}
+{{- with .Values.job.activeDeadlineSeconds }}
+activeDeadlineSeconds: {{ . }}
+{{- end }}
+{{- with .Values.job.preRunningDeadlineSeconds }}
+preRunningDeadlineSeconds: {{ . }}
+{{- end }}
 shutdownAfterJobFinishes: true
 ttlSecondsAfterFinished: {{ .Values.job.ttlSecondsAfterFinished }}
 submitterPodTemplate:
   metadata:
-    labels:
-      {{- include "gan-training.selector" . | nindent 6 }}
-      app.kubernetes.io/component: submitter
+    {{- include "gan-training.podMetadata" (dict "root" . "component" "submitter") | nindent 4 }}
   spec:
     {{- include "gan-training.podSecurity" . | nindent 4 }}
     restartPolicy: Never
@@ -44,6 +63,9 @@ submitterPodTemplate:
         env:
           - name: HOME
             value: /scratch
+          {{- with .Values.pods.env }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
     volumes:
       {{- include "gan-training.clientVolumes" . | nindent 6 }}
 rayClusterSpec:

@@ -10,27 +10,44 @@
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
 {{- fail "serviceAccount.name: not given, and serviceAccount.create is false; name an account that exists" }}
 {{- end }}
-{{- if not (or .Values.s3.existingSecret (not .Values.serviceAccount.create) (hasKey .Values.serviceAccount.annotations "eks.amazonaws.com/role-arn")) }}
-{{- fail "s3.existingSecret: not given, and serviceAccount.annotations names no eks.amazonaws.com/role-arn; give a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" }}
+{{- if not (or .Values.s3.existingSecret (not .Values.serviceAccount.create) .Values.serviceAccount.podIdentity (hasKey .Values.serviceAccount.annotations "eks.amazonaws.com/role-arn")) }}
+{{- fail "s3.existingSecret: not given, and serviceAccount.annotations names no eks.amazonaws.com/role-arn; give a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a role, or serviceAccount.podIdentity" }}
 {{- end }}
-{{- range $group := list "head" "workers" }}
-{{- $size := get $values $group }}
+{{- if and .Values.tracking.existingSecret .Values.tracking.tokenSecret }}
+{{- fail "tracking.tokenSecret: given beside tracking.existingSecret; MLflow takes a token, or a user and password; give one of them" }}
+{{- end }}
+{{- $sizes := dict "head" .Values.head }}
+{{- $names := list }}
+{{- range $group := include "gan-training.groups" . | fromYamlArray }}
+{{- if has $group.name $names }}
+{{- fail (printf "workerGroups: there are two groups %s; rename one" $group.name) }}
+{{- end }}
+{{- $names = append $names $group.name }}
+{{- $sizes = set $sizes $group.name $group }}
+{{- if ne (gt (int $group.gpus) 0) (gt (int $values.workers.gpus) 0) }}
+{{- fail (printf "workerGroups: %s has %v GPUs, workers %v; all groups have GPUs, or none has" $group.name $group.gpus $values.workers.gpus) }}
+{{- end }}
+{{- if gt (int $group.minReplicas) (int $group.maxReplicas) }}
+{{- fail (printf "%s.minReplicas: %v is above %s.maxReplicas %v; lower it, or raise that" $group.name $group.minReplicas $group.name $group.maxReplicas) }}
+{{- end }}
+{{- end }}
+{{- range $group, $size := $sizes }}
 {{- if ge (include "gan-training.mebibytes" $size.sharedMemory | int64) (include "gan-training.mebibytes" $size.memory | int64) }}
 {{- fail (printf "%s.sharedMemory: %s is part of %s.memory, %s, and leaves nothing of it; make it smaller" $group $size.sharedMemory $group $size.memory) }}
 {{- end }}
 {{- end }}
-{{- if gt (int .Values.workers.minReplicas) (int .Values.workers.maxReplicas) }}
-{{- fail (printf "workers.minReplicas: %v is above workers.maxReplicas %v; lower it, or raise that" .Values.workers.minReplicas .Values.workers.maxReplicas) }}
-{{- end }}
 {{- if and .Values.kueue.queueName (include "gan-training.autoscaling" .) }}
 {{- fail "kueue.queueName: a queue admits a fixed number of workers; make workers.minReplicas and workers.maxReplicas equal" }}
 {{- end }}
-{{- if eq .Values.mode "job" }}
+{{- if and .Values.resubmit.schedule (eq .Values.mode "job") }}
+{{- fail "resubmit.schedule: given, but mode is job, whose run is started again by itself (job.backoffLimit); leave it out" }}
+{{- end }}
+{{- if or .Values.resubmit.schedule (eq .Values.mode "job") }}
 {{- include "gan-training.validateJob" . }}
 {{- else }}
 {{- range $key := list "preset" "dataUrl" "runDir" "arguments" }}
 {{- if get $values.job $key }}
-{{- fail (printf "job.%s: given, but mode is cluster; set mode: job for one run, or leave job out and submit runs to the cluster" $key) }}
+{{- fail (printf "job.%s: given, but mode is cluster; set mode: job for one run, or resubmit.schedule, or leave job out and submit runs to the cluster" $key) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -40,11 +57,11 @@
 {{- $values := .Values }}
 {{- range $key := list "preset" "dataUrl" "runDir" }}
 {{- if not (get $values.job $key) }}
-{{- fail (printf "job.%s: not given, and mode is job; see values.yaml" $key) }}
+{{- fail (printf "job.%s: not given, and %s; see values.yaml" $key (eq $values.mode "job" | ternary "mode is job" "resubmit.schedule is")) }}
 {{- end }}
 {{- end }}
 {{- if not (include "gan-training.trackingUri" .) }}
-{{- fail "tracking.uri: not given, and mlflow.enabled is false; a run in S3 needs an MLflow server" }}
+{{- fail "tracking.uri: not given, and install.mlflow is false; a run in S3 needs an MLflow server" }}
 {{- end }}
 {{- $owned := dict "--preset" "job.preset" "--data.url" "job.dataUrl" "--run.dir" "job.runDir" "--tracking.uri" "tracking.uri" "--tracking.prometheus_port" "tracking.prometheusPort" "--tracking.prometheus_host" "tracking.prometheusPort" "--scale.workers" "workers.minReplicas and workers.maxReplicas" "--scale.gpu" "workers.gpus" "--scale.cpus" "workers.cpus" }}
 {{- range .Values.job.arguments }}
