@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # The share of a full folder that is cleared at a time.
 _CLEARED_SHARE = 0.1
+# The share of a disk's room that the cache leaves to others.
+_LEFT_FREE_SHARE = 0.1
 # A process that was stopped while it held the lock blocks nobody: the others go on without storing.
 _LOCK_LIMIT_S = 2.0
 _LOCK_POLL_S = 0.01
@@ -57,6 +60,8 @@ class BlockKey:
 class Cache:
     """Blocks in a folder of at most `limit_bytes`; the least recently used ones are cleared first.
 
+    It never takes the last of a disk, whatever its limit.
+
     Trouble with the folder is logged once; reading then goes on without the cache.
     """
 
@@ -65,7 +70,7 @@ class Cache:
         self.limit_bytes = limit_bytes
         self.hits = self.misses = 0
         self._lock = threading.Lock()
-        self._warned = False
+        self._warned = self._told_room = False
 
     def read(self, key: BlockKey, start: int, length: int, fetch: Callable[[], bytes]) -> bytes:
         """`length` bytes from `start` of a block; `fetch` gets the block if it is not in the folder."""
@@ -127,11 +132,24 @@ class Cache:
             yield _Count(file)
 
     def _make_room(self, count: "_Count", needed: int) -> None:
-        """Clear the oldest blocks if the folder would exceed its limit."""
+        """Clear the oldest blocks if the folder would exceed its limit, or fill its disk."""
         present = count.get()
-        if present is None or present + needed > self.limit_bytes:
+        if present is None or present + needed > self._limit(present):
             present = self._clear(needed)
         count.set(present + needed)
+
+    def _limit(self, present: int) -> int:
+        """Bytes that the folder may hold, if it holds `present` now: its disk has other users, too."""
+        free = shutil.disk_usage(self.folder).free
+        room = int((1 - _LEFT_FREE_SHARE) * (present + free))
+        if room < self.limit_bytes and not self._told_room:
+            self._told_room = True
+            log.warning(
+                "event=cache_limited folder=%s cache_bytes=%d free_bytes=%d: the disk has less room than"
+                " data.cache_bytes; the cache takes less",
+                *(self.folder, self.limit_bytes, free),
+            )
+        return min(self.limit_bytes, room)
 
     def _clear(self, needed: int) -> int:
         """Clear blocks, and what a killed process left half written; returns the bytes that stay."""
@@ -143,8 +161,9 @@ class Cache:
                 status = entry.stat()
                 blocks.append((status.st_mtime_ns, status.st_size, entry.path))
         present = sum(size for _, size, _ in blocks)
-        if present + needed > self.limit_bytes:
-            wanted = self.limit_bytes * (1 - _CLEARED_SHARE) - needed
+        limit = self._limit(present)
+        if present + needed > limit:
+            wanted = limit * (1 - _CLEARED_SHARE) - needed
             for _, size, path in sorted(blocks):
                 if present <= max(wanted, 0):
                     break

@@ -4,6 +4,7 @@ import fcntl
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,23 @@ def test_it_holds_no_more_than_its_limit_and_lets_the_oldest_go(digits, tmp_path
     before = shards.cache.misses
     shards.get(name, 0, 10)
     assert shards.cache.misses == before
+
+
+def test_it_leaves_room_on_the_disk_and_says_so_once(
+    digits, tmp_path, small_blocks, monkeypatch, caplog
+):
+    disk = 200_000  # of which the cache's own blocks take a part
+
+    def usage(folder):
+        return SimpleNamespace(free=max(0, disk - size_of(tmp_path)))
+
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", usage)
+    shards = shards_of(digits, tmp_path)
+    for name, size in shards.index.shards.items():
+        shards.get(name, 0, size)
+    assert 0 < size_of(tmp_path) <= 0.95 * disk
+    told = [r.getMessage() for r in caplog.records if "event=cache_limited" in r.getMessage()]
+    assert len(told) == 1
 
 
 def test_a_block_that_is_cut_short_is_read_anew(digits, tmp_path, small_blocks):
