@@ -20,7 +20,7 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from service import environment
+from service import environment, logs
 from service.errors import ServiceError, UsageError
 from service.text import printable
 
@@ -236,9 +236,9 @@ def suggest(
 
 def _log() -> None:
     """Log at LOG_LEVEL; UsageError if there is no such level."""
-    logging.basicConfig(
-        level=environment.log_level(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(logs.PlainLines("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=environment.log_level(), handlers=[handler])
 
 
 class Exit(IntEnum):

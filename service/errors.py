@@ -5,15 +5,20 @@ Some of them last: another try, on other nodes or later, would meet them again.
 
 from typing import ClassVar
 
+from service.text import redact
+
 
 class ServiceError(Exception):
     """A run that cannot go on, in the user's words. Commands print it alone and exit 1; 3 if it lasts.
 
-    `lasts` says whether only a person can mend it. What passes, such as a node or a network, is tried
-    again.
+    Users, passwords and queries of addresses in the message are hidden. `lasts` says whether only a
+    person can mend it. What passes, such as a node or a network, is tried again.
     """
 
     lasts: ClassVar[bool] = False
+
+    def __init__(self, message: str = ""):
+        super().__init__(redact(message))
 
 
 class UsageError(ServiceError):

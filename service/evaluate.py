@@ -1,6 +1,7 @@
 """Score a checkpoint by hand: `python -m service.evaluate CHECKPOINT [--scores fd kid …]`."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from service.cli import Options, Positional, Shown, Text, parse, run_command
+from service.address import Address
+from service.cli import Options, Positional, Shown, parse, run_command
 from service.config import Config, EvaluationSettings
 from service.config.vocabulary import RANKING, FeaturesName, RankingName, ScoreName
 from service.errors import UsageError
@@ -46,7 +48,7 @@ RETRY_S = 20.0
 class EvaluateOptions(Options):
     """What to score, how, and where the scores go."""
 
-    checkpoint: Positional[Text]
+    checkpoint: Positional[Address]
     """run.dir or checkpoint; local or s3://"""
     scores: Annotated[list[ScoreName] | None, Shown("SCORE")] = None
     """scores to compute, from the list below"""
@@ -56,9 +58,9 @@ class EvaluateOptions(Options):
     """number of generated images, and the largest number of real ones"""
     features: FeaturesName | None = None
     """network whose features are compared"""
-    weights: str | None = None
+    weights: Address | None = None
     """file or URL of inception's weights"""
-    data: str | None = None
+    data: Address | None = None
     """folder or s3:// address of the shards, if they have moved"""
     out: Path | None = None
     """JSON file to write the scores to"""
@@ -112,6 +114,10 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
     from service.scoring.scorer import Scorer
 
     config = _config(trained.config, options)
+    for address in (config.data.url, config.data.index_address):
+        _check_own(trained, "data", address, options.data)
+    if settings.weights:
+        _check_own(trained, "weights", settings.weights, options.weights)
     index = read_index(open_storage(config.data.index_address, RETRY_S))
     if index.fingerprint() != trained.fingerprint:
         raise UsageError(
@@ -123,6 +129,19 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
     scorer = Scorer(config, settings, open_storage(trained.place.run_dir, RETRY_S))
     check_scores(settings.scores, scorer.setting(trained.stage.resolution))
     return scorer
+
+
+def _check_own(trained: "Trained", option: str, address: str, given: str | None) -> None:
+    """UsageError if an address of the checkpoint's own configuration leads elsewhere and was not given.
+
+    A checkpoint may be anybody's: what its configuration names is not fetched unasked, with our keys.
+    """
+    bucket = re.match(r"\w+://[^/]+", address)
+    if bucket and given is None and not trained.address.startswith(f"{bucket[0]}/"):
+        raise UsageError(
+            f"{trained.address}: its configuration reads {option} from {address}; give --{option}"
+            f" {address} if that is right"
+        )
 
 
 def _config(config: Config, options: EvaluateOptions) -> Config:

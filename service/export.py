@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, field_validator, model_validator
 
 from models import Stage
-from service.cli import Count, Options, Positional, Shown, Text, parse, run_command
+from service.address import Address
+from service.cli import Count, Options, Positional, Shown, parse, run_command
 from service.config.vocabulary import WeightsName
 from service.errors import UsageError
 from service.generation.look import STANDING_BATCHES
@@ -46,9 +47,9 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 class ExportOptions(Options):
     """What to export, where to, and what is fixed in the graph."""
 
-    checkpoint: Positional[Text]
+    checkpoint: Positional[Address]
     """a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://"""
-    destination: Positional[Text]
+    destination: Positional[Address]
     """an empty folder or s3://bucket/prefix"""
     weights: WeightsName = "ema"
     """ema for the running average, generator for the last weights"""

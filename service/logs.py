@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from service.text import redact
+
 ROOT = "service"
 LEVEL = logging.INFO
 
@@ -18,15 +20,23 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object, without a line break."""
-        message = record.getMessage()
+        message = redact(record.getMessage())
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, str | int] = {"time": time, "level": record.levelname, **_about}
         if message.startswith("event="):
             line["event"] = message.removeprefix("event=").partition(" ")[0]
         line |= {"message": message, "logger": record.name}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = redact(self.formatException(record.exc_info))
         return json.dumps(line)
+
+
+class PlainLines(logging.Formatter):
+    """Lines for a terminal, without the secrets of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with what belongs to it."""
+        return redact(super().format(record))
 
 
 class Forward(logging.Handler):

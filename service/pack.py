@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from service.cli import Count, Options, Positional, Seed, Text, parse, run_command
+from service.address import Address
+from service.cli import Count, Options, Positional, Seed, parse, run_command
 from service.data.index import INDEX_KEY, MAX_CLASSES_NAMED, Index, class_counts
 from service.data.indexing import CLAIM_KEY, PACKING
 from service.data.packing import Recipe, check_readable, pack, packed_already, verify
@@ -43,9 +44,9 @@ Pixels = Annotated[int, Field(ge=1, le=65536)]
 class PackOptions(Options):
     """What to pack, where to, and how."""
 
-    source: Positional[Text]
+    source: Positional[Address]
     """digits, a folder or zip archive of images, or an IDX file"""
-    destination: Positional[Text]
+    destination: Positional[Address]
     """folder or s3://bucket/prefix"""
     resolution: Pixels = 32
     """pixels per side"""

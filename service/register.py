@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
+from service.address import Address
 from service.cli import Options, Positional, Text, parse, run_command
-from service.config.schema import CREDENTIALS, has_credentials
 from service.generation.names import check_alias, check_name
 
 DESCRIPTION = "Register a checkpoint as a model that mlflow.pyfunc loads, and give it an alias."
@@ -25,25 +25,19 @@ in Python:
 class RegisterOptions(Options):
     """What to register, where, and under which names."""
 
-    checkpoint: Positional[Text]
+    checkpoint: Positional[Address]
     """a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://"""
     name: Text
     """name of the registered model"""
     alias: Text = "best"
     """alias of this version"""
-    tracking_uri: Text
+    tracking_uri: Address
     """MLflow's address, or sqlite:///FILE of a run"""
     experiment: Text = "gan-training"
     """MLflow's experiment"""
 
     check_name = field_validator("name")(check_name)
     check_alias = field_validator("alias")(check_alias)
-
-    @model_validator(mode="after")
-    def _holds_no_credentials(self) -> "RegisterOptions":
-        if has_credentials(self.tracking_uri):  # the error of a field would repeat its value
-            raise ValueError(f"--tracking-uri: {CREDENTIALS}")
-        return self
 
 
 def main(arguments: Sequence[str]) -> None:

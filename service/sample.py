@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from models import Stage
+from service.address import Address
 from service.cli import Count, Options, Positional, Seed, Shown, Text, parse, run_command
 from service.config.vocabulary import WeightsName
 from service.errors import UsageError
@@ -76,7 +77,7 @@ def _parts(text: object) -> object:
 class SampleOptions(Options):
     """What to draw, and how."""
 
-    checkpoint: Positional[Text]
+    checkpoint: Positional[Address]
     """a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://"""
     sheet: Annotated[Positional[SheetName], Shown("SHEET")] = "grid"
     """grid, truncation, interpolation, timelapse, mixing or noise"""

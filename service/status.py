@@ -4,7 +4,8 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 
-from service.cli import Options, Positional, Text, parse, run_command
+from service.address import Address
+from service.cli import Options, Positional, parse, run_command
 from service.recording.forecast import duration
 from service.run.summary import Checkpoint, Lock, Scored, Summary, summarise
 from service.storage import open_storage
@@ -28,7 +29,7 @@ RETRY_S = 10.0
 class StatusOptions(Options):
     """Which run, and how to show it."""
 
-    run: Positional[Text]
+    run: Positional[Address]
     """the run's directory"""
     json_: bool = False
     """print one JSON object, for programs"""

@@ -1,9 +1,17 @@
-"""Names from elsewhere as text for people: in messages, logs and pictures."""
+"""Text for people: names from elsewhere in it made printable, secrets of addresses hidden."""
 
 import re
 
 # C0, DEL and C1; and what ends a line or turns the direction of what follows
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+HIDDEN = "***"
+# A user, with a password or without one, in a URL; and one in an address without a scheme.
+USER = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://|//)(?P<user>[^\s/'\"<>@]*(?::(?!\d+/)[^\s'\"<>@]*)?)@"
+)
+BARE_USER = re.compile(r"(?<![\w./@])[\w.%+~-]+:[^\s/'\"<>@:]+@(?=[\w\[])")
+_QUERY = re.compile(r"(?P<url>[A-Za-z][A-Za-z0-9+.-]*://[^\s?#'\"<>]*)(?P<mark>[?#])[^\s'\"<>]+")
 
 
 def printable(name: str) -> str:
@@ -13,3 +21,10 @@ def printable(name: str) -> str:
     except UnicodeEncodeError:  # halves of surrogate pairs, from JSON
         text = name.encode("utf-8", "backslashreplace").decode()
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def redact(text: str) -> str:
+    """The text with the users, passwords and queries of all addresses in it hidden."""
+    text = USER.sub(lambda found: f"{found['scheme']}{HIDDEN}@", text)
+    text = BARE_USER.sub(f"{HIDDEN}@", text)
+    return _QUERY.sub(lambda found: f"{found['url']}{found['mark']}{HIDDEN}", text)

@@ -31,10 +31,12 @@ NAMES = ("daisy", "oak*", "rose")
 PHASE = {"hold_images": 64, "batch": 16}
 
 
-def make_run(folder: Path | str, family: str, clock: int = 176) -> str:
+def make_run(
+    folder: Path | str, family: str, clock: int = 176, data: str = "unused", **sections: dict[str, Any]
+) -> str:
     """A run with one committed checkpoint, by default half-way through the fade to full size."""
     full = FAMILIES[family]["resolution"]
-    values = tiny_values("unused", folder)
+    values = tiny_values(data, folder, **sections)
     values["model"] = {"family": family} | FAMILIES[family]
     values["phases"] = [
         PHASE | {"resolution": full // 2},

@@ -168,8 +168,6 @@ def _check_rewinds(config: Config) -> None:
 
 def _check_tracking(config: Config) -> None:
     uri = config.tracking.uri or ""
-    if has_credentials(uri):
-        raise ValueError(f"tracking.uri: {CREDENTIALS}")
     if re.match(r"[\w.-]+:\d+(/|$)", uri):
         raise ValueError(f"tracking.uri: {uri} names no protocol; write http://{uri} or https://{uri}")
     if is_s3(config.run.dir) and not config.tracking.uri:
@@ -224,17 +222,6 @@ def _check_evaluation(config: Config) -> None:
             "data.held_out: 0, but scores compare with held-out images; give a share above 0, or set"
             " evaluation.every_images to null"
         )
-
-
-CREDENTIALS = (
-    "holds credentials; take them out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in"
-    " the environment"
-)
-
-
-def has_credentials(uri: str) -> bool:
-    """Whether an address, which others may read, holds a user or a password."""
-    return "@" in uri.partition("://")[2].partition("/")[0]
 
 
 def _no_worker_count(config: Config) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from service.address import Address
 from service.config.vocabulary import FeaturesName, ScoreName
 
 Count = Annotated[int, Field(ge=1)]
@@ -38,7 +39,7 @@ class Section(BaseModel):
 class RunSettings(Section):
     """What is run and where it is kept."""
 
-    dir: str = Field(min_length=1)
+    dir: Address
     """Folder or s3:// address of checkpoints, pictures and MLflow's database; a second start resumes."""
     images: Images | None = None
     """Stop at this clock; the default is the end of the phase table."""
@@ -152,9 +153,9 @@ class TrainingSettings(Section):
 class DataSettings(Section):
     """The shards, and how they are read."""
 
-    url: str = Field(min_length=1)
+    url: Address
     """Folder or s3:// address of shards from `python -m service.pack` or any webdataset tool."""
-    index_url: str | None = None
+    index_url: Address | None = None
     """Folder or s3:// address of the index, if data.url is read-only; the default is data.url."""
     held_out: float | None = Field(default=None, ge=0, lt=1)
     """Share that is never trained on. null takes the index's share, or 0.05 if there is no index yet."""
@@ -275,7 +276,7 @@ class EvaluationSettings(Section):
     """How many images to generate, and at most how many held-out and training images to compare with."""
     features: FeaturesName = "efficientnet_lite0"
     """Network whose features are compared; only inception gives FID, KID and IS as published."""
-    weights: str | None = None
+    weights: Address | None = None
     """File or URL of inception's weights; efficientnet_lite0 needs none."""
     scores: list[ScoreName] = Field(default=["fd"], min_length=1)
     """Any of fd, kid, is, precision, recall, density, coverage, swd, ms_ssim, memorisation."""
@@ -294,7 +295,7 @@ class EvaluationSettings(Section):
 class TrackingSettings(Section):
     """What people see of the run: MLflow, pictures, Prometheus."""
 
-    uri: str | None = None
+    uri: Address | None = None
     """Address of MLflow's tracking server; the default is a database in run.dir."""
     experiment: str = "gan-training"
     """Name of MLflow's experiment."""

@@ -25,6 +25,7 @@ from service.storage import open_storage
 from service.training import worker
 from service.training.job import Job
 from tests.conftest import tiny_config
+from tests.runs import make_run
 
 IMAGES = 60
 FD = "fd_efficientnet_lite0"
@@ -136,3 +137,24 @@ def test_other_data_than_the_run_s_is_refused(run, digits, tmp_path):
     pack.main(["digits", str(tmp_path / "other"), "--channels", "gray", "--seed", "5"])
     with pytest.raises(UsageError, match=r"fingerprint .* give the run's own data with --data"):
         evaluate.main([str(run), "--data", str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize(
+    ("data", "evaluation", "words"),
+    [
+        (
+            "s3://elsewhere/data",
+            {},
+            "reads data from s3://elsewhere/data; give --data s3://elsewhere/data",
+        ),
+        (
+            "unused",
+            {"features": "inception", "weights": "http://elsewhere.example/w.pth"},
+            r"reads weights from http://elsewhere\.example/w\.pth; give --weights",
+        ),
+    ],
+)
+def test_no_address_of_a_strangers_checkpoint_is_fetched_unasked(tmp_path, data, evaluation, words):
+    address = make_run(tmp_path / "run", "dcgan", data=data, evaluation=evaluation)
+    with pytest.raises(UsageError, match=words):
+        evaluate.main([address])

@@ -262,7 +262,7 @@ def test_a_finished_run_again_does_nothing(trained, digits, stack):
         ({"data": {"lanes": 65536}, "scale": {"workers": 1}}, DataError, r"data\.lanes"),
         ({"data": {"url": "s3://no-such-bucket/x"}}, StorageError, "no such bucket"),
         ({"run": {"dir": "s3://gan/run"}}, UsageError, r"tracking\.uri: not given"),
-        ({"tracking": {"uri": "http://me:secret@host"}}, UsageError, "holds credentials"),
+        ({"tracking": {"uri": "http://me:secret@host"}}, UsageError, "holds a user"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_ray_starts(digits, s3, tmp_path, change, error, words):

@@ -100,9 +100,7 @@ def test_a_rule_refuses_nothing_where_what_it_guards_is_not_in_use(flags):
     "uri", ["http://me:secret@host:5000", "http://secret@host", "postgresql://u:secret@db/x"]
 )
 def test_credentials_in_the_address_of_mlflow_are_refused_and_not_repeated(uri):
-    with pytest.raises(
-        UsageError, match=r"tracking\.uri: holds credentials; .*MLFLOW_TRACKING_PASS"
-    ) as refused:
+    with pytest.raises(UsageError, match=r"tracking\.uri: .*holds a user") as refused:
         digits_config("--tracking.uri", uri)
     assert "secret" not in str(refused.value)
 
