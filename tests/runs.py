@@ -1,5 +1,7 @@
 """Runs with a checkpoint, of every family and small, that nothing was trained for."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +88,10 @@ def inputs(family: str, count: int) -> dict[str, torch.Tensor]:
 def labels_of(drawn: dict[str, torch.Tensor]) -> torch.Tensor:
     """The labels, or zeros in their place."""
     return drawn.get("labels", torch.zeros(len(drawn["latents"]), dtype=torch.int64))
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest that somebody changed, with the digest that belongs to it."""
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json.dumps(rest | {"digest": digest}).encode()

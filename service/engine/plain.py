@@ -8,6 +8,9 @@ from pydantic import Field
 from service.collapse.state import CollapseState
 from service.documents import Clock, Count
 
+PARTS = ("generator", "discriminator", "ema", "optimizer_g", "optimizer_d", "spectra")
+"""The parts of a state that hold tensors."""
+
 Amended = tuple[Clock, dict[str, float]]
 """An amendment: the clock from which it is in force, and the settings that it changes, by name."""
 

@@ -15,14 +15,12 @@ from models.layers import use_fused
 from service.collapse.signals import Spectra
 from service.collapse.state import CollapseState
 from service.config import Config, TrainingSettings
-from service.engine.plain import Amended, PlainState
+from service.engine.plain import PARTS, Amended, PlainState
 
 
 @dataclass
 class TrainState:
     """What a checkpoint holds. `attempt` counts rewinds; `amendments` are their changes."""
-
-    PARTS = ("generator", "discriminator", "ema", "optimizer_g", "optimizer_d", "spectra")
 
     generator: GrowingGenerator
     discriminator: GrowingDiscriminator
@@ -38,7 +36,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, dict[str, Any]]:
         """State dictionaries by name: of the networks, the optimizers and the spectra."""
-        return {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return {name: getattr(self, name).state_dict() for name in PARTS}
 
     def plain(self) -> PlainState:
         """The plain values of the state."""
@@ -46,8 +44,8 @@ class TrainState:
 
     def load(self, tensors: dict[str, dict[str, Any]], plain: PlainState) -> None:
         """Take over the state of `tensors` and `plain`; RuntimeError if parts or shapes differ."""
-        if set(tensors) != set(self.PARTS):
-            raise RuntimeError(f"parts {sorted(tensors)}, expected {sorted(self.PARTS)}")
+        if set(tensors) != set(PARTS):
+            raise RuntimeError(f"parts {sorted(tensors)}, expected {sorted(PARTS)}")
         for name, content in tensors.items():
             getattr(self, name).load_state_dict(content)
         self.seed, self.clock, self.attempt = plain.seed, plain.clock, plain.attempt

@@ -98,10 +98,7 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
         generator = _build(config, tensors[weights])
         stage = curriculum_of(config, manifest.state.amendments).before(name.clock).stage
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{storage.url(name.folder)}: damaged, or made by another version of the service; use that"
-            f" version, or choose another checkpoint ({reason(error)})"
-        ) from error
+        raise _other_version(storage, name, error) from error
     run = read_run(storage)
     return Trained(
         generator,
@@ -125,10 +122,29 @@ def _read(
         name = _choose(storage, address, place)
         with pinned(storage, name):
             try:
-                return name, *checkpoint.read(storage, name, [weights])
+                largest = _largest(storage, name)
+                return name, *checkpoint.read(storage, name, [weights], largest)
             except MissingError:
                 if name in commits.find(storage)[0]:
                     raise
+
+
+def _largest(storage: Storage, name: commits.Name) -> dict[str, int]:
+    """The bytes of each part, by the networks that the checkpoint's own configuration describes."""
+    manifest = commits.read_manifest(storage, name)
+    try:
+        config = Config.model_validate(manifest.config)
+        with torch.device("meta"):
+            return checkpoint.largest_bytes(*models.build(config.model.family, **config.model_settings))
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
+        raise _other_version(storage, name, error) from error
+
+
+def _other_version(storage: Storage, name: commits.Name, error: Exception) -> DataError:
+    return DataError(
+        f"{storage.url(name.folder)}: damaged, or made by another version of the service; use that"
+        f" version, or choose another checkpoint ({reason(error)})"
+    )
 
 
 def _choose(storage: Storage, address: str, place: CheckpointPlace | None) -> commits.Name:

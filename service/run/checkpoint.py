@@ -1,88 +1,105 @@
 """Checkpoints exist once they are committed: files first, the manifest last, verified on load."""
 
 import hashlib
-import io
 import itertools
 import logging
 import math
-import pickle
-import struct
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import torch
+from torch import nn
 
 from service.engine.plain import PlainState
 from service.engine.state import TrainState
 from service.errors import DataError
 from service.run.commits import MANIFEST, FileEntry, Manifest, Name, Readable, find, read_manifest
 from service.run.pins import Pins
+from service.run.unpack import unpack
 from service.storage import MissingError, Storage
 from service.storage.digest import DigestingFile
 from service.storage.lock import check_token
 
 log = logging.getLogger(__name__)
 
-# What torch raises for a file without tensors, or with more than tensors.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+SLACK_BYTES = 16 << 20
+"""A file is larger than its tensors by names, shapes and small vectors."""
 
 Tensors = dict[str, dict[str, Any]]
 
 
 def read(
-    storage: Readable, name: Name, parts: Collection[str] | None = None
+    storage: Readable,
+    name: Name,
+    parts: Collection[str] | None = None,
+    largest: Mapping[str, int] | None = None,
 ) -> tuple[Tensors, Manifest]:
     """The tensors of all parts, or of those named, on the CPU, and the manifest.
 
-    DataError if a file is not what was committed.
+    `largest` are the bytes that a part's tensors may have. DataError if a file is not what was
+    committed, or larger.
     """
     manifest = read_manifest(storage, name)
+    sizes = storage.sizes(f"{name.folder}/")
     tensors = {}
     for file, expected in manifest.files.items():
-        if parts is not None and file.removesuffix(".pt") not in parts:
+        part, key = file.removesuffix(".pt"), f"{name.folder}/{file}"
+        if parts is not None and part not in parts:
             continue
-        key = f"{name.folder}/{file}"
+        if largest is not None and expected.bytes > largest[part] + SLACK_BYTES:
+            raise DataError(
+                f"{storage.url(key)}: {expected.bytes} bytes, but its networks have at most"
+                f" {largest[part]}; {Manifest.remedy}"
+            )
+        if key in sizes and sizes[key] != expected.bytes:
+            raise DataError(f"{storage.url(key)}: not the bytes that were committed; {Manifest.remedy}")
         data = storage.get(key)
         if len(data) != expected.bytes or _digest(data) != expected.sha256:
             raise DataError(f"{storage.url(key)}: not the bytes that were committed; {Manifest.remedy}")
         try:
-            content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        except UNREADABLE as error:
-            raise DataError(
-                f"{storage.url(key)}: damaged, or holds more than tensors; {Manifest.remedy}"
-            ) from error
-        if not isinstance(content, dict):
-            raise DataError(f"{storage.url(key)}: holds no named tensors; {Manifest.remedy}")
-        tensors[file.removesuffix(".pt")] = content
+            tensors[part] = unpack(data)
+        except ValueError as error:
+            raise DataError(f"{storage.url(key)}: {error}; {Manifest.remedy}") from error
     return tensors, manifest
 
 
-def newest(storage: Readable) -> Iterator[tuple[Name, Tensors, Manifest]]:
+def largest_bytes(generator: nn.Module, discriminator: nn.Module) -> dict[str, int]:
+    """The bytes that each part of a state has at most: Adam keeps two numbers for each weight."""
+
+    def size(network: nn.Module) -> int:
+        return sum(t.numel() * t.element_size() for t in network.state_dict().values())
+
+    ours, theirs = size(generator), size(discriminator)
+    return {
+        "generator": ours,
+        "ema": ours,
+        "discriminator": theirs,
+        "optimizer_g": 2 * ours,
+        "optimizer_d": 2 * theirs,
+        "spectra": ours + theirs,
+    }
+
+
+def newest(
+    storage: Readable, largest: Mapping[str, int] | None = None
+) -> Iterator[tuple[Name, Tensors, Manifest]]:
     """Checkpoints that verify, newest first."""
-    return verified(storage, reversed(find(storage)[0]))
+    return verified(storage, reversed(find(storage)[0]), largest)
 
 
-def verified(storage: Readable, names: Iterable[Name]) -> Iterator[tuple[Name, Tensors, Manifest]]:
+def verified(
+    storage: Readable, names: Iterable[Name], largest: Mapping[str, int] | None = None
+) -> Iterator[tuple[Name, Tensors, Manifest]]:
     """The checkpoints that verify; the others are logged and skipped.
 
     If storage cannot be read at all, its StorageError is raised: that is no reason to go back further.
     """
     for name in names:
         try:
-            yield name, *read(storage, name)
+            yield name, *read(storage, name, largest=largest)
         except (DataError, MissingError) as error:
             log.warning("event=checkpoint_refused name=%s error=%s", name.folder, error)
 
@@ -92,7 +109,7 @@ def resume(storage: Readable, state: TrainState) -> tuple[Name, Manifest] | None
 
     DataError if there are some but none verifies: a new start would delete them.
     """
-    for name, tensors, manifest in newest(storage):
+    for name, tensors, manifest in newest(storage, largest_bytes(state.generator, state.discriminator)):
         try:
             state.load(tensors, manifest.state)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -208,7 +225,7 @@ class Checkpointer:
             config=self.config,
             metrics=metrics,
             due=due,
-        )
+        ).sealed()
         self.before_commit()
         check_token(self.storage, self.token)
         self.storage.put_if(f"{name.folder}/{MANIFEST}", manifest.to_bytes(), None)

@@ -4,15 +4,17 @@ A checkpoint is a folder `checkpoints/<clock>-<token>-<sequence>` in the run dir
 later of two is the one with the higher token (see storage/lock.py), then the higher sequence number.
 """
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator
 
 from service.collapse.state import Level
 from service.documents import Count, Digest, Document, Plain
-from service.engine.plain import PlainState
+from service.engine.plain import PARTS, PlainState
 from service.errors import DataError
 from service.storage import Storage
 
@@ -44,9 +46,18 @@ class FileEntry:
     sha256: Digest
 
 
+def _check_files(files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+    """ValueError unless the files are those of a state's parts."""
+    wanted = {f"{part}.pt" for part in PARTS}
+    if files.keys() != wanted:
+        raise ValueError(f"files are {sorted(files)}, not {sorted(wanted)}")
+    return files
+
+
 class Manifest(Document):
     """What a checkpoint is made of. It is written last: without it there is no checkpoint.
 
+    `digest` is that of all the rest; one that an earlier version wrote has none.
     `metrics` are the last values that the run recorded before it, for people. One that was not `due` at
     its clock, but made on a notice or by time, is resumed from and then forgotten: no rewind goes back
     to it, for a run that nothing disturbed does not have it.
@@ -57,11 +68,28 @@ class Manifest(Document):
     version: Literal[2] = 2
     token: Count
     sequence: Count
-    files: dict[Annotated[str, Field(pattern=r"^[a-z_]+\.pt$")], FileEntry]
+    files: Annotated[dict[str, FileEntry], AfterValidator(_check_files)]
     state: PlainState
     config: Plain
     metrics: dict[str, float]
     due: bool = True
+    digest: Digest | None = None
+
+    def sealed(self) -> "Manifest":
+        """The manifest with its digest."""
+        return self.model_copy(update={"digest": self._digest()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, address: str) -> "Manifest":
+        """The manifest in the file at `address`; DataError names the file and the remedy."""
+        manifest = super().from_bytes(data, address)
+        if manifest.digest is not None and manifest.digest != manifest._digest():
+            raise DataError(f"{address}: not as it was written; {cls.remedy}")
+        return manifest
+
+    def _digest(self) -> str:
+        content = self.model_dump(exclude={"digest"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def is_healthy(self) -> bool:

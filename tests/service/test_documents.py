@@ -21,7 +21,7 @@ from service.data.index import About, IndexHead
 from service.data.indexing import MarksDocument
 from service.data.packing import Part, PartDocument
 from service.documents import Clock, Count, Digest, Document, Plain, Seconds
-from service.engine.plain import PlainState
+from service.engine.plain import PARTS, PlainState
 from service.errors import DataError
 from service.recording.record import Event, EventAction, Note, Record, Refusal, SpanTime
 from service.recording.spool import Mark, Segment
@@ -269,7 +269,7 @@ DOCUMENTS: dict[type[Document], Document] = {
     Manifest: Manifest(
         token=1,
         sequence=2,
-        files={"ema.pt": FileEntry(10, "0a" * 32)},
+        files={f"{part}.pt": FileEntry(10, "0a" * 32) for part in PARTS},
         state=PlainState(
             0,
             640,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from service.collapse.state import CollapseState, Kind, Level, Measurement, Verdict
 from service.config import Config
+from service.engine.plain import PARTS
 from service.engine.state import new_state
 from service.errors import DataError, LockError, StorageError
 from service.run import checkpoint, commits
@@ -23,6 +24,7 @@ from service.run.commits import Name
 from service.storage import open_storage
 from service.storage.lock import RunLock
 from tests.conftest import tiny_config
+from tests.runs import sealed
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def test_code_in_a_checkpoint_is_not_run(storage, state, token, tmp_path):
     digest = hashlib.sha256(data).hexdigest()
     manifest["files"]["ema.pt"] = {"bytes": len(data), "sha256": digest}
     storage.put(f"{name.folder}/ema.pt", data)
-    storage.put(f"{name.folder}/manifest.json", json.dumps(manifest).encode())
+    storage.put(f"{name.folder}/manifest.json", sealed(manifest))
     assert checkpoint.resume(storage, state)[0].clock == 16
     assert not target.exists()
 
@@ -278,7 +280,7 @@ def rewrite(storage, change, file: str = "", data: bytes = b"") -> str:
     if file:
         storage.put(key.replace(commits.MANIFEST, file), data)
         manifest["files"][file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    storage.put(key, json.dumps(manifest).encode())
+    storage.put(key, sealed(manifest))
     return key
 
 
@@ -294,7 +296,7 @@ def rewrite(storage, change, file: str = "", data: bytes = b"") -> str:
         (
             "",
             {"files": {"../lock.json": {"bytes": 1, "sha256": "0" * 64}}},
-            r"damaged \(files\.\.\./lock",
+            r"damaged \(files: Value error, files are \['\.\./lock\.json'\], not",
         ),
         ("files", {"ema.pt": {"bytes": 1, "sha256": "ab"}}, r"damaged \(files\.ema\.pt\.sha256: String"),
         (
@@ -389,12 +391,29 @@ def test_tensors_of_other_networks_say_go_on_with_the_version_that_made_them(
 
 def test_a_checkpoint_that_lacks_a_part_is_not_resumed_from(storage, state, token):
     save(storage, token, state, 16, 32)
-    rewrite(storage, lambda manifest: manifest["files"].pop("ema.pt"))
-    with pytest.raises(
-        DataError,
-        match=r"made by a version of the service with other networks.*\(parts .*expected .*ema",
-    ):
-        checkpoint.resume(storage, state)
+    rewrite(storage, lambda manifest: [manifest["files"].pop(f"{part}.pt") for part in PARTS[:4]])
+    assert checkpoint.resume(storage, state)[0].clock == 16
+
+
+def test_a_file_larger_than_its_networks_is_not_opened(storage, state, token, monkeypatch, caplog):
+    monkeypatch.setattr(checkpoint, "SLACK_BYTES", 200_000)
+    save(storage, token, state, 16, 32)
+    rewrite(storage, lambda manifest: None, "ema.pt", bytes(5_000_000))
+    assert checkpoint.resume(storage, state)[0].clock == 16
+    assert "5000000 bytes, but its networks have at most" in caplog.text
+
+
+def test_a_manifest_in_which_a_bit_changed_is_passed_over(storage, state, token):
+    save(storage, token, state, 16, 32)
+    key = f"{commits.find(storage)[0][-1].folder}/{commits.MANIFEST}"
+    manifest = json.loads(storage.get(key))
+    manifest["state"]["seed"] += 1
+    storage.put(key, json.dumps(manifest).encode())
+    with pytest.raises(DataError, match="not as it was written"):
+        commits.read_manifest(storage, commits.find(storage)[0][-1])
+    del manifest["digest"]  # as an earlier version wrote it
+    storage.put(key, json.dumps(manifest).encode())
+    assert checkpoint.resume(storage, state)[0].clock == 32
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

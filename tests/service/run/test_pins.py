@@ -75,11 +75,11 @@ def test_the_pin_of_a_reader_that_died_counts_for_a_while(run):
 def test_a_reader_that_a_sweep_overtook_reads_the_next_one(run, monkeypatch):
     first, read = run.save(96), checkpoint.read
 
-    def overtaken(storage: Storage, name: commits.Name, parts):
+    def overtaken(storage: Storage, name: commits.Name, *more):
         if name == first:
             run.save(112)  # keeps the first, which is pinned
             storage.delete([*commits.find(storage)[1][first]])  # a sweep that had begun before the pin
-        return read(storage, name, parts)
+        return read(storage, name, *more)
 
     monkeypatch.setattr(checkpoint, "read", overtaken)
     assert load(run.storage.address).place.name.clock == 112
