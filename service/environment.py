@@ -9,6 +9,9 @@ from pathlib import Path
 
 from service.errors import UsageError
 
+RAY_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""For a Ray that no other machine joins: else it replaces a loopback address by the machine's own."""
+
 
 def log_level() -> str:
     """LOG_LEVEL, in any case; WARNING if it is not set."""
@@ -37,11 +40,6 @@ def local_rank() -> int:
 def prometheus_targets() -> str | None:
     """GAN_PROMETHEUS_TARGETS: a folder on this node where a Prometheus looks for runs to scrape."""
     return _value("GAN_PROMETHEUS_TARGETS") or None
-
-
-def git_commit() -> str | None:
-    """SERVICE_GIT_COMMIT: the commit of the code, which images have no .git to ask for."""
-    return _value("SERVICE_GIT_COMMIT") or None
 
 
 def cache_home() -> Path:

@@ -1,11 +1,13 @@
 """What tests of running things share: waiting for what comes, and reading /metrics."""
 
+import contextlib
 import json
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.recording.life import Beat
@@ -62,3 +64,17 @@ class SilentRecorder(RecorderClient):
 
     def _send(self, send: Callable[[], object]) -> None:
         """Nobody takes it."""
+
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def listening(processes: Iterable[psutil.Process]) -> set[str]:
+    """The addresses that these processes and all that they started listen on."""
+    addresses = set()
+    for process in processes:
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sockets = one.net_connections(kind="inet")
+                addresses |= {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+    return addresses

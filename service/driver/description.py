@@ -1,16 +1,15 @@
 """What MLflow records once for each run: parameters, versions, the data, the commit of the code."""
 
 import importlib.metadata
-import subprocess
 from pathlib import Path
 
-from service import environment
 from service.config import Config
 from service.config.identity import flatten
 from service.config.schema import MLFLOW_DATABASE
 from service.config.yaml import to_yaml
 from service.data.index import Index, class_counts
 from service.driver.preflight import RunDir
+from service.driver.provenance import provenance
 from service.recording.mlflow import Description, check_store
 
 LONGEST_TAG = 500
@@ -33,7 +32,7 @@ def describe_run(config: Config, run: RunDir, parent: str | None) -> Description
             "run.dir": config.run.dir,
             "data.fingerprint": run.index.fingerprint(),
             "data.classes": ", ".join(run.index.about.classes)[:LONGEST_TAG],
-            "mlflow.source.git.commit": git_commit(),
+            **provenance(),
         },
         texts={"config.yaml": to_yaml(config)} | _classes_text(run.index),
     )
@@ -51,17 +50,3 @@ def _classes_text(index: Index) -> dict[str, str]:
     counts = class_counts(index.label, index.about.classes)
     lines = [f"{label}\t{count}\t{name}\n" for label, (name, count) in enumerate(counts)]
     return {"classes.tsv": "".join(["label\timages\tname\n", *lines])} if counts else {}
-
-
-def git_commit() -> str:
-    """The commit of the code: from SERVICE_GIT_COMMIT, else from git, else "unknown"."""
-    if commit := environment.git_commit():
-        return commit
-    here = Path(__file__).parent
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return result.stdout.strip()

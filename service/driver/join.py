@@ -77,10 +77,12 @@ def _start_local(config: Config) -> None:
     # does not know the run, so they would end its workers.
     port = str(free_port(LOOPBACK))
     os.environ["RAY_GCS_SERVER_PORT"] = port
-    environment: dict[str, Any] = {"env_vars": {"RAY_ADDRESS": f"{LOOPBACK}:{port}"}}
+    everywhere: dict[str, Any] = {"env_vars": {"RAY_ADDRESS": f"{LOOPBACK}:{port}"}}
     cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
+    os.environ.update(environment.RAY_ALONE)
+    ray_constants.ENABLE_RAY_CLUSTER = False
     loopback: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
-    ray.init(address="local", num_cpus=cpus, runtime_env=environment, **loopback, **QUIET)
+    ray.init(address="local", num_cpus=cpus, runtime_env=everywhere, **loopback, **QUIET)
     wanted = "scale.gpu" if config.scale.gpu else "evaluation.gpus" if config.evaluation.gpus else ""
     if wanted and not ray.cluster_resources().get("GPU"):
         ray.shutdown()

@@ -77,24 +77,25 @@ class Manifest(Document):
 
     def sealed(self) -> "Manifest":
         """The manifest with its digest."""
-        return self.model_copy(update={"digest": self._digest()})
+        return self.model_copy(update={"digest": _digest(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes, address: str) -> "Manifest":
         """The manifest in the file at `address`; DataError names the file and the remedy."""
         manifest = super().from_bytes(data, address)
-        if manifest.digest is not None and manifest.digest != manifest._digest():
+        if manifest.digest is not None and manifest.digest != _digest(manifest):
             raise DataError(f"{address}: not as it was written; {cls.remedy}")
         return manifest
-
-    def _digest(self) -> str:
-        content = self.model_dump(exclude={"digest"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def is_healthy(self) -> bool:
         """Whether a rewind may go back to it: it was due, and nothing was wrong with the training."""
         return self.due and self.state.collapse.verdict.level == Level.HEALTHY
+
+
+def _digest(manifest: Manifest) -> str:
+    content = manifest.model_dump(exclude={"digest"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, order=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from service.config.identity import flatten
 from service.config.yaml import to_yaml
-from service.driver.description import git_commit
+from service.driver.provenance import provenance
 from service.recording.mlflow import Description, MlflowLog, Status
 from service.run.directory import SWEEP_KEY
 from service.tuning.plan import Plan
@@ -91,6 +91,6 @@ def _description(plan: Plan, key: str) -> Description:
         key=key,
         name=plan.dir.rstrip("/").rpartition("/")[2],
         parameters=swept | searched | fixed,
-        tags={"sweep.dir": plan.dir, "mlflow.source.git.commit": git_commit()},
+        tags={"sweep.dir": plan.dir, **provenance()},
         texts={"config.yaml": to_yaml(plan.config), SWEEP_KEY: plan.storage.get(SWEEP_KEY).decode()},
     )

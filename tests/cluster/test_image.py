@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from service.driver.provenance import COMMIT_FILE
 from tests.conftest import ROOT
 from tests.test_project import PROJECT
 
@@ -82,8 +83,7 @@ def test_it_installs_torch_first_and_then_the_lock_with_its_hashes():
 
 def test_version_and_commit_are_told_to_the_image_by_make():
     runtime = stages()["runtime"]
-    environment = [rest for name, rest in runtime if name == "ENV"]
-    assert "SERVICE_GIT_COMMIT=$SERVICE_GIT_COMMIT" in environment[0]
+    assert ("RUN", f'echo "$SERVICE_GIT_COMMIT" > {COMMIT_FILE}') in runtime
     command = subprocess.run(
         ["make", "--dry-run", "image", "IMAGE=example.com/gan", "DOCKER_FLAGS=--pull"],
         cwd=ROOT,

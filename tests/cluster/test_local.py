@@ -15,6 +15,7 @@ from cluster import local
 from cluster.local import Stack, StackError
 from service.errors import DataError, UsageError
 from tests.conftest import need_package, run_command
+from tests.live import LOOPBACK, listening
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +50,11 @@ def test_up_twice_keeps_what_runs_and_down_ends_all_of_it(tmp_path):
     assert not process.alive
     assert not psutil.pid_exists(process.pid)
     assert Stack.load(tmp_path).processes == {}
+
+
+def test_all_that_was_started_listens_on_loopback_alone(stack):
+    started = [psutil.Process(process.pid) for process in stack.processes.values()]
+    assert listening(started) <= LOOPBACK
 
 
 def test_a_killed_service_comes_back_where_its_clients_know_it(tmp_path):

@@ -41,7 +41,6 @@ def test_variables_are_read_in_one_place():
         ("LOG_LEVEL", "", environment.log_level, "WARNING"),
         ("RAY_ADDRESS", "", environment.ray_address, "local"),
         ("RAY_ADDRESS", "auto", environment.ray_address, "auto"),
-        ("SERVICE_GIT_COMMIT", " ", environment.git_commit, None),
         ("GAN_PROMETHEUS_TARGETS", "", environment.prometheus_targets, None),
         ("XDG_CACHE_HOME", "", environment.cache_home, Path("~/.cache").expanduser()),
         ("AWS_ENDPOINT_URL_S3", "", environment.s3_endpoint, None),

@@ -12,6 +12,7 @@ import mlflow
 import pytest
 
 from service import pack
+from service.driver.provenance import code_digest
 from service.run import checkpoint, commits
 from service.storage import open_storage
 from tests.conftest import ROOT, assert_no_secrets, need_package
@@ -64,6 +65,8 @@ def test_mlflow_shows_configuration_curves_and_grids(job):
     _, client, run = job
     assert run.info.status == "FINISHED"
     assert run.data.params["data.url"] == "s3://gan/job/data"
+    assert run.data.tags["code.sha256"] == code_digest()
+    assert run.data.tags["mlflow.source.git.commit"] == "unknown"  # Ray leaves .git out
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "loss_d")]
     assert sorted(steps) == list(range(640, IMAGES + 1, 640))
     names = [f.path for f in client.list_artifacts(run.info.run_id, "images")]

@@ -21,7 +21,7 @@ from service.recording.pictures import CAPTION_PIXELS
 from service.run import checkpoint, commits
 from service.storage import open_storage
 from tests.conftest import assert_equal, run_command, start_command, tiny_values
-from tests.live import scrape
+from tests.live import LOOPBACK, listening, scrape
 
 IMAGES = 1280
 LIMIT_S = 300
@@ -196,6 +196,7 @@ def served_while_it_runs(driver: subprocess.Popen) -> None:
     assert values()["gan_left_seconds"] >= 0
     assert values()["gan_run_dir_free_bytes"] > 0
     assert values()["gan_failed"] == 0
+    assert listening([psutil.Process(driver.pid)]) <= LOOPBACK
 
 
 def clocks(run: Path) -> list[int]:

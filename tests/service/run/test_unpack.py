@@ -1,5 +1,6 @@
 """Files of tensors from strangers: nothing in them runs, and none takes more memory than its bytes."""
 
+import contextlib
 import io
 import pickle
 import subprocess
@@ -136,7 +137,5 @@ def test_no_changed_byte_leads_to_anything_but_a_dictionary_or_a_value_error(dat
     content = bytearray(GOOD)
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(ValueError):
         assert isinstance(unpack(bytes(content)), dict)
-    except ValueError:
-        pass
