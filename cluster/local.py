@@ -228,7 +228,10 @@ class Stack:
         command += [f"-s3.config={self._write_identities()}", "-s3.autoCreateBucket=false"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         self.environment["AWS_ENDPOINT_URL"] = f"http://{HOST}:{ports['s3']}"
-        self._spawn("s3", command, ports["s3"], "/")
+        # Its filer and volumes serve the same objects, and would ask nobody for anything.
+        doors = ("FILER_SIGNING", "FILER_SIGNING_READ", "SIGNING", "SIGNING_READ")
+        keys = {f"WEED_JWT_{door}_KEY": secrets.token_hex(32) for door in doors}
+        self._spawn("s3", command, ports["s3"], "/", **keys)
 
     def _write_identities(self) -> Path:
         """SeaweedFS's list of who may do what: the stack's own keys, and nobody else."""

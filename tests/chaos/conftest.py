@@ -83,7 +83,7 @@ class ChaosRun:
         self.address = address or f"s3://{BUCKET}/runs/{name}"
         self.storage = open_storage(self.address, retry_s=60)
         self.log = folder / f"{name}.log"
-        self._config = folder / f"{name}.yaml"
+        self.config = folder / f"{name}.yaml"
         self._driver: subprocess.Popen[bytes] | None = None
         there = os.environ | self._environment
         values = tiny_values(
@@ -94,7 +94,7 @@ class ChaosRun:
             **({"checkpoint": {"every_images": SAVE_EVERY, "keep": 1000}} | sections),
         )
         values["phases"] = [phase | {"accumulation": 1} for phase in values["phases"]]
-        self._config.write_text(yaml.safe_dump(values))
+        self.config.write_text(yaml.safe_dump(values))
 
     def __enter__(self) -> "ChaosRun":
         return self
@@ -106,7 +106,7 @@ class ChaosRun:
     def submit(self, *flags: str) -> None:
         """The same command, again and again."""
         command = [*self._inside, sys.executable, "-m", "service.train"]
-        command += ["--config", str(self._config), *flags]
+        command += ["--config", str(self.config), *flags]
         with open(self.log, "ab") as out:
             self._driver = subprocess.Popen(
                 command,
@@ -160,7 +160,7 @@ class ChaosRun:
         """A value at the run's /metrics."""
         address = re.findall(r"live values at (\S+)", self.output())[-1]
         with urllib.request.urlopen(address, timeout=LIMIT_S) as answer:
-            (value,) = re.findall(rf"(?m)^gan_{name} (\S+)$", answer.read().decode())
+            (value,) = re.findall(rf"(?m)^gan_{name}{{.*}} (\S+)$", answer.read().decode())
         return float(value)
 
     def final(self) -> tuple[checkpoint.Tensors, commits.Manifest]:

@@ -9,6 +9,7 @@ import torch
 
 from service.run import checkpoint, commits
 from tests.chaos.conftest import LOOK_EVERY, SAVE_EVERY, curve
+from tests.runs import sealed
 
 PLANTED = 4 * SAVE_EVERY
 SEEN, HEALTHY, END = PLANTED + LOOK_EVERY, PLANTED - SAVE_EVERY, PLANTED + 2 * SAVE_EVERY
@@ -79,4 +80,4 @@ def plant_nan(run) -> None:
     manifest = json.loads(run.storage.get(key))
     digest = hashlib.sha256(data).hexdigest()
     manifest["files"]["generator.pt"] = {"bytes": len(data), "sha256": digest}
-    run.storage.put(key, json.dumps(manifest).encode())
+    run.storage.put(key, sealed(manifest))

@@ -1,12 +1,9 @@
 """Alerts for real: a run that hangs or dies, a Prometheus that scrapes it, and the rules."""
 
-import json
 import re
 import signal
 import subprocess
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import yaml
 from cluster import local
 from cluster.local import RULES, Stack
 from tests.conftest import need_package, start_command, tiny_values
+from tests.live import ask_prometheus, firing, hurry
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +27,7 @@ IMAGES = 960
 def prometheus(tmp_path, monkeypatch) -> Iterator[Stack]:
     """The stack's Prometheus with the real rules, but `for` a second, and two scrapes in it."""
     need_package("/usr/bin/prometheus", "prometheus")
-    content = yaml.safe_load(RULES.read_text())
-    for group in content["groups"]:
-        for rule in group["rules"]:
-            if "alert" in rule:
-                rule["for"] = "1s"
-    hurried = tmp_path / "rules.yml"
-    hurried.write_text(yaml.safe_dump(content))
-    monkeypatch.setattr(local, "RULES", hurried)
+    monkeypatch.setattr(local, "RULES", hurry(tmp_path))
     monkeypatch.setattr(local, "SCRAPE", "500ms")
     stack = Stack.load(tmp_path / "stack")
     try:
@@ -64,21 +55,10 @@ def start_run(digits: Path, folder: Path, stack: Stack) -> subprocess.Popen[str]
     )
 
 
-def ask(stack: Stack, path: str, **parameters: str) -> Any:
-    address = f"http://127.0.0.1:{stack.processes['prometheus'].port}/api/v1/{path}"
-    with urllib.request.urlopen(f"{address}?{urllib.parse.urlencode(parameters)}", timeout=10) as answer:
-        return json.load(answer)["data"]
-
-
 def value(stack: Stack, query: str) -> float | None:
     """The newest value of a query's only series; None while there is none."""
-    result = ask(stack, "query", query=query)["result"]
+    result = ask_prometheus(stack, "query", query=query)["result"]
     return float(result[0]["value"][1]) if result else None
-
-
-def firing(stack: Stack) -> dict[str, dict]:
-    alerts = ask(stack, "alerts")["alerts"]
-    return {a["labels"]["alertname"]: a for a in alerts if a["state"] == "firing"}
 
 
 def wait_for(condition: Callable[[], Any], driver: subprocess.Popen[str] | None = None) -> None:
@@ -104,7 +84,7 @@ def test_a_run_that_hangs_and_one_that_is_killed_fire_their_alerts_until_they_ar
     driver = start_run(digits, tmp_path, prometheus)
     try:
         wait_for(lambda: value(prometheus, "gan_score_images"), driver)
-        served = set(ask(prometheus, "label/__name__/values"))
+        served = set(ask_prometheus(prometheus, "label/__name__/values"))
         asked_for = set(re.findall(r"\bgan_\w+", RULES.read_text()))
         assert asked_for - served == set()
 
@@ -130,7 +110,7 @@ def test_a_run_that_hangs_and_one_that_is_killed_fire_their_alerts_until_they_ar
     wait_for(lambda: "GanRunGone" in firing(prometheus))
     (target,) = Path(prometheus.environment["GAN_PROMETHEUS_TARGETS"]).glob("*.json")
     target.unlink()
-    wait_for(lambda: not ask(prometheus, "targets")["activeTargets"])
+    wait_for(lambda: not ask_prometheus(prometheus, "targets")["activeTargets"])
     wait_for(lambda: not firing(prometheus))
 
 

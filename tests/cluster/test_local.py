@@ -6,14 +6,16 @@ import os
 import re
 import stat
 import time
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 
 from cluster import local
-from cluster.local import Stack, StackError
+from cluster.local import BUCKET, Stack, StackError
 from service.errors import DataError, UsageError
+from service.storage import open_storage
 from tests.conftest import need_package, run_command
 from tests.live import LOOPBACK, listening
 
@@ -55,6 +57,15 @@ def test_up_twice_keeps_what_runs_and_down_ends_all_of_it(tmp_path):
 def test_all_that_was_started_listens_on_loopback_alone(stack):
     started = [psutil.Process(process.pid) for process in stack.processes.values()]
     assert listening(started) <= LOOPBACK
+
+
+def test_no_door_of_seaweedfs_is_open_without_a_key(stack, s3):
+    open_storage(f"{s3}/locked").put("object", b"secret")
+    _, _, _, filer, _ = stack.ports["s3"]
+    for method, path in (("GET", "locked/object"), ("GET", "locked/"), ("PUT", "evil")):
+        request = Request(f"http://127.0.0.1:{filer}/buckets/{BUCKET}/{path}", method=method, data=b"")
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(request, timeout=10)
 
 
 def test_a_killed_service_comes_back_where_its_clients_know_it(tmp_path):

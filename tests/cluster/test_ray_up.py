@@ -27,15 +27,17 @@ def test_the_head_holds_no_worker_and_the_rest_are_spot_gpus_between_bounds(conf
     head = prepared["available_node_types"].pop(prepared["head_node_type"])
     assert (head["resources"], head["max_workers"]) == ({"CPU": 0}, 0)
     assert "--num-cpus=0" in prepared["head_start_ray_commands"][-1]
-    (group,) = prepared["available_node_types"].values()
-    assert 0 <= group["min_workers"] < group["max_workers"] <= prepared["max_workers"]
-    node = group["node_config"]
-    if prepared["provider"]["type"] == "aws":
-        assert node["InstanceMarketOptions"] == {"MarketType": "spot"}
-        assert node["InstanceType"].startswith("g")
-    else:
-        assert node["scheduling"]["provisioningModel"] == "SPOT"
-        assert group["resources"]["GPU"] == node["guestAccelerators"][0]["acceleratorCount"]
+    for name, group in prepared["available_node_types"].items():
+        assert 0 <= group["min_workers"] <= group["max_workers"] <= prepared["max_workers"], name
+        node = group["node_config"]
+        if prepared["provider"]["type"] == "aws":
+            assert node["InstanceMarketOptions"] == {"MarketType": "spot"}, name
+            assert node["InstanceType"][0] in "gp", name
+        else:
+            assert node["scheduling"]["provisioningModel"] == "SPOT", name
+            accelerators = node.get("guestAccelerators", [{"acceleratorCount": 8}])  # a2 has its own
+            assert group["resources"]["GPU"] == accelerators[0]["acceleratorCount"], name
+    assert prepared["available_node_types"]["gpu-spot"]["max_workers"] > 0
 
 
 def test_ray_wants_a_token_everywhere_and_the_dashboard_is_on_loopback(config):

@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -16,6 +14,7 @@ from service.driver.provenance import code_digest
 from service.run import checkpoint, commits
 from service.storage import open_storage
 from tests.conftest import ROOT, assert_no_secrets, need_package
+from tests.live import ask_prometheus
 
 IMAGES = 2560
 
@@ -73,28 +72,27 @@ def test_mlflow_shows_configuration_curves_and_grids(job):
     assert any(name.endswith(".png") for name in names)
 
 
-def ask_prometheus(stack, what: str, **parameters: object) -> list[dict]:
-    """What the stack's Prometheus answers to a query."""
+@pytest.fixture
+def prometheus(stack):
+    """The stack, of which Prometheus runs."""
     need_package("/usr/bin/prometheus", "prometheus")
-    query = urllib.parse.urlencode(parameters)
-    address = f"http://127.0.0.1:{stack.processes['prometheus'].port}/api/v1/{what}?{query}"
-    with urllib.request.urlopen(address, timeout=10) as answer:
-        return json.load(answer)["data"]["result"]
+    return stack
 
 
-def test_the_stacks_prometheus_scraped_it_without_being_told(job, stack):
+def test_the_stacks_prometheus_scraped_it_without_being_told(job, prometheus):
     query = 'last_over_time(gan_images{run="digits-run"}[1h])'
-    (series,) = ask_prometheus(stack, "query", query=query)
+    (series,) = ask_prometheus(prometheus, "query", query=query)["result"]
     assert 0 < float(series["value"][1]) <= IMAGES
 
 
-def test_prometheus_saw_it_end_in_order(job, stack):
+def test_prometheus_saw_it_end_in_order(job, prometheus):
     for metric, last in (("gan_up", "0"), ("gan_failed", "0")):
         query = f'last_over_time({metric}{{run="digits-run"}}[1h])'
-        assert [each["value"][1] for each in ask_prometheus(stack, "query", query=query)] == [last]
+        found = ask_prometheus(prometheus, "query", query=query)
+        assert [each["value"][1] for each in found["result"]] == [last]
 
 
-def test_every_panel_of_the_dashboard_has_data(job, stack):
+def test_every_panel_of_the_dashboard_has_data(job, prometheus):
     board = json.loads((ROOT / "helm/gan-training/files/dashboard.json").read_text())
     targets = [target for panel in board["panels"] for target in panel.get("targets", ())]
     now = time.time()
@@ -105,7 +103,7 @@ def test_every_panel_of_the_dashboard_has_data(job, stack):
     assert len(elsewhere) == 1
     for query in {target["expr"] for target in targets} - elsewhere:
         filled = query.replace("$__rate_interval", "1m").replace("$run", "digits-run")
-        found = ask_prometheus(stack, "query_range", query=filled, **times)
+        found = ask_prometheus(prometheus, "query_range", query=filled, **times)["result"]
         assert any(value != "NaN" for each in found for _, value in each["values"]), query
 
 
