@@ -77,13 +77,13 @@ class Manifest(Document):
 
     def sealed(self) -> "Manifest":
         """The manifest with its digest."""
-        return self.model_copy(update={"digest": _digest(self)})
+        return self.model_copy(update={"digest": _digest(self.to_bytes())})
 
     @classmethod
     def from_bytes(cls, data: bytes, address: str) -> "Manifest":
         """The manifest in the file at `address`; DataError names the file and the remedy."""
         manifest = super().from_bytes(data, address)
-        if manifest.digest is not None and manifest.digest != _digest(manifest):
+        if manifest.digest is not None and manifest.digest != _digest(data):
             raise DataError(f"{address}: not as it was written; {cls.remedy}")
         return manifest
 
@@ -93,8 +93,9 @@ class Manifest(Document):
         return self.due and self.state.collapse.verdict.level == Level.HEALTHY
 
 
-def _digest(manifest: Manifest) -> str:
-    content = manifest.model_dump(exclude={"digest"})
+def _digest(manifest: bytes) -> str:
+    """Of what the file says, however it is laid out, but for the digest itself."""
+    content = {key: value for key, value in json.loads(manifest).items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

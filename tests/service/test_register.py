@@ -162,7 +162,7 @@ def test_a_checkpoint_is_registered_once_and_aliases_move(registry, folder):
         ),
         (
             ["--name", "x", "--tracking-uri", "http://me:secret@host:9"],
-            "--tracking-uri: holds cred",
+            "holds a user",
         ),
     ],
 )

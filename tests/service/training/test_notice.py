@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from service.config import Config
-from service.engine.plain import PlainState
+from service.engine.plain import PARTS, PlainState
 from service.recording.recorder import Leaving
 from service.run import checkpoint, commits
 from service.run.checkpoint import Keep
@@ -116,6 +116,7 @@ def test_checkpoints_that_were_not_due_push_out_none_that_was():
 
 def test_a_rewind_goes_back_to_none_that_was_not_due():
     state = PlainState(seed=0, clock=16)
-    manifest = commits.Manifest(token=1, sequence=1, files={}, state=state, config={}, metrics={})
+    files = {f"{part}.pt": commits.FileEntry(1, "0a" * 32) for part in PARTS}
+    manifest = commits.Manifest(token=1, sequence=1, files=files, state=state, config={}, metrics={})
     assert manifest.is_healthy
     assert not manifest.model_copy(update={"due": False}).is_healthy

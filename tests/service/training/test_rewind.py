@@ -20,6 +20,7 @@ from service.storage.lock import RunLock
 from service.training import worker
 from service.training.job import Job
 from tests.conftest import assert_equal, tiny_config
+from tests.runs import sealed
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +86,7 @@ def damage(run: Path, **verdict: str) -> None:
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     manifest["files"]["generator.pt"] = {"bytes": buffer.tell(), "sha256": digest}
     manifest["state"]["collapse"]["verdict"] |= verdict
-    file.write_text(json.dumps(manifest))
+    file.write_bytes(sealed(manifest))
 
 
 @pytest.fixture(scope="module")
