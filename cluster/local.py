@@ -210,8 +210,8 @@ class Stack:
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
-                **RAY_ALONE,
                 "GAN_PROMETHEUS_TARGETS": str(self._targets),
+                **RAY_ALONE,
             }
 
     def _start_s3(self) -> None:
@@ -303,7 +303,7 @@ class Stack:
         # Ray's sockets lie below this folder, and their paths must be short.
         temporary = tempfile.mkdtemp(prefix="gan-ray-")
         self.temporary.append(temporary)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
+        command = [sys.executable, "-m", "cluster.ray_start", "--block", *options]
         command += [f"--node-ip-address={HOST}", f"--temp-dir={temporary}"]
         command += [f"--dashboard-agent-listen-port={agent}"]
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
