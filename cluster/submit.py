@@ -5,17 +5,20 @@ Ray's own variables say where the cluster is, and with which token: RAY_API_SERV
 RAY_AUTH_TOKEN.
 """
 
+import hashlib
+import json
 import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from service.cli import Exit, Options, Positional, Text, parse, run_command, split_flags
 from service.errors import ServiceError
 
-RUN = "gan-run"
-"""The key of a job's metadata that names its run."""
+RUN, FLAGS = "gan-run", "gan-flags"
+"""The keys of a job's metadata that name its run, and the digest of its flags."""
 
 
 class GivenUpError(ServiceError):
@@ -41,8 +44,11 @@ class Next(StrEnum):
     GIVEN_UP = "has failed for a reason that lasts"
 
 
-def decide(last: JobDetails | None) -> Next:
-    """What to do after the run's last job."""
+def decide(last: JobDetails | None, flags: str) -> Next:
+    """What to do after the run's last job; `flags` is the digest of what would be submitted now.
+
+    With other flags, what lasted may be over.
+    """
     match last and last.status:
         case JobStatus.PENDING | JobStatus.RUNNING:
             return Next.RUNS
@@ -51,7 +57,8 @@ def decide(last: JobDetails | None) -> Next:
         case JobStatus.STOPPED:
             return Next.STOPPED
         case JobStatus.FAILED if last and last.driver_exit_code in (Exit.USAGE, Exit.LASTING):
-            return Next.GIVEN_UP
+            if (last.metadata or {}).get(FLAGS) == flags:
+                return Next.GIVEN_UP
     return Next.SUBMIT
 
 
@@ -59,26 +66,33 @@ def main(arguments: Sequence[str]) -> None:
     """Look, and submit if that is due."""
     own, flags = split_flags(arguments)
     options = parse(SubmitOptions, own, "cluster.submit", __doc__ or "")
+    digest = hashlib.sha256(shlex.join(flags).encode()).hexdigest()
     try:
-        client = JobSubmissionClient()
-        jobs = [job for job in client.list_jobs() if (job.metadata or {}).get(RUN) == options.name]
-    except (ConnectionError, RuntimeError) as error:
+        _look_after(JobSubmissionClient(), options.name, flags, digest)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ServiceError(
-            f"no Ray cluster answers ({error}); it is asked again at the next try"
+            f"no Ray cluster takes jobs from here ({error}); RAY_API_SERVER_ADDRESS is the address of"
+            " its dashboard, http://HOST:8265, RAY_AUTH_TOKEN its token; correct them, or try later"
         ) from error
+
+
+def _look_after(client: JobSubmissionClient, name: str, flags: Sequence[str], digest: str) -> None:
+    jobs = [job for job in client.list_jobs() if (job.metadata or {}).get(RUN) == name]
     last = max(jobs, key=lambda job: job.start_time or 0, default=None)
-    step = decide(last)
+    step = decide(last, digest)
+    about = json.dumps({RUN: name})
     if last and step == Next.GIVEN_UP:
         raise GivenUpError(
-            f"{options.name}: job {last.submission_id} {step}: {last.message}\nMend that, and submit it"
-            " by hand: ray job submit -- python -m service.train … --again"
+            f"{name}: job {last.submission_id} {step}: {last.message}\nMend that. Other flags are"
+            f" submitted by themselves; to try these again: ray job submit --metadata-json '{about}' --"
+            f" python -m service.train {shlex.join(flags)} --again"
         )
     if step != Next.SUBMIT:
-        print(f"{options.name}: job {last and last.submission_id} {step}")
+        print(f"{name}: job {last and last.submission_id} {step}")
         return
     entrypoint = shlex.join(["python", "-m", "service.train", *flags])
-    job = client.submit_job(entrypoint=entrypoint, metadata={RUN: options.name})
-    print(f"{options.name}: {job} submitted")
+    job = client.submit_job(entrypoint=entrypoint, metadata={RUN: name, FLAGS: digest})
+    print(f"{name}: {job} submitted")
 
 
 if __name__ == "__main__":

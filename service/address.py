@@ -5,14 +5,16 @@ Keys belong into the environment or into the files that each client reads by its
 
 import re
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
 from service.text import BARE_USER, USER
 
+_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/?[^/@]*:[^@]*@")
 _WEB = re.compile(r"https?://[^?#]*[?#].", re.IGNORECASE)
 _SECRET_QUERY = re.compile(
-    r"://[^?]*\?(?:.*[&;])?[^=&;]*(?:sig|token|key|secret|cred|pass|pwd|auth)", re.IGNORECASE
+    r"://[^?#]*[?#](?:.*[&;])?[^=&;]*(?:sig|token|key|secret|cred|pass|pwd|auth)", re.IGNORECASE
 )
 
 REMEDIES = {
@@ -24,18 +26,30 @@ REMEDIES = {
 """Where the keys belong, by the kind of address."""
 
 
+class SecretError(ValueError):
+    """An address that holds a secret; whoever tells of it does not repeat the address."""
+
+
 def without_secrets(address: str) -> str:
-    """The address itself; ValueError, which does not repeat it, if it holds a user or a query."""
+    """The address itself; SecretError if it holds a user or a query."""
     holds = ""
-    if USER.search(address) or BARE_USER.match(address):
+    if USER.search(address) or BARE_USER.match(address) or _has_user(address):
         holds = "a user, a password or a token"
     elif _WEB.match(address) or _SECRET_QUERY.search(address):
         holds = "a query, which may be a signature or a token"
     if holds:
         kind = address.partition("://")[0].lower() if "://" in address else ""
         remedy = REMEDIES.get("http" if kind == "https" else kind, REMEDIES[""])
-        raise ValueError(f"the address holds {holds}; take it out, and use {remedy}")
+        raise SecretError(f"the address holds {holds}; take it out, and use {remedy}")
     return address
+
+
+def _has_user(address: str) -> bool:
+    """Whether a client might read a user out of it, however odd its letters are."""
+    try:
+        return "@" in urlsplit(address).netloc or bool(_ONE_SLASH.match(address))
+    except ValueError:  # such as a bracket that is not closed
+        return "@" in address
 
 
 Address = Annotated[str, Field(pattern=r"\S"), AfterValidator(without_secrets)]

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from service import environment, logs
+from service.address import SecretError
 from service.errors import ServiceError, UsageError
 from service.text import printable
 
@@ -201,6 +202,8 @@ def _in_words(options: type[Options], error: ValidationError) -> str:
             remedy = "not valid UTF-8; rename it"
         case "value_error" | "assertion_error":
             remedy = str(first["ctx"]["error"])
+            if isinstance(first["ctx"]["error"], SecretError):
+                return f"{label}: {remedy}"
         case "literal_error":
             remedy = f"choose {first['ctx']['expected']}".replace("'", "")
         case _:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from service.text import redact
+from service.text import printable, redact
 
 ROOT = "service"
 LEVEL = logging.INFO
@@ -35,8 +35,9 @@ class PlainLines(logging.Formatter):
     """Lines for a terminal, without the secrets of addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, with what belongs to it."""
-        return redact(super().format(record))
+        """The line, with a traceback if it has one."""
+        told = {"msg": printable(record.getMessage()), "args": ()}
+        return redact(super().format(logging.makeLogRecord(vars(record) | told)))
 
 
 class Forward(logging.Handler):

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from service.address import Address
 from service.cli import Options, Positional, parse, run_command
+from service.errors import UsageError
 from service.recording.forecast import duration
 from service.run.summary import Checkpoint, Lock, Scored, Summary, summarise
 from service.storage import open_storage
@@ -38,6 +40,8 @@ class StatusOptions(Options):
 def main(arguments: Sequence[str]) -> None:
     """Read and print."""
     options = parse(StatusOptions, arguments, "service.status", __doc__ or "", EPILOG)
+    if Path(options.run).is_file():
+        raise UsageError(f"{options.run}: a file; give the run.dir that holds it")
     summary = summarise(open_storage(options.run, RETRY_S))
     if options.json_:
         print(json.dumps(dataclasses.asdict(summary), indent=2))
@@ -88,9 +92,8 @@ def _lock(lock: Lock | None) -> str:
         return "never held"
     if lock.pid == 0:
         return f"free; token {lock.token}"
-    who = (
-        f"process {lock.pid} on {lock.host}, token {lock.token}, renewed {duration(lock.renewed_s)} ago"
-    )
+    ago = duration(max(0.0, lock.renewed_s))
+    who = f"process {lock.pid} on {lock.host}, token {lock.token}, renewed {ago} ago"
     return ("held by " if lock.held else "free; last held by ") + who
 
 

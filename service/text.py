@@ -8,10 +8,13 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u20
 HIDDEN = "***"
 # A user, with a password or without one, in a URL; and one in an address without a scheme.
 USER = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://|//)(?P<user>[^\s/'\"<>@]*(?::(?!\d+/)[^\s'\"<>@]*)?)@"
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,20}:/{1,2}|//)"
+    r"(?:[^\s/:'\"<>]{0,1024}:(?!\d+/)[^\s'\"<>]{1,1024}|[^\s/'\"<>]{0,1024})@"
 )
-BARE_USER = re.compile(r"(?<![\w./@])[\w.%+~-]+:[^\s/'\"<>@:]+@(?=[\w\[])")
-_QUERY = re.compile(r"(?P<url>[A-Za-z][A-Za-z0-9+.-]*://[^\s?#'\"<>]*)(?P<mark>[?#])[^\s'\"<>]+")
+BARE_USER = re.compile(r"(?<![\w./@])[\w.%+~-]{1,256}:[^\s/'\"<>:]{1,1024}@(?=[\w\[])")
+_QUERY = re.compile(
+    r"(?P<url>[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s?#'\"<>]{0,2048})(?P<mark>[?#])[^\s'\"<>]+"
+)
 
 
 def printable(name: str) -> str:

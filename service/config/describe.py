@@ -7,7 +7,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from service.address import SecretError
 from service.cli import suggest
+from service.text import HIDDEN
 
 
 def describe(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, str, str]]:
@@ -62,7 +64,9 @@ def _line(
         case "value_error" if not finding["loc"]:
             return str(finding["ctx"]["error"])
     message = finding["msg"].removeprefix("Value error, ")
-    return f"{key}: {finding['input']!r}: {message}{_meaning(key, rows)}"
+    secret = isinstance(finding.get("ctx", {}).get("error"), SecretError)
+    value = HIDDEN if secret else repr(finding["input"])
+    return f"{key}: {value}: {message}{_meaning(key, rows)}"
 
 
 def _names(model: type[BaseModel]) -> Iterator[str]:

@@ -165,7 +165,7 @@ def _end(run: RunDocument) -> int:
 
 def _lock(holder: Holder, now: float) -> Lock:
     age_s = now - holder.renewed
-    held = not holder.dead and (holder.is_here or age_s <= holder.lease_s)
+    held = not holder.dead and (holder.is_here or abs(age_s) <= holder.lease_s)
     return Lock(held, holder.host, holder.pid, holder.token, age_s)
 
 
@@ -175,7 +175,7 @@ def _state(
     if lock and lock.held:
         if told is None or told.status != "RUNNING":
             return State.STARTING
-        return State.SILENT if time.time() - told.time > LATE_TIMES * STATUS_S else State.TRAINING
+        return State.TRAINING if abs(time.time() - told.time) <= LATE_TIMES * STATUS_S else State.SILENT
     if failure or (told and told.status == "FAILED"):
         return State.FAILED
     if is_done:

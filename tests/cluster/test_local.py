@@ -68,6 +68,12 @@ def test_no_door_of_seaweedfs_is_open_without_a_key(stack, s3):
             urlopen(request, timeout=10)
 
 
+def test_ray_answers_nobody_without_its_token(stack):
+    for path in ("api/jobs/", "api/v0/nodes", "nodes?view=summary"):
+        with pytest.raises(HTTPError, match=r"40[13]"):
+            urlopen(f"{stack.environment['RAY_API_SERVER_ADDRESS']}/{path}", timeout=10)
+
+
 def test_a_killed_service_comes_back_where_its_clients_know_it(tmp_path):
     stack = Stack.load(tmp_path)
     try:

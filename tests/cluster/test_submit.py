@@ -6,16 +6,21 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from cluster import submit
-from cluster.submit import RUN, GivenUpError, Next, decide
+from cluster.submit import FLAGS, RUN, GivenUpError, Next, decide
 from service.cli import Exit
 from service.errors import ServiceError
 
 LIMIT_S = 120
 
 
-def job(status: JobStatus, code: int | None = None) -> JobDetails:
+def job(status: JobStatus, code: int | None = None, flags: str = "same") -> JobDetails:
     return JobDetails(
-        type=JobType.SUBMISSION, status=status, entrypoint="", submission_id="x", driver_exit_code=code
+        type=JobType.SUBMISSION,
+        status=status,
+        entrypoint="",
+        submission_id="x",
+        driver_exit_code=code,
+        metadata={RUN: "faces", FLAGS: flags},
     )
 
 
@@ -32,10 +37,11 @@ def job(status: JobStatus, code: int | None = None) -> JobDetails:
         (job(JobStatus.FAILED), Next.SUBMIT),  # its node died
         (job(JobStatus.FAILED, Exit.USAGE), Next.GIVEN_UP),
         (job(JobStatus.FAILED, Exit.LASTING), Next.GIVEN_UP),
+        (job(JobStatus.FAILED, Exit.LASTING, "others"), Next.SUBMIT),
     ],
 )
 def test_what_comes_next_follows_from_how_the_last_job_ended(last, step):
-    assert decide(last) == step
+    assert decide(last, "same") == step
 
 
 @pytest.fixture
@@ -77,7 +83,8 @@ def test_a_run_with_a_wrong_setting_is_tried_once_and_its_reason_is_told(client)
     assert len(ended(client, "wrong")) == 1
 
 
-def test_without_a_cluster_it_says_so(monkeypatch):
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-    with pytest.raises(ServiceError, match="no Ray cluster answers"):
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense"])
+def test_without_a_cluster_it_says_so(monkeypatch, address):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    with pytest.raises(ServiceError, match="no Ray cluster takes jobs from here"):
         submit.main(["faces", "--", "--preset", "digits"])

@@ -469,13 +469,21 @@ def test_s3_and_mlflow_may_be_called_and_the_clouds_metadata_may_not(helm, name)
     called = [values["s3"].get("endpoint"), values.get("tracking", {}).get("uri")]
     called += ["http://demo-mlflow:5000"] if values.get("install", {}).get("mlflow") else []
     for address in filter(None, called):
-        assert port_of(address) in {p["port"] for rule in rules for p in rule.get("ports", [])}
+        ports = {p["port"] for rule in rules for p in rule.get("ports", [])}
+        # policies see the port of the pod behind a Service, not its own
+        assert port_of(address) in ports or any("ports" not in rule for rule in rules if within(rule))
     for rule in rules:
         if "to" not in rule:
             assert {port["port"] for port in rule["ports"]} == {53}
         for peer in rule.get("to", []):
             if "ipBlock" in peer and peer["ipBlock"]["cidr"] == "0.0.0.0/0":
                 assert peer["ipBlock"]["except"] == ["169.254.0.0/16"]
+
+
+def within(rule: Manifest) -> bool:
+    """Whether a rule lets out to other pods of the namespace, or of a named one."""
+    peers = rule.get("to", [])
+    return any(p == {"podSelector": {}} or "kubernetes.io/metadata.name" in str(p) for p in peers)
 
 
 def port_of(address: str) -> int:
@@ -502,12 +510,15 @@ def test_only_what_values_name_is_let_out_and_only_the_autoscaler_calls_kubernet
             p for r in rules for p in r["to"] if port in {each["port"] for each in r.get("ports", [])}
         ]
 
+    def on_any_port(role: str) -> list[Manifest]:
+        rules = [r for r in egress(manifests, everyone[role]) if "to" in r and "ports" not in r]
+        return [p for r in rules for p in r["to"] if "namespaceSelector" in p]
+
     def namespace(name: str) -> Manifest:
         return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
     for role in everyone:
-        assert peers(9000, role) == [namespace("storage")]
-        assert peers(5000, role) == [namespace("tracking")]
+        assert on_any_port(role) == [namespace("storage"), namespace("tracking")]
         assert bool(peers(443, role)) == (role == "head")
         assert bool(peers(6443, role)) == (role == "head")
 
@@ -520,6 +531,28 @@ def test_peers_may_be_named_and_pod_identity_is_let_out_only_where_it_is_used(he
     assert {"ipBlock": {"cidr": "169.254.170.23/32"}} in to
     for name in ("cluster-values.yaml", *JOBS):
         assert "169.254.170.23" not in str(helm.render(name))
+
+
+def test_a_role_may_be_turned_into_keys_wherever_s3_is(helm):
+    role = {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/gan"}}
+    elsewhere = {"endpoint": "http://10.0.0.5:9000", "existingSecret": ""}
+    for account, wanted in ((role, True), ({"create": False, "name": "trainer"}, False)):
+        values = ci("cluster-values.yaml", serviceAccount=account, s3=elsewhere)
+        manifests = helm.render(values)
+        worker = dict(pods(manifests))["worker"]
+        ports = {p["port"] for rule in egress(manifests, worker) for p in rule.get("ports", ())}
+        assert (443 in ports) == wanted
+
+
+def test_nodes_on_the_network_of_their_machine_are_let_in_and_out(helm):
+    manifests = helm.render("cluster-fabric-values.yaml")
+    nodes = {"ipBlock": {"cidr": "10.0.0.0/16"}}
+    for role in ("head", "worker"):
+        pod = dict(pods(manifests))[role]
+        assert any(nodes in rule["from"] and "ports" not in rule for rule in ingress(manifests, pod))
+        assert any(
+            nodes in rule.get("to", ()) and "ports" not in rule for rule in egress(manifests, pod)
+        )
 
 
 def test_the_mlflow_of_the_release_is_reached_by_the_runs_pods_alone(helm):
@@ -856,6 +889,12 @@ REFUSALS: list[tuple[str, Manifest, str]] = [
     ),
     (CLUSTER, {"tracking": {"existingSecret": "a", "tokenSecret": "b"}}, "give one of them"),
     (CLUSTER, {"image": {"digest": "latest"}}, "digest"),
+    (
+        CLUSTER,
+        {"workers": {"hostNetwork": True}},
+        r"networkPolicy\.nodes: not given, and workers\.hostNetw",
+    ),
+    (CLUSTER, {"resubmit": {"name": "a" * 14}}, "name"),
     (CLUSTER, {"workers": {"capabilities": ["SYS_ADMIN"]}}, "capabilities"),
     (CLUSTER, {"pods": {"volumes": [{"emptyDir": {}}]}}, "name"),
     (CLUSTER, {"resubmit": {"schedule": "often"}}, "schedule"),
@@ -945,7 +984,7 @@ def test_the_schema_is_closed_but_for_what_others_define():
     }
     label_maps |= {f"{pods}.nodeSelector" for pods in (".head", ".workers", ".workerGroups[]")}
     peer = ("namespaceSelector", "podSelector", "ipBlock")
-    lists = ("submitFrom", "mlflowFrom", "s3To", "mlflowTo")
+    lists = ("submitFrom", "mlflowFrom", "s3To", "mlflowTo", "nodes")
     of_kubernetes = {f".networkPolicy.{name}[].{key}" for name in lists for key in peer}
     placing = ("affinity", "topologySpreadConstraints[]")
     of_kubernetes |= {

@@ -1,6 +1,7 @@
 """Secrets in addresses: refused wherever an address is a setting, hidden wherever one is printed."""
 
 import logging
+import time
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,17 @@ PLANTED = [
     f"azure://container/path?sv=1&sig={SECRET}",
     f"user:{SECRET}@host.example:5000",
     f"//user:{SECRET}@host.example/path",
+    f"https://me@corp.example:{SECRET}@host.example/path",
+    f"s3://user:a@b/{SECRET}@bucket/path",
+    f"https:/user:{SECRET}@host.example/path",
 ]
+ODD = [
+    "http://user:p'w@host/x",
+    "http://user:<pw>@host",
+    "http://user:p w@host",
+    "s3://bucket/x#token=abc",
+]
+
 SETTINGS = ["run.dir", "data.url", "data.index_url", "tracking.uri", "evaluation.weights"]
 RUN = ["--preset", "digits", "--print-config"]
 COMMANDS = [
@@ -71,6 +82,23 @@ def test_no_command_takes_an_address_with_a_secret_or_repeats_it(main, arguments
     with pytest.raises(UsageError) as refused:
         main(arguments(address))
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ODD)
+def test_odd_letters_let_no_address_pass(address):
+    with pytest.raises(ValueError, match="take it out"):
+        without_secrets(address)
+
+
+def test_hiding_takes_time_in_proportion_to_the_text():
+    def seconds(length: int) -> float:
+        text = "http://http:" * length
+        start = time.perf_counter()
+        redact(text)
+        return time.perf_counter() - start
+
+    seconds(1000)
+    assert min(seconds(8000) for _ in range(3)) < 40 * max(min(seconds(1000) for _ in range(3)), 1e-4)
 
 
 @pytest.mark.parametrize("address", PLAIN)

@@ -27,6 +27,9 @@
 {{- if ne (gt (int $group.gpus) 0) (gt (int $values.workers.gpus) 0) }}
 {{- fail (printf "workerGroups: %s has %v GPUs, workers %v; all groups have GPUs, or none has" $group.name $group.gpus $values.workers.gpus) }}
 {{- end }}
+{{- if and $group.hostNetwork $values.networkPolicy.enabled (not $values.networkPolicy.nodes) }}
+{{- fail (printf "networkPolicy.nodes: not given, and %s.hostNetwork is true: no policy knows these pods by their labels; name the network of the nodes" $group.name) }}
+{{- end }}
 {{- if gt (int $group.minReplicas) (int $group.maxReplicas) }}
 {{- fail (printf "%s.minReplicas: %v is above %s.maxReplicas %v; lower it, or raise that" $group.name $group.minReplicas $group.name $group.maxReplicas) }}
 {{- end }}

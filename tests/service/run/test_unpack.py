@@ -72,6 +72,24 @@ def laughs() -> bytes:
     return pickle.dumps({"x": part}, 2)
 
 
+def nested(depth: int) -> bytes:
+    """Steps that leave a list in a list in a list."""
+    return b"]" * depth + b"a" * (depth - 1)
+
+
+def spelt() -> bytes:
+    """An archive whose tensor is asked for in capitals, which torch's own look-up does not mind."""
+    buffer = io.BytesIO()
+    good = saved({"x": torch.ones(4)})
+    with zipfile.ZipFile(io.BytesIO(good)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                content = content.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x00A")
+            new.writestr(name.replace("data/0", "data/a"), content)
+    return buffer.getvalue()
+
+
 GOOD = saved({"x": torch.ones(4)})
 ATTACKS = {
     "a compressed bomb": (
@@ -90,9 +108,28 @@ ATTACKS = {
     "a large tensor": (repacked(GOOD, program=calling("torch.zeros", 1 << 40)), "names torch zeros"),
     "a name by a detour": (
         repacked(GOOD, program=b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x93."),
-        "by a detour",
+        "it does",
     ),
     "a billion parts": (repacked(GOOD, program=laughs()), "too many parts"),
+    "keys that lie deep": (
+        repacked(GOOD, program=b"\x80\x02})" + b"\x85" * 150_000 + b"K\x01s."),
+        "neither",
+    ),
+    "a key of bytes that lies deep": (
+        repacked(GOOD, program=b"\x80\x02)" + b"\x85" * 150_000 + b"Q."),
+        "not there",
+    ),
+    "a dictionary of a tensor's rows": (
+        repacked(GOOD, program=calling("collections.OrderedDict", [(1, 2)])),
+        "it calls",
+    ),
+    "dictionaries without end": (
+        repacked(GOOD, program=b"\x80\x02" + b"}" * 800_000 + b"."),
+        "too many",
+    ),
+    "sets without end": (repacked(GOOD, program=b"\x80\x02" + b"\x8f" * 1000 + b"."), "EMPTY_SET"),
+    "lists within lists": (repacked(GOOD, program=b"\x80\x02}K\x01" + nested(500) + b"s."), "too many"),
+    "one tensor by many names": (spelt(), "not there"),
     "a list": (saved([torch.ones(1)]), "holds no named tensors"),
     "no archive": (b"PK\x03\x04" + bytes(100), "damaged"),
     "nothing": (b"", "damaged"),
