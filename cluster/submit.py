@@ -66,9 +66,8 @@ def main(arguments: Sequence[str]) -> None:
     """Look, and submit if that is due."""
     own, flags = split_flags(arguments)
     options = parse(SubmitOptions, own, "cluster.submit", __doc__ or "")
-    digest = hashlib.sha256(shlex.join(flags).encode()).hexdigest()
     try:
-        _look_after(JobSubmissionClient(), options.name, flags, digest)
+        _look_after(JobSubmissionClient(), options.name, flags)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ServiceError(
             f"no Ray cluster takes jobs from here ({error}); RAY_API_SERVER_ADDRESS is the address of"
@@ -76,7 +75,8 @@ def main(arguments: Sequence[str]) -> None:
         ) from error
 
 
-def _look_after(client: JobSubmissionClient, name: str, flags: Sequence[str], digest: str) -> None:
+def _look_after(client: JobSubmissionClient, name: str, flags: Sequence[str]) -> None:
+    digest = hashlib.sha256(shlex.join(flags).encode()).hexdigest()
     jobs = [job for job in client.list_jobs() if (job.metadata or {}).get(RUN) == name]
     last = max(jobs, key=lambda job: job.start_time or 0, default=None)
     step = decide(last, digest)

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, Field
 
 from service.text import BARE_USER, USER
 
-_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/?[^/@]*:[^@]*@")
 _WEB = re.compile(r"https?://[^?#]*[?#].", re.IGNORECASE)
 _SECRET_QUERY = re.compile(
     r"://[^?#]*[?#](?:.*[&;])?[^=&;]*(?:sig|token|key|secret|cred|pass|pwd|auth)", re.IGNORECASE
@@ -47,7 +46,7 @@ def without_secrets(address: str) -> str:
 def _has_user(address: str) -> bool:
     """Whether a client might read a user out of it, however odd its letters are."""
     try:
-        return "@" in urlsplit(address).netloc or bool(_ONE_SLASH.match(address))
+        return "@" in urlsplit(address).netloc
     except ValueError:  # such as a bracket that is not closed
         return "@" in address
 

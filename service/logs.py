@@ -16,7 +16,7 @@ _about: dict[str, str | int] = {}
 
 
 class JsonLines(logging.Formatter):
-    """A line's time, level and message, its event if any, and what `begin` and `note` were told."""
+    """The time, level, event and message of a line, with what `begin` and `note` know of its process."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object, without a line break."""
@@ -36,8 +36,8 @@ class PlainLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, with a traceback if it has one."""
-        told = {"msg": printable(record.getMessage()), "args": ()}
-        return redact(super().format(logging.makeLogRecord(vars(record) | told)))
+        message = {"msg": printable(record.getMessage()), "args": ()}
+        return redact(super().format(logging.makeLogRecord(vars(record) | message)))
 
 
 class Forward(logging.Handler):

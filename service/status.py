@@ -73,13 +73,17 @@ def in_words(summary: Summary) -> Iterator[tuple[str, str]]:
             yield name, text
     yield "lock", _lock(summary.lock)
     if summary.age_s is not None:
-        yield "as of", f"{duration(max(0.0, summary.age_s))} ago"
+        yield "as of", _ago(summary.age_s)
+
+
+def _ago(seconds: float) -> str:
+    return f"{duration(max(0.0, seconds))} ago"  # other clocks may be ahead
 
 
 def _checkpoint(checkpoint: Checkpoint | None) -> str:
     if checkpoint is None:
         return "none"
-    age = "" if checkpoint.age_s is None else f", {duration(max(0.0, checkpoint.age_s))} ago"
+    age = "" if checkpoint.age_s is None else f", {_ago(checkpoint.age_s)}"
     return f"{checkpoint.clock:,} images{age}: {checkpoint.address}"
 
 
@@ -92,8 +96,7 @@ def _lock(lock: Lock | None) -> str:
         return "never held"
     if lock.pid == 0:
         return f"free; token {lock.token}"
-    ago = duration(max(0.0, lock.renewed_s))
-    who = f"process {lock.pid} on {lock.host}, token {lock.token}, renewed {ago} ago"
+    who = f"process {lock.pid} on {lock.host}, token {lock.token}, renewed {_ago(lock.renewed_s)}"
     return ("held by " if lock.held else "free; last held by ") + who
 
 

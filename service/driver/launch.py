@@ -19,9 +19,9 @@ from service.driver.preflight import RunDir, open_run
 from service.driver.progress import Progress
 from service.driver.supervisor import supervise
 from service.errors import ServiceError, TrainingError
-from service.recording.mlflow import Status
 from service.recording.prometheus import free_port
 from service.recording.recorder import RecorderClient, start_recorder
+from service.recording.status import Status
 from service.run.failure import write_failure
 from service.scoring.actor import ScorerClient, start_scorer
 from service.training.job import Job

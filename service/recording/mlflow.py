@@ -8,17 +8,17 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from service.errors import UsageError
 from service.recording.record import Event, Record, Refusal
+from service.recording.status import Status
 from service.storage import MissingError
 
 log = logging.getLogger(__name__)
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words."""
 
 KEY_TAG, DESCRIBED_TAG = "gan.run_key", "gan.described"

@@ -17,12 +17,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from service import logs
 from service.recording.forecast import Forecast
 from service.recording.life import Beat, Life, Sign, longest_still
-from service.recording.mlflow import Description, MlflowLog, Status
+from service.recording.mlflow import Description, MlflowLog
 from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
 from service.recording.record import EventAction, Record, Refusal
 from service.recording.spool import REFUSED_FOLDER, Spool
-from service.recording.status import STATUS_KEY, STATUS_S, RunStatus, StatusDocument, finite
+from service.recording.status import STATUS_KEY, STATUS_S, RunStatus, Status, StatusDocument, finite
 from service.recording.tails import Tails
 from service.storage import FolderStorage, open_storage
 
@@ -106,7 +106,8 @@ class Recorder:
         self._forecast: Forecast | None = None
         self._attempt, self._error = 0, ""
         self._committed: float | None = None
-        self._told = -math.inf
+        self._status: RunStatus = "RUNNING"
+        self._written_at = -math.inf
         self._tails = Tails(self._storage)
         if owns_process:
             logs.begin(
@@ -128,7 +129,7 @@ class Recorder:
             self._attempt = record.attempt
         if record.checkpoint:
             self._committed = record.time
-            self._told = -math.inf  # soon
+            self._written_at = -math.inf  # soon
         if record.event and record.event.action in (EventAction.RESTART, EventAction.HANG):
             self._error = record.event.reason
         if record.note:
@@ -198,8 +199,8 @@ class Recorder:
         deadline = time.monotonic() + limit_s
         self._live.up(False)
         self._live.failed(status == "FAILED")
-        self._error = error
-        self._try(lambda: self._tell(status))
+        self._status, self._error = status, error
+        self._try(self._write_status)
         self._try(self._tails.store)
         self._finish = lambda: self._mlflow.finish(status, tags | self._told_refusals())
         self._stop.set()
@@ -222,8 +223,8 @@ class Recorder:
         self._try(self._mlflow.open)
         while not self._stop.wait(pause):
             self._trouble = self._try(lambda: self._flush_and(lambda: None))
-            if time.monotonic() >= self._told + STATUS_S and not self._stop.is_set():
-                self._try(lambda: self._tell("RUNNING"))
+            if time.monotonic() >= self._written_at + STATUS_S:
+                self._try(self._write_status)
                 self._try(self._tails.store)
             pause = min(2 * pause, LONGEST_PAUSE_S) if self._trouble else FLUSH_S
         while trouble := self._try(lambda: self._flush_and(self._finish)):
@@ -247,21 +248,21 @@ class Recorder:
         self._delivered = time.time()
         then()
 
-    def _tell(self, status: RunStatus) -> None:
+    def _write_status(self) -> None:
         """Write down in the run's directory where it stands."""
-        self._told = time.monotonic()
+        self._written_at = time.monotonic()
         latest, left_s = self.latest(), self._left_s()
-        clock, _ = latest.pop("clock", 0), latest.pop("metrics_port")
+        values = {key: value for key, value in self._latest.items() if key != "clock"}
         document = StatusDocument(
             time=time.time(),
             started=self._started,
-            status=status,
-            clock=clock,
+            status=self._status,
+            clock=latest.get("clock", 0),
             end=self._end,
             attempt=self._attempt,
             stage=latest.get("stage", ""),
             verdict=latest.get("verdict"),
-            values=finite(latest),
+            values=finite(values),
             left_s=left_s if math.isfinite(left_s) else None,
             checkpoint_time=self._committed,
             trouble=latest["trouble"],

@@ -14,14 +14,16 @@ STATUS_KEY = "status.json"
 STATUS_S = 15.0
 """A run that trains writes it anew this often."""
 
-RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words."""
+RunStatus = Literal["RUNNING"] | Status
 Value = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StatusDocument(Document):
     """What the recorder last knew of a run, at `time` (seconds since the epoch).
 
-    `end` is the clock at which it ends; `left_s` are the seconds until then, if that can be told.
+    `end` is the clock at which it ends; `left_s` are the seconds until then, if that is known.
     `trouble` says why MLflow lacks records, `still` whom the workers wait for, and `error` what last
     went wrong; they are empty if there is nothing to say.
     """

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -69,7 +69,12 @@ def rank(storage: Storage, names: Sequence[Name]) -> list[Name]:
 
     Only scores by the newest metric and sample count are ranked.
     """
-    scores = {n: score for n, score in read(storage, names).items() if math.isfinite(score.rank)}
+    return order(read(storage, names))
+
+
+def order(scores: Mapping[Name, Score]) -> list[Name]:
+    """The checkpoints with these scores as `rank` puts them."""
+    scores = {name: score for name, score in scores.items() if math.isfinite(score.rank)}
     if not scores:
         return []
     measure = scores[max(scores)].measure

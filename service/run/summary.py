@@ -103,35 +103,35 @@ def summarise(storage: Storage) -> Summary:
     now = time.time()
     holder, _ = read_holder(storage)
     lock = _lock(holder, now) if holder else None
-    told = _read(storage, STATUS_KEY, StatusDocument)
+    status = _read(storage, STATUS_KEY, StatusDocument)
     failure = _read(storage, FAILURE_KEY, FailureDocument)
     names, _ = commits.find(storage)
     committed = names[-1].clock if names else 0
-    end = told.end if told else _end(run)
-    state = _state(told, lock, failure, committed >= end)
+    end = status.end if status else _end(run)
+    state = _state(status, lock, failure, committed >= end)
     runs = state in (State.TRAINING, State.SILENT)
     scores = ranking.read(storage, names)
     by_clock = sorted(scores.values(), key=lambda score: score.clock)
-    ranked = ranking.rank(storage, names)
+    ranked = ranking.order(scores)
     return Summary(
         address=storage.address,
         key=run.key,
         state=state,
-        clock=max(told.clock, committed) if told and runs else committed,
+        clock=max(status.clock, committed) if status and runs else committed,
         end=end,
-        stage=told.stage if told else "",
-        images_per_s=told.values.get("images_per_s") if told and runs else None,
-        left_s=told.left_s if told and runs else None,
-        verdict=told.verdict if told else None,
-        attempt=told.attempt if told else 0,
-        checkpoint=_checkpoint(storage, names, told, now),
+        stage=status.stage if status else "",
+        images_per_s=status.values.get("images_per_s") if status and runs else None,
+        left_s=status.left_s if status and runs else None,
+        verdict=status.verdict if status else None,
+        attempt=status.attempt if status else 0,
+        checkpoint=_checkpoint(storage, names, status, now),
         last_score=_scored(by_clock[-1]) if by_clock else None,
-        best_score=_scored(scores[ranked[0]]) if ranked and ranked[0] in scores else None,
-        error=failure.message if failure else told.error if told else "",
-        trouble=told.trouble if told else "",
-        still=told.still if told and runs else "",
+        best_score=_scored(scores[ranked[0]]) if ranked else None,
+        error=failure.message if failure else status.error if status else "",
+        trouble=status.trouble if status else "",
+        still=status.still if status and runs else "",
         lock=lock,
-        age_s=now - told.time if told else None,
+        age_s=now - status.time if status else None,
     )
 
 
@@ -170,27 +170,29 @@ def _lock(holder: Holder, now: float) -> Lock:
 
 
 def _state(
-    told: StatusDocument | None, lock: Lock | None, failure: FailureDocument | None, is_done: bool
+    status: StatusDocument | None, lock: Lock | None, failure: FailureDocument | None, is_done: bool
 ) -> State:
     if lock and lock.held:
-        if told is None or told.status != "RUNNING":
+        if status is None or status.status != "RUNNING":
             return State.STARTING
-        return State.TRAINING if abs(time.time() - told.time) <= LATE_TIMES * STATUS_S else State.SILENT
-    if failure or (told and told.status == "FAILED"):
+        return (
+            State.TRAINING if abs(time.time() - status.time) <= LATE_TIMES * STATUS_S else State.SILENT
+        )
+    if failure or (status and status.status == "FAILED"):
         return State.FAILED
     if is_done:
         return State.FINISHED
-    if told and told.status == "KILLED":
+    if status and status.status == "KILLED":
         return State.INTERRUPTED
     return State.DIED
 
 
 def _checkpoint(
-    storage: Storage, names: list[commits.Name], told: StatusDocument | None, now: float
+    storage: Storage, names: list[commits.Name], status: StatusDocument | None, now: float
 ) -> Checkpoint | None:
     if not names:
         return None
-    age_s = now - told.checkpoint_time if told and told.checkpoint_time else None
+    age_s = now - status.checkpoint_time if status and status.checkpoint_time else None
     return Checkpoint(storage.url(names[-1].folder), names[-1].clock, age_s)
 
 

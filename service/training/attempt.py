@@ -122,23 +122,20 @@ class Meter:
         values = torch.tensor(
             [*mine.values(), *counts.values()], dtype=torch.float64, device=self._total.device
         )
-        each = workers.gather(values)
+        each = workers.gather(values).cpu()  # all at once
         waits, paces, free = each[:, : len(mine)].unbind(1)
         total = dict(zip(counts, each[:, len(mine) :].sum(0).tolist(), strict=True))
         times_median, slowest_rank = slowest(paces)
+        compared = {
+            "data_wait_share": waits.mean().item(),
+            "data_wait_share_largest": waits.max().item(),
+            "data_wait_rank": float(waits.argmax()),
+            "pace_s": paces.median().item(),
+            "slowest_worker": times_median,
+            "slowest_worker_rank": float(slowest_rank),
+        }
         disk = {} if free.isnan().any() else {"cache_free_bytes": free.min().item()}
-        return (
-            total
-            | disk
-            | {
-                "data_wait_share": waits.mean().item(),
-                "data_wait_share_largest": waits.max().item(),
-                "data_wait_rank": float(waits.argmax()),
-                "pace_s": paces.median().item(),
-                "slowest_worker": times_median,
-                "slowest_worker_rank": float(slowest_rank),
-            }
-        )
+        return total | compared | disk
 
     def _cache_free(self) -> float:
         """Free bytes on the disk of this node's cache; NaN without one."""

@@ -11,7 +11,8 @@ from typing import Any
 from service.config.identity import flatten
 from service.config.yaml import to_yaml
 from service.driver.provenance import provenance
-from service.recording.mlflow import Description, MlflowLog, Status
+from service.recording.mlflow import Description, MlflowLog
+from service.recording.status import Status
 from service.run.directory import SWEEP_KEY
 from service.tuning.plan import Plan
 

@@ -1,7 +1,5 @@
 """A run is submitted until it is done or has failed for good, and never twice at a time."""
 
-import time
-
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
@@ -9,8 +7,7 @@ from cluster import submit
 from cluster.submit import FLAGS, RUN, GivenUpError, Next, decide
 from service.cli import Exit
 from service.errors import ServiceError
-
-LIMIT_S = 120
+from tests.live import wait_for
 
 
 def job(status: JobStatus, code: int | None = None, flags: str = "same") -> JobDetails:
@@ -53,13 +50,12 @@ def client(stack, monkeypatch) -> JobSubmissionClient:
 
 def ended(client: JobSubmissionClient, name: str) -> list[JobDetails]:
     """The jobs of a run, once all have ended."""
-    deadline = time.monotonic() + LIMIT_S
-    while True:
-        jobs = [each for each in client.list_jobs() if (each.metadata or {}).get(RUN) == name]
-        if jobs and all(each.status.is_terminal() for each in jobs):
-            return jobs
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+
+    def jobs() -> list[JobDetails]:
+        return [each for each in client.list_jobs() if (each.metadata or {}).get(RUN) == name]
+
+    wait_for(lambda: jobs() and all(each.status.is_terminal() for each in jobs()))
+    return jobs()
 
 
 @pytest.mark.slow
