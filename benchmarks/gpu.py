@@ -96,8 +96,8 @@ def small(family: str, **training: Any) -> Config:
     values = load_preset("digits")
     values["model"] = {"family": family} | common | model
     values["phases"] = [
-        {"resolution": full // 2, "hold_images": 64, "batch": 16, "accumulation": 2},
-        {"resolution": full, "fade_images": 96, "hold_images": 96, "batch": 16, "accumulation": 2},
+        {"resolution": full // 2, "hold_images": 64, "batch": 16},
+        {"resolution": full, "fade_images": 96, "hold_images": 96, "batch": 16},
     ]
     values["training"] |= {"precision": "fp32"} | own | training
     return Config(**values)
@@ -122,17 +122,17 @@ def training(config: Config, device: torch.device) -> Training:
 
 
 def batches(config: Config) -> Iterator[Batch]:
-    """Batches of random images for every micro-batch of the training, without end."""
+    """Batches of random images for every step of the discriminator, without end."""
     ready: dict[tuple[int, int], Batch] = {}
     rng = np.random.default_rng(0)
     for cycle in Curriculum(config.phases, config.training.d_steps).cycles(0, 10**12):
-        size, resolution = cycle.span.micro_batch, cycle.stage.resolution
+        size, resolution = cycle.span.batch, cycle.stage.resolution
         if (size, resolution) not in ready:
             shape = (size, resolution, resolution, config.model.channels)
             labels = rng.integers(0, config.model.classes or 1, size)
             images = rng.integers(0, 256, shape, np.uint8)
             ready[size, resolution] = Batch(images, labels, np.arange(size))
-        for clock in cycle.micro_batches():
+        for clock in cycle.batches():
             yield replace(ready[size, resolution], clock=clock)
 
 

@@ -22,6 +22,7 @@ class DCGANConfig(Shape):
     latents: int = 100
 
     lowest_doublings: ClassVar[int] = 1
+    has_batch_norm: ClassVar[bool] = True
 
     def features(self, size: int) -> int:
         """Number of feature maps at a size in pixels."""
@@ -72,6 +73,7 @@ class ResidualConfig(Shape):
     spectral_norm: bool = True
 
     lowest_doublings: ClassVar[int] = 1
+    has_batch_norm: ClassVar[bool] = True
     channel_tables: ClassVar[tuple[dict[int, tuple[int, ...]], dict[int, tuple[int, ...]]]] = (
         GENERATOR_CHANNELS,
         DISCRIMINATOR_CHANNELS,

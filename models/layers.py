@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,17 +35,43 @@ def _gather_alone(tensor: Tensor) -> Tensor:
 
 
 class Reducing(nn.Module):
-    """A layer that measures a batch: over all workers after `use_workers`, else this worker's part."""
+    """A module that takes means over a batch: after `use_workers`, over that of all workers."""
 
     reduce: Reduce = staticmethod(_reduce_alone)
-    gather: Gather = staticmethod(_gather_alone)
 
 
-def use_workers(module: nn.Module, reduce: Reduce, gather: Gather) -> None:
-    """Make every layer that measures a batch measure it over all workers."""
+def use_workers(module: nn.Module, reduce: Reduce) -> None:
+    """Make every mean over a batch one over all workers."""
     for layer in module.modules():
         if isinstance(layer, Reducing):
-            layer.reduce, layer.gather = reduce, gather
+            layer.reduce = reduce
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which images of a batch are measured together, by batch norm or by minibatch stddev.
+
+    Image i of those that a layer sees here is in group i mod `count`. As many images of each group are
+    with each of `peers` workers; `reduce` and `gather` work among these.
+    """
+
+    count: int = 1
+    peers: int = 1
+    reduce: Reduce = _reduce_alone
+    gather: Gather = _gather_alone
+
+
+class Grouping(nn.Module):
+    """A layer that measures groups of a batch; without `use_groups`, all that it sees is one group."""
+
+    groups = Groups()
+
+
+def use_groups(module: nn.Module, groups: Groups) -> None:
+    """Set what every layer that measures groups of a batch measures together."""
+    for layer in module.modules():
+        if isinstance(layer, Grouping):
+            layer.groups = groups
 
 
 # Convolutions that resample -----------------------------------------------------------------------
@@ -265,21 +292,33 @@ def pixel_norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + PIXEL_NORM_EPS)
 
 
-def minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """x [n, c, h, w] with one more channel: how much the images of each group differ.
+class MinibatchStddev(Grouping):
+    """x [n, c, h, w] with one more channel: how much the images of each group of `size` differ.
 
     The standard deviation over the group, averaged over features and places (Karras et al. 2018, §3).
-    Groups are strided, with members i, i + n / group, …, so workers that take every k-th sample hold
-    whole groups. ValueError unless `group` divides n.
+    Groups are strided, with members i, i + n / size, …, so workers that take every k-th sample hold
+    whole groups, or equal parts of them if they are `Groups.peers`. ValueError unless these divide n.
     """
-    n = x.shape[0]
-    if n % group:
-        raise ValueError(f"a batch of {n} does not split into minibatch-stddev groups of {group}")
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance = wide.unflatten(0, (group, n // group)).var(0, correction=0)
-    spread = torch.sqrt(variance + STDDEV_EPS).mean((1, 2, 3)).to(x.dtype)
-    plane = spread.repeat(group)[:, None, None, None].expand(n, 1, *x.shape[2:])
-    return torch.cat([x, plane], 1)
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        n, peers = x.shape[0], self.groups.peers
+        here = self.size // peers
+        if n % here:
+            raise ValueError(f"a batch of {n} does not split into minibatch-stddev groups of {here}")
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (here, n // here))
+        if peers == 1:
+            variance = wide.var(0, correction=0)
+        else:
+            mean = self.groups.reduce(wide.sum(0)) / self.size
+            variance = self.groups.reduce((wide - mean).square().sum(0)) / self.size
+        spread = torch.sqrt(variance + STDDEV_EPS).mean((1, 2, 3)).to(x.dtype)
+        plane = spread.repeat(here)[:, None, None, None].expand(n, 1, *x.shape[2:])
+        return torch.cat([x, plane], 1)
 
 
 def blur(x: Tensor) -> Tensor:
@@ -318,7 +357,7 @@ def pick_label(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None]).squeeze(1)
 
 
-# Batch normalisation over all workers -------------------------------------------------------------
+# Batch normalisation ------------------------------------------------------------------------------
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
@@ -327,7 +366,7 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """(x − mean) / std · gain + bias, with mean and variance over the batch of all workers.
+    """(x − mean) / std · gain + bias, with mean and variance over each image's group.
 
     Written by hand because autograd would store and read several arrays of the size of x. Here the
     forward reads x twice and the backward x and dy twice, for any number of workers. If the gradient
@@ -339,14 +378,15 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, reduce: Reduce, gather: Gather
+        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, groups: Groups
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count, mean, variance = merge_moments(gather(_moments(x, gain.dtype)))
+        count, mean, variance = merge_moments(groups.gather(_moments(x, groups.count, gain.dtype)))
         rstd = torch.rsqrt(variance + eps)
-        scale = gain * rstd
-        y = torch.addcmul(_per_channel(bias - mean * scale, x), x, _per_channel(scale, x))
+        scale = gain * _per_image(rstd, x)
+        shift = bias - _per_image(mean, x) * scale
+        y = torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
         ctx.save_for_backward(x, gain, bias, mean, rstd, count)
-        ctx.reduce, ctx.eps = reduce, eps
+        ctx.groups, ctx.eps = groups, eps
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
@@ -356,50 +396,70 @@ class _Normalise(torch.autograd.Function):
         x, gain, bias, mean, rstd, count = ctx.saved_tensors
         if torch.is_grad_enabled():
             inputs = (x, gain, bias)
-            y = _normalise(*inputs, ctx.eps, ctx.reduce)
+            y = _normalise(*inputs, ctx.eps, ctx.groups)
             needs = ctx.needs_input_grad[:3]
             required = list(itertools.compress(inputs, needs))
             derivatives = iter(torch.autograd.grad(y, required, dy, create_graph=True))
-            return *(next(derivatives) if needed else None for needed in needs), None, None, None
+            return *(next(derivatives) if needed else None for needed in needs), None, None
+        groups: Groups = ctx.groups
         bias_grad = dy.sum((2, 3)).to(gain.dtype)
-        gain_grad = rstd * ((dy * x).sum((2, 3)).to(gain.dtype) - mean * bias_grad)
-        sums = torch.cat([(gain * bias_grad).sum(0), (gain * gain_grad).sum(0)])
-        mean_grad, std_grad = (ctx.reduce(sums) / count).chunk(2)
+        gain_grad = (dy * x).sum((2, 3)).to(gain.dtype) - _per_image(mean, x) * bias_grad
+        gain_grad *= _per_image(rstd, x)
+        sums = _per_group(torch.cat([gain * bias_grad, gain * gain_grad], 1), groups.count)
+        mean_grad, std_grad = (groups.reduce(sums) / count).chunk(2, dim=1)
         slope = -rstd * rstd * std_grad
         offset = -rstd * mean_grad - slope * mean
-        dx = torch.addcmul(_per_channel(offset, x), x, _per_channel(slope, x))
-        dx.addcmul_(dy, _per_channel(gain * rstd, x))
+        dx = torch.addcmul(
+            _per_channel(_per_image(offset, x), x), x, _per_channel(_per_image(slope, x), x)
+        )
+        dx.addcmul_(dy, _per_channel(gain * _per_image(rstd, x), x))
         if gain.shape[0] == 1:
             gain_grad = gain_grad.sum(0, keepdim=True)
         if bias.shape[0] == 1:
             bias_grad = bias_grad.sum(0, keepdim=True)
-        return dx, gain_grad, bias_grad, None, None, None
+        return dx, gain_grad, bias_grad, None, None
 
 
-def _normalise(x: Tensor, gain: Tensor, bias: Tensor, eps: float, reduce: Reduce) -> Tensor:
+def _normalise(x: Tensor, gain: Tensor, bias: Tensor, eps: float, groups: Groups) -> Tensor:
     """`_Normalise` in operations that can be differentiated any number of times."""
     wide = x.to(gain.dtype)
-    count = wide.new_full((1,), x.numel() // x.shape[1])
-    totals = reduce(torch.cat([wide.sum((0, 2, 3)), count]))
-    mean = _per_channel(totals[:-1] / totals[-1], wide)
-    squares = reduce((wide - mean).square().sum((0, 2, 3)))
-    rstd = torch.rsqrt(_per_channel(squares / totals[-1], wide) + eps)
-    normal = (wide - mean) * rstd
+    count = groups.peers * x.numel() // (x.shape[1] * groups.count)
+
+    def mean_of(values: Tensor) -> Tensor:
+        means = groups.reduce(_per_group(values.sum((2, 3)), groups.count)) / count
+        return _per_channel(_per_image(means, wide), wide)
+
+    centred = wide - mean_of(wide)
+    normal = centred * torch.rsqrt(mean_of(centred.square()) + eps)
     return (normal * _per_channel(gain, wide) + _per_channel(bias, wide)).to(x.dtype)
 
 
-def _moments(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Count, mean and variance of each channel of x [n, c, h, w], in `dtype`: [1 + 2c]."""
+def _per_group(values: Tensor, count: int) -> Tensor:
+    """Sums [count, c] of values [n, c] over each of `count` groups."""
+    return values.sum(0, keepdim=True) if count == 1 else values.unflatten(0, (-1, count)).sum(0)
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    """Each group's values [groups, c], repeated for each image of `like`; those of one group stay."""
+    return values if len(values) == 1 else values.repeat(len(like) // len(values), 1)
+
+
+def _moments(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """Count, mean and variance of each channel of x [n, c, h, w], in `dtype`: [groups, 1 + 2c]."""
     running = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
-    mean, variance = torch.batch_norm_update_stats(x, running, running.clone(), 0.0)
-    count = running.new_full((1,), x.numel() // x.shape[1])
-    return torch.cat([count, mean.to(dtype), variance.to(dtype)])
+    count = running.new_full((1,), x.numel() // (x.shape[1] * groups))
+    measured = []
+    for group in range(groups):
+        members = x[group::groups] if groups > 1 else x
+        mean, variance = torch.batch_norm_update_stats(members, running, running.clone(), 0.0)
+        measured.append(torch.cat([count, mean.to(dtype), variance.to(dtype)]))
+    return torch.stack(measured)
 
 
 def merge_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count [1], mean [c] and variance [c] of all parts [p, 1 + 2c] together (Chan et al. 1979)."""
-    counts, rest = parts.split([1, parts.shape[1] - 1], dim=1)
-    means, variances = rest.chunk(2, dim=1)
+    """Count [·, 1], mean [·, c] and variance [·, c] of parts [p, ·, 1 + 2c] (Chan et al. 1979)."""
+    counts, rest = parts.split([1, parts.shape[-1] - 1], dim=-1)
+    means, variances = rest.chunk(2, dim=-1)
     count = counts.sum(0)
     shares = counts / count
     # relative to the first part's mean, to lose little precision if all means are far from 0
@@ -408,14 +468,14 @@ def merge_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return count, mean, variance
 
 
-class BatchNorm(Reducing):
+class BatchNorm(Grouping):
     """Batch normalisation with a learnt gain and bias: shared, per class, or from a vector.
 
     With `classes` the condition is labels, which look up gain and bias (Zhang et al. 2019, §4). With
     `conditioning` it is a vector of that length, and gain and bias are linear in it (Brock et al.
-    2019, appendix B). Either way the factor is 1 + gain. In training mode the statistics are
-    those of the batch over all workers, and no buffer changes. In evaluation mode they are the
-    standing ones that `standing_statistics` measured (ibid., §4.1).
+    2019, appendix B). Either way the factor is 1 + gain. In training mode the statistics are those of
+    each image's group, and no buffer changes. In evaluation mode they are the standing ones that
+    `standing_statistics` measured (ibid., §4.1).
     """
 
     mean: Tensor
@@ -442,7 +502,7 @@ class BatchNorm(Reducing):
         """Normalise x [n, c, h, w]; `condition` is [n, conditioning], or labels [n]."""
         gain, bias = self._gain_and_bias(condition)
         if self.training:
-            y, mean, variance = _Normalise.apply(x, gain, bias, BATCH_NORM_EPS, self.reduce, self.gather)
+            y, mean, variance = _Normalise.apply(x, gain, bias, BATCH_NORM_EPS, self.groups)
             if self.measured is not None:
                 self.measured.append((mean, variance))
             return y
@@ -477,8 +537,8 @@ def standing_statistics(module: nn.Module) -> Iterator[None]:
         for layer in layers:
             if layer.measured:
                 means, variances = zip(*layer.measured, strict=True)
-                layer.mean.copy_(torch.stack(means).mean(0))
-                layer.variance.copy_(torch.stack(variances).mean(0))
+                layer.mean.copy_(torch.cat(means).mean(0))
+                layer.variance.copy_(torch.cat(variances).mean(0))
     finally:
         for layer in layers:
             layer.measured = None

@@ -17,9 +17,9 @@ from models.layers import (
     EqualConv2d,
     EqualLinear,
     LabelledLatents,
+    MinibatchStddev,
     blur,
     leaky_relu,
-    minibatch_stddev,
     pick_label,
     pixel_norm,
 )
@@ -108,13 +108,14 @@ class DiscriminatorBase(nn.Module):
 
     def __init__(self, features: int, base: int, classes: int | None):
         super().__init__()
+        self.stddev = MinibatchStddev(STDDEV_GROUP)
         self.conv = EqualConv2d(features + 1, features, 3)
         self.dense1 = EqualLinear(features * base * base, features)
         self.dense2 = EqualLinear(features, classes or 1, gain=1)
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        x = leaky_relu(self.conv(minibatch_stddev(x, STDDEV_GROUP)))
+        x = leaky_relu(self.conv(self.stddev(x)))
         return leaky_relu(self.dense1(x.flatten(1)))
 
 

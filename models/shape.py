@@ -60,6 +60,8 @@ class Shape:
     """The lowest rung is this many doublings above the base."""
     batch_group: ClassVar[int] = 1
     """The discriminator takes batches that are multiples of this."""
+    has_batch_norm: ClassVar[bool] = False
+    """One of the networks measures the batch, by batch norm."""
     has_styles: ClassVar[bool] = False
     """The generator maps latents to styles, so it can mix them, truncate in w, and add noise."""
     normalises_latents: ClassVar[bool] = False

@@ -151,9 +151,9 @@ def assert_no_secrets(stack: Stack, seen: dict[str, str]) -> None:
 
 
 TINY_PHASES = [
-    {"resolution": 8, "hold_images": 96, "batch": 16, "accumulation": 2},
-    {"resolution": 16, "fade_images": 128, "hold_images": 32, "batch": 16, "accumulation": 2},
-    {"resolution": 32, "fade_images": 64, "hold_images": 160, "batch": 16, "accumulation": 2},
+    {"resolution": 8, "hold_images": 96, "batch": 16},
+    {"resolution": 16, "fade_images": 128, "hold_images": 32, "batch": 16},
+    {"resolution": 32, "fade_images": 64, "hold_images": 160, "batch": 16},
 ]
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.address import SecretError
 from service.cli import suggest
+from service.config.former import REPLACED
 from service.text import HIDDEN
 
 
@@ -56,7 +57,8 @@ def _line(
 ) -> str:
     match finding["type"]:
         case "extra_forbidden":
-            hint = suggest(key.rpartition(".")[2], names)
+            name = key.rpartition(".")[2]
+            hint = REPLACED.get(name) or suggest(name, names)
             return f"{key}: {finding['input']!r}: no such setting; {hint}"
         case "missing":
             remedy = f"set --{key} or add it to {origin}" if key in rows else f"add it to {origin}"

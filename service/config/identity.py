@@ -45,7 +45,7 @@ def differences(before: Mapping[str, Any], now: Config) -> list[str]:
     """One line for each changed setting that a resumed run must keep, with both values."""
     with contextlib.suppress(ValidationError):
         # settings newer than the run get their defaults
-        before = Config.model_validate(before).model_dump()
+        before = Config.stored(before).model_dump()
     old, new = flatten(before), flatten(now.model_dump())
     return [
         f"{key}: the run was started with {old.get(key)!r}, now it is {new.get(key)!r}"

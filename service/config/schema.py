@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import models
 from service.config.amendments import amend, resolve
+from service.config.former import modernise
+from service.config.portions import is_dealt, panel_batch
 from service.config.sections import (
     CheckpointSettings,
     CollapseSettings,
@@ -50,6 +52,11 @@ class Config(BaseModel):
     tracking: TrackingSettings
     storage: StorageSettings = StorageSettings()
 
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> "Config":
+        """The configuration that a run wrote down, of this version or before; ValueError if invalid."""
+        return cls.model_validate(modernise(values))
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         check(self)
@@ -87,16 +94,26 @@ class Config(BaseModel):
 
     @property
     def worker_counts(self) -> list[int]:
-        """Allowed numbers of workers: those that divide all `shared_sizes`."""
-        shared = self.shared_sizes
-        possible = range(self.scale.worker_range.start, min(self.scale.worker_range[-1], *shared) + 1)
-        return [n for n in possible if all(size % n == 0 for size in shared)]
+        """Allowed numbers of workers, among which lanes, batches and the panel can be dealt evenly."""
+        return self.counts(self.scale.worker_range)
 
-    @property
-    def shared_sizes(self) -> list[int]:
-        """Sizes that are split evenly among the workers: lanes, and the groups of each micro-batch."""
-        group = self.shape.batch_group
-        return [self.data.lanes, *sorted({phase.micro_batch // group for phase in self.phases})]
+    def counts(self, possible: range) -> list[int]:
+        """Those of the `possible` numbers of workers that are allowed."""
+        lanes = self.data.lanes
+        batches = {phase.batch: self.group(phase.batch) for phase in self.phases}
+        dealt = [*batches.items(), *((panel_batch(*pair), pair[1]) for pair in batches.items())]
+        return [
+            count
+            for count in range(1, lanes + 1)
+            if lanes % count == 0 and count in possible and all(is_dealt(*pair, count) for pair in dealt)
+        ]
+
+    def group(self, batch: int) -> int:
+        """How many images of such a batch are measured together, by batch norm or minibatch stddev."""
+        shape = self.shape
+        if shape.has_batch_norm:
+            return min(self.training.norm_group or batch, batch)
+        return shape.batch_group
 
 
 def check(config: Config) -> None:
@@ -107,11 +124,6 @@ def check(config: Config) -> None:
 
 def _check_phases(config: Config) -> None:
     for i, phase in enumerate(config.phases):
-        if phase.batch % phase.accumulation:
-            raise ValueError(
-                f"phases[{i}].accumulation: {phase.accumulation} does not divide"
-                f" batch {phase.batch}; change either"
-            )
         before = config.phases[i - 1] if i else None
         if before is None:
             if phase.fade_images:
@@ -132,16 +144,22 @@ def _check_phases(config: Config) -> None:
 
 def _check_shape(config: Config) -> None:
     try:
-        group = config.shape.batch_group
+        shape = config.shape
     except ValueError as error:
         message = f"model.{error}".replace("model.first resolution", "phases[0].resolution")
         raise ValueError(message) from error
+    if config.training.norm_group and not shape.has_batch_norm:
+        raise ValueError(
+            f"training.norm_group: {config.training.norm_group}, but {config.model.family} has no batch"
+            " norm; set null"
+        )
     for i, phase in enumerate(config.phases):
-        if phase.micro_batch % group:
+        group = config.group(phase.batch)
+        if phase.batch % group:
+            measures = "training.norm_group" if shape.has_batch_norm else "its discriminator compares"
             raise ValueError(
-                f"phases[{i}].batch: {phase.batch} / accumulation {phase.accumulation} is not a"
-                f" whole number of groups of {group}, which {config.model.family}'s discriminator"
-                " compares; change either"
+                f"phases[{i}].batch: {phase.batch} is not a whole number of groups of {group} images"
+                f" ({config.model.family}, {measures}); change the batch"
             )
 
 
@@ -225,14 +243,11 @@ def _check_evaluation(config: Config) -> None:
 
 
 def _no_worker_count(config: Config) -> str:
-    sizes = config.shared_sizes
-    fitting = [n for n in range(1, min(sizes) + 1) if all(size % n == 0 for size in sizes)]
-    group = config.shape.batch_group
-    per_group = f" / groups of {group}" if group > 1 else ""
+    lanes, batches = config.data.lanes, sorted({phase.batch for phase in config.phases})
+    groups = ", ".join(f"{batch} in groups of {config.group(batch)}" for batch in batches)
     return (
-        f"scale.workers: {config.scale.workers} does not divide data.lanes {sizes[0]} and every"
-        f" phase's batch / accumulation{per_group} {sizes[1:]}; take one of {fitting},"
-        " or change the batch"
+        f"scale.workers: {config.scale.workers} workers cannot share data.lanes {lanes} and the phases'"
+        f" batches ({groups}) evenly; take one of {config.counts(range(1, lanes + 1))}, or change these"
     )
 
 

@@ -89,16 +89,9 @@ class Phase(Section):
     hold_images: int = Field(ge=1)
     """Images at full strength after the fade."""
     batch: Count
-    """Global batch of one discriminator step, over all workers and accumulation steps."""
-    accumulation: Count = 1
-    """Micro-batches that a batch is cut into so that it fits in memory."""
+    """Global batch of one discriminator step, over all workers."""
     lr_scale: float = Field(default=1.0, gt=0)
     """Multiplies both learning rates in this phase."""
-
-    @property
-    def micro_batch(self) -> int:
-        """Images of one forward, over all workers."""
-        return self.batch // self.accumulation
 
 
 class TrainingSettings(Section):
@@ -142,6 +135,8 @@ class TrainingSettings(Section):
     """Half-life of the running average of the generator's weights."""
     ema_rampup: float = Field(default=0.05, gt=0)
     """The half-life is at most this share of the clock, so that early weights are soon forgotten."""
+    norm_group: int | None = Field(default=None, ge=2)
+    """Images that batch norm measures together; null for the whole batch."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     """Precision of the forwards. auto is bf16 if the machine has units for it, else fp32."""
     channels_last: bool = True
@@ -211,6 +206,8 @@ class ScaleSettings(Section):
     """Give each worker a GPU, with NCCL; otherwise train on CPUs, with gloo."""
     cpus: Count = 1
     """CPUs that each worker reserves, and threads that it computes with."""
+    device_batch: Literal["auto"] | Count = "auto"
+    """Most images of a worker's share that go through at a time; auto: as many as the memory holds."""
     max_failures: int = Field(default=3, ge=0)
     """Restarts in a row without a new checkpoint before the run is given up."""
     group_timeout_s: int = Field(default=300, ge=10)
@@ -235,6 +232,11 @@ class ScaleSettings(Section):
         """The counts that the setting names."""
         low, _, high = str(self.workers).partition(":")
         return range(int(low), int(high or low) + 1)
+
+    @property
+    def most_at_once(self) -> int | None:
+        """The number that `device_batch` gives, if any."""
+        return None if self.device_batch == "auto" else self.device_batch
 
 
 class CheckpointSettings(Section):

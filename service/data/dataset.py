@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """One worker's share of a micro-batch: global sample numbers, and the resolution to decode to.
+    """One worker's share of a batch: global sample numbers, and the resolution to decode to.
 
     `mirrored` says which images are flipped from left to right; None flips none. `clock` is the training
     step's clock.

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from service.config import Config
+from service.config.portions import portions
 from service.data.dataset import Dataset
 from service.data.index import MAX_CLASSES_NAMED, Index, class_counts
 from service.data.loader import read_ahead
@@ -34,25 +35,36 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
     )
     counts = config.worker_counts
     yield f"workers  {', '.join(map(str, counts))} (scale.workers {config.scale.workers})"
-    for workers in sorted({counts[0], counts[-1]}):
-        most = max(
-            sum(read_ahead(dataset, workers, phase.micro_batch, image_bytes(config, phase)))
-            for phase in config.phases
-        )
-        yield (
-            f"memory   {most / 1e6:,.0f} MB read ahead by each of {workers} workers, at most"
-            f" {config.data.prefetch_bytes / 1e6:,.0f} MB (data.prefetch_bytes)"
-        )
+    limit = config.data.prefetch_bytes / 1e6
+    yield f"memory   a worker reads ahead at most {limit:,.0f} MB (data.prefetch_bytes)"
     yield ""
-    yield f"{'images':>27}  {'phase':18} {'batch':>6} {'in micro-batches':>17} {'cycles':>9}"
+    yield from _shares(config, dataset)
+    yield ""
+    yield f"{'images':>27}  {'phase':18} {'batch':>6} {'in groups of':>13} {'cycles':>9}"
     for span in curriculum.spans:
         if span.start < end:
             cycles = (span.end - span.start) // span.cycle_images
             yield (
                 f"{span.start:>12,} – {span.end:>12,}  {span.name:18} {span.batch:>6}"
-                f" {span.accumulation:>9} × {span.micro_batch:<5} {cycles:>9,}"
+                f" {config.group(span.batch):>13} {cycles:>9,}"
             )
     yield f"{end:>27,}  the end of the run"
+
+
+def _shares(config: Config, dataset: Dataset) -> Iterator[str]:
+    """What each number of workers means for one of them in the last phase."""
+    last = config.phases[-1]
+    heads = ("workers", "images of a batch", "at once, at least", "at most", "read ahead")
+    yield "{:>7} {:>18} {:>18} {:>8} {:>13}".format(*heads)
+    for workers in config.worker_counts:
+        read = max(
+            sum(read_ahead(dataset, workers, phase.batch, image_bytes(config, phase)))
+            for phase in config.phases
+        )
+        group, share = config.group(last.batch), last.batch // workers
+        least = portions(last.batch, group, workers, 1).size
+        most = portions(last.batch, group, workers, config.scale.most_at_once).size
+        yield f"{workers:>7} {share:>18,} {least:>18,} {most:>8,} {read / 1e6:>10,.0f} MB"
 
 
 def _classes(index: Index) -> Iterator[str]:
@@ -78,8 +90,8 @@ def explain(config: Config, index: Index, curriculum: Curriculum, batch: int) ->
     if start >= end:
         yield f"(the run ends earlier, at {end:,} images: this batch would come later)"
     yield (
-        f"{span.batch} samples at {span.resolution} px in {span.accumulation} micro-batches of"
-        f" {span.micro_batch}, split among {workers} workers"
+        f"{span.batch} samples at {span.resolution} px in groups of {config.group(span.batch)}, dealt to"
+        f" {workers} workers"
     )
     yield ""
     heads = (("sample", 14), ("worker", 6), ("epoch", 6), ("lane", 5), ("window", 7), ("place", 6))

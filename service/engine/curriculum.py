@@ -22,7 +22,6 @@ class Span:
     resolution: int
     fading: bool
     batch: int
-    accumulation: int
     lr_scale: float
     cycle_images: int
     new_rung: bool
@@ -31,11 +30,6 @@ class Span:
     def name(self) -> str:
         """A name for people: "fade to 16 px", "hold 16 px"."""
         return f"{'fade to' if self.fading else 'hold'} {self.resolution} px"
-
-    @property
-    def micro_batch(self) -> int:
-        """Images of one forward, over all workers."""
-        return self.batch // self.accumulation
 
 
 @dataclass(frozen=True)
@@ -51,9 +45,9 @@ class Cycle:
         """The clock after the cycle."""
         return self.start + self.span.cycle_images
 
-    def micro_batches(self) -> Iterator[int]:
-        """The first sample number of each micro-batch of the discriminator's steps."""
-        yield from range(self.start, self.end, self.span.micro_batch)
+    def batches(self) -> Iterator[int]:
+        """The first sample number of the batch of each of the discriminator's steps."""
+        yield from range(self.start, self.end, self.span.batch)
 
 
 class Curriculum:
@@ -80,7 +74,6 @@ class Curriculum:
                             phase.resolution,
                             fading,
                             phase.batch,
-                            phase.accumulation,
                             phase.lr_scale,
                             cycle,
                             new_rung=not spans or spans[-1].resolution != phase.resolution,

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
 from service import environment
 
@@ -24,23 +25,66 @@ class _Sum(torch.autograd.Function):
     """All-reduce. It is its own adjoint, so it can be differentiated any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _Sum.apply(grads[0].contiguous())
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(grads[0], ctx.group), None
+
+
+@dataclass(frozen=True)
+class Peers:
+    """`count` workers that measure together; `group` is their process group, None that of all."""
+
+    count: int = 1
+    group: dist.ProcessGroup | None = None
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the peers; its gradient is summed over them too."""
+        return _Sum.apply(tensor, self.group) if self.count > 1 else tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all peers, [count, …], in the order of their index; passes no gradient."""
+        if self.count == 1:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(parts, tensor.contiguous(), group=self.group)
+        return torch.stack(parts)
+
+
+@dataclass(frozen=True)
+class Imagined(Peers):
+    """Peers that are not asked: each is taken to have what this worker has."""
+
+    @override
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor * self.count
+
+    @override
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor[None].expand(self.count, *tensor.shape)
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This worker among `count`; `device` is where it computes. `index` 0 is the first worker."""
+    """This worker among `count`; `device` is where it computes. `index` 0 is the first worker.
+
+    It waits `timeout_s` for the others.
+
+    With `apart` it exchanges nothing, and takes the others to have what it has itself: so it can try
+    whether something fits, without being waited for if it does not.
+    """
 
     index: int
     count: int
     device: torch.device
+    timeout_s: float = 300.0
+    apart: bool = False
+    _peers: dict[int, Peers] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -53,15 +97,36 @@ class Workers:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all workers; its gradient is summed over all workers too."""
-        return _Sum.apply(tensor) if self.count > 1 else tensor
+        return self._all.sum(tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all workers, [count, …], in the order of their index; passes no gradient."""
-        if self.count == 1:
-            return tensor[None]
-        parts = [torch.empty_like(tensor) for _ in range(self.count)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.stack(parts)
+        return self._all.gather(tensor)
+
+    @property
+    def _all(self) -> Peers:
+        return Imagined(self.count) if self.apart else Peers(self.count)
+
+    def peers(self, count: int) -> Peers:
+        """The `count` workers whose indices leave this worker's remainder, divided by all / count.
+
+        They talk in a process group of their own, so that they do not queue behind the gradients. All
+        workers must ask for the same counts, in the same order.
+        """
+        if count == 1 or self.apart:
+            return Imagined(count) if self.apart else Peers()
+        if count not in self._peers:
+            stride = self.count // count
+            members = [[*range(first, self.count, stride)] for first in range(stride)]
+            group, _ = dist.new_subgroups_by_enumeration(
+                members, timeout=timedelta(seconds=self.timeout_s)
+            )
+            self._peers[count] = Peers(count, group)
+        return self._peers[count]
+
+    def alone(self) -> "Workers":
+        """This worker, exchanging nothing."""
+        return replace(self, apart=True)
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over all workers."""
@@ -69,7 +134,7 @@ class Workers:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over the workers; wrap it again when parameters freeze."""
-        if self.count == 1:
+        if self.count == 1 or self.apart:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
@@ -80,7 +145,7 @@ class Workers:
             )
 
     def accumulate(self, modules: Sequence[nn.Module], last: bool) -> AbstractContextManager:
-        """Wraps a micro-batch's forward and backward: only the `last` one exchanges gradients."""
+        """Wraps a portion's forward and backward: only the `last` one exchanges gradients."""
         stack = contextlib.ExitStack()
         if not last:
             for module in modules:
@@ -93,9 +158,13 @@ class Workers:
         elsewhere = self.sum(torch.tensor([0.0 if here else 1.0], device=self.device))
         return not elsewhere.item()
 
+    def least(self, value: int) -> int:
+        """The smallest of all workers' values."""
+        return int(self.gather(torch.tensor([value], device=self.device)).min().item())
+
     def agree(self, value: int) -> int:
         """The first worker's value, on all of them."""
-        if self.count == 1:
+        if self.count == 1 or self.apart:
             return value
         tensor = torch.tensor([value], device=self.device)
         dist.broadcast(tensor, src=0)
@@ -122,7 +191,7 @@ def meet(backend: str, timeout_s: float) -> None:
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
-def join() -> Workers:
+def join(timeout_s: float = 300.0) -> Workers:
     """This process among the workers of torch's process group, or alone on the CPU without one."""
     if not dist.is_initialized():
         return Workers(0, 1, torch.device("cpu"))
@@ -130,4 +199,4 @@ def join() -> Workers:
     if dist.get_backend() == "nccl":
         device = torch.device("cuda", environment.local_rank())
         torch.cuda.set_device(device)
-    return Workers(dist.get_rank(), dist.get_world_size(), device)
+    return Workers(dist.get_rank(), dist.get_world_size(), device, timeout_s)

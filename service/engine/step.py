@@ -3,7 +3,7 @@
 Nothing here waits for the device, reads, writes or logs; measurements stay on the device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from models import growth
 from models.growth import Mixing
-from models.layers import spectral_iterate, use_workers
+from models.layers import Groups, spectral_iterate, use_groups, use_workers
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config
+from service.config.portions import Portions, portions
 from service.data.dataset import Batch
 from service.engine.curriculum import Cycle, Span
 from service.engine.distributed import Workers
@@ -42,9 +43,19 @@ FINITE = ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g")
 
 
 class Step:
-    """Takes the cycles of a run. `cycle` advances the state by one and returns its measurements."""
+    """Takes the cycles of a run. `cycle` advances the state by one and returns its measurements.
 
-    def __init__(self, config: Config, state: TrainState, workers: Workers):
+    `most` says how many images of a share may go through at a time in a span; None for all of them. It
+    changes speed and memory, and nothing else.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: TrainState,
+        workers: Workers,
+        most: Callable[[Span], int | None] = lambda span: None,
+    ):
         self.config = config
         self.training = config.training
         self.state = state
@@ -60,20 +71,19 @@ class Step:
         self._ema_buffers = list(state.ema.buffers())
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
-        for network in (state.generator, state.discriminator):
-            use_workers(network, workers.sum, workers.gather)
+        self._most = most
 
     def cycle(self, cycle: Cycle, batches: Iterator[Batch]) -> Measures:
         """Advance the state from `cycle.start` to `cycle.end`.
 
-        `batches` yields this worker's share of each micro-batch in turn. Returns MEASURES, means over
-        the cycle on this worker. RuntimeError if a batch is for another clock.
+        `batches` yields this worker's share of each batch in turn. Returns MEASURES, means over the
+        cycle on this worker. RuntimeError if a batch is for another clock.
         """
         if cycle.span is not self._span:
             self._enter(cycle)
-        batch_starts = range(cycle.start, cycle.end, cycle.span.batch)
-        steps = [self._discriminator_step(cycle, start, batches) for start in batch_starts]
-        measures = _mean(steps) | self._generator_step(cycle)
+        dealt = self.deal(cycle.span, cycle.span.batch)
+        steps = [self._discriminator_step(cycle, start, batches, dealt) for start in cycle.batches()]
+        measures = _mean(steps) | self._generator_step(cycle, dealt)
         self._average(cycle)
         self.state.clock = cycle.end
         watched = torch.stack([measures[name] for name in FINITE])
@@ -81,11 +91,25 @@ class Step:
         measures["nonfinite"] = 1 - watched.sum().isfinite().to(watched.dtype)
         return {name: measures[name] for name in MEASURES}
 
+    def deal(self, span: Span, batch: int) -> Portions:
+        """How the worker's share of a batch of this span, or of a part of it, goes through next.
+
+        What the networks' layers measure together is set for it.
+        """
+        dealt = portions(batch, self.config.group(span.batch), self.workers.count, self._most(span))
+        peers = self.workers.peers(dealt.peers)
+        for network in (self.state.generator, self.state.discriminator):
+            use_groups(network, Groups(dealt.groups, dealt.peers, peers.sum, peers.gather))
+        return dealt
+
     @torch.no_grad()
     def imagine(
         self, draws: Draws, numbers: NDArray[np.int64], labels: NDArray[np.int64], cycle: Cycle
     ) -> Tensor:
-        """The raw generator's images of these draws and labels; does not change the training."""
+        """The raw generator's images of these draws and labels; does not change the training.
+
+        They are a portion of what `deal` was last called for.
+        """
         with self._autocast():
             fakes, _ = self._generate(self.state.generator, draws, numbers, cycle, labels)
         return fakes.to(self.dtype)
@@ -105,6 +129,7 @@ class Step:
     def _enter(self, cycle: Cycle) -> None:
         """Freeze what the span does not use, wrap the networks again, and set up the optimizers."""
         state, span = self.state, cycle.span
+        use_workers(state.generator, self.workers.sum)
         self._active_g = state.generator.activate(cycle.stage)
         self._active_d = state.discriminator.activate(cycle.stage)
         self._generator = self.workers.wrap(state.generator)
@@ -119,34 +144,36 @@ class Step:
                 optimizer.state.clear()
         self._span = span
 
-    def _discriminator_step(self, cycle: Cycle, start: int, batches: Iterator[Batch]) -> Measures:
+    def _discriminator_step(
+        self, cycle: Cycle, start: int, batches: Iterator[Batch], dealt: Portions
+    ) -> Measures:
         state, span = self.state, cycle.span
         spectral_iterate(state.discriminator)
         state.optimizer_d.zero_grad()
+        batch, share = _batch_for(start, batches), self.workers.share(start, span.batch)
         parts = []
-        for i in range(span.accumulation):
-            clock = start + i * span.micro_batch
-            batch = _batch_for(clock, batches)
-            numbers = self.workers.share(clock, span.micro_batch)
-            reals = self.pixels(batch.images, cycle)
-            real_labels = self._to_device(batch.labels)
+        for i in range(dealt.count):
+            places = dealt.places(i)
+            numbers = share[places]
+            reals = self.pixels(batch.images[places], cycle)
+            real_labels = self._to_device(batch.labels[places])
             with torch.no_grad(), self._autocast():
                 fakes, labels = self._generate(state.generator, self.draws_d, numbers, cycle)
             fakes = fakes.to(self.dtype)
-            penalty = self._penalise(reals, real_labels, fakes, numbers, cycle, start)
-            last = i == span.accumulation - 1
+            penalty = self._penalise(reals, real_labels, fakes, numbers, cycle, start, dealt.count)
+            last = i == dealt.count - 1
             with self.workers.accumulate([self._discriminator], last):
                 with self._autocast():
                     real, fake = self._judge(reals, real_labels, fakes, labels, cycle)
                 loss = self.loss.discriminator(real, fake)
-                (loss + self.training.drift * drift(real)).div(span.accumulation).backward()
+                (loss + self.training.drift * drift(real)).div(dealt.count).backward()
             parts.append(self._measure(loss.detach(), penalty.detach(), real.detach(), fake.detach()))
         norm = _gradient_norm(self._active_d)
         state.optimizer_d.step()
         return _mean(parts) | {"grad_norm_d": norm}
 
     def _measure(self, loss: Tensor, penalty: Tensor, real: Tensor, fake: Tensor) -> Measures:
-        """Measures of one micro-batch: loss, penalty, and those of the real and the fake logits."""
+        """Measures of one portion: loss, penalty, and those of the real and the fake logits."""
         boundary = self.loss.boundary
         return {
             "loss_d": loss,
@@ -178,6 +205,7 @@ class Step:
         numbers: NDArray[np.int64],
         cycle: Cycle,
         start: int,
+        portions: int,
     ) -> Tensor:
         """Add the gradients of all due penalties to the discriminator's; returns the penalties' sum.
 
@@ -202,24 +230,24 @@ class Step:
             target = training.gradient_penalty_target
             total = total + weight * gradient_penalty(discriminate, reals, fakes, shares, target)
         if total.requires_grad:
-            (total / cycle.span.accumulation).backward()
+            (total / portions).backward()
         return total
 
-    def _generator_step(self, cycle: Cycle) -> Measures:
+    def _generator_step(self, cycle: Cycle, dealt: Portions) -> Measures:
         state, span = self.state, cycle.span
         spectral_iterate(state.generator)
         state.optimizer_g.zero_grad()
         _require_gradients(self._active_d, False)
-        losses = []
-        for i in range(span.accumulation):
-            numbers = self.workers.share(cycle.start + i * span.micro_batch, span.micro_batch)
-            last = i == span.accumulation - 1
+        share, losses = self.workers.share(cycle.start, span.batch), []
+        for i in range(dealt.count):
+            numbers = share[dealt.places(i)]
+            last = i == dealt.count - 1
             with self.workers.accumulate([self._generator], last):
                 with self._autocast():
                     fakes, labels = self._generate(self._generator, self.draws_g, numbers, cycle)
                     logits = state.discriminator(fakes.to(self.dtype), labels, cycle.stage)
                 loss = self.loss.generator(logits.to(self.dtype))
-                (loss / span.accumulation).backward()
+                (loss / dealt.count).backward()
             losses.append(loss.detach())
         _require_gradients(self._active_d, True)
         if self.training.orthogonal:

@@ -94,7 +94,7 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
     storage = open_storage(place.run_dir if place else address, RETRY_S)
     name, tensors, manifest = _read(storage, address, place, weights)
     try:
-        config = Config.model_validate(manifest.config)
+        config = Config.stored(manifest.config)
         generator = _build(config, tensors[weights])
         stage = curriculum_of(config, manifest.state.amendments).before(name.clock).stage
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
@@ -133,7 +133,7 @@ def _largest(storage: Storage, name: commits.Name) -> dict[str, int]:
     """The bytes of each part, by the networks that the checkpoint's own configuration describes."""
     manifest = commits.read_manifest(storage, name)
     try:
-        config = Config.model_validate(manifest.config)
+        config = Config.stored(manifest.config)
         with torch.device("meta"):
             return checkpoint.largest_bytes(*models.build(config.model.family, **config.model_settings))
     except (ValueError, RuntimeError, LookupError, TypeError) as error:

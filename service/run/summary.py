@@ -155,7 +155,7 @@ def _read(storage: Storage, key: str, kind: type[_Kind]) -> _Kind | None:
 def _end(run: RunDocument) -> int:
     """The clock at which the run ends, by the configuration that it began with."""
     try:
-        config = Config(**run.config)
+        config = Config.stored(run.config)
     except ValueError as error:
         raise DataError(
             f"{RUN_KEY}: its configuration is invalid ({reason(error)}); {run.remedy}"

@@ -22,6 +22,7 @@ from service.scoring.actor import ScorerClient
 from service.storage import open_storage
 from service.training.feed import check_memory, dataset_of, open_feeders, requests
 from service.training.heart import Heart
+from service.training.memory import Memory
 from service.training.monitor import PanelReader, panel_of
 from service.training.pace import Pace
 from service.training.relay import Relay
@@ -47,6 +48,7 @@ class Context:
         self.curriculum = Curriculum(config.phases, config.training.d_steps)
         self.storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
         self.relay = Relay(self.storage, workers)
+        self.memory = Memory(config, workers)
         place = open_storage(config.data.index_address, config.storage.retry_s, config.storage.timeout_s)
         dataset = dataset_of(config, read_index(place))
         check_memory(config, dataset, workers.count)

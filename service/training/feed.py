@@ -39,22 +39,22 @@ def check_memory(config: Config, dataset: Dataset, workers: int) -> None:
     """DataError if the data read ahead exceeds data.prefetch_bytes in some phase."""
     for phase in config.phases:
         limit, size = config.data.prefetch_bytes, image_bytes(config, phase)
-        check_prefetch(dataset, workers, limit, phase.micro_batch, size)
+        check_prefetch(dataset, workers, limit, phase.batch, size)
 
 
 def open_feeders(config: Config, dataset: Dataset, workers: int) -> Feeders:
     """Processes that read one worker's share of any phase's batches."""
-    largest = max(-(-p.micro_batch // workers) * image_bytes(config, p) for p in config.phases)
+    largest = max(p.batch // workers * image_bytes(config, p) for p in config.phases)
     # On a CPU the step takes the cores, and one decoder stays ahead of it.
     decoders = config.data.decoders or (config.scale.cpus if config.scale.gpu else 1)
     return Feeders(dataset, decoders, BATCHES_AHEAD + 1, largest)
 
 
 def requests(config: Config, cycles: Iterable[Cycle], share: Share, attempt: int) -> Iterator[Request]:
-    """A worker's requests: its `share(first number, count)` of each micro-batch of the cycles."""
+    """A worker's requests: its `share(first number, count)` of each batch of the cycles."""
     for cycle in cycles:
-        for start in cycle.micro_batches():
-            numbers = share(start, cycle.span.micro_batch)
+        for start in cycle.batches():
+            numbers = share(start, cycle.span.batch)
             mirrored = flips(config, numbers, attempt) if config.data.flip else None
             yield Request(numbers, cycle.stage.resolution, mirrored, start)
 

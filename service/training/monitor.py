@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.losses import LOSSES
 from service.collapse import signals
 from service.config import Config
+from service.config.portions import PANEL_IMAGES, panel_batch
 from service.data.dataset import Batch, Dataset, Request, read
 from service.data.decode import Pixels
 from service.data.order import Order
@@ -24,8 +25,8 @@ from service.random.draws import Draws
 
 log = logging.getLogger(__name__)
 
-PANEL_CLASSES, PANEL_IMAGES = 10, 64
-"""At most this many classes, and at least this many images: a class needs a few to show variety."""
+PANEL_CLASSES = 10
+"""At most this many classes are shown."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Monitor:
         """Begin to read the real images that `look` needs in this span."""
         if cycle.span is not self._span:
             self._span = cycle.span
-            self.real.ask(np.concatenate(self._numbers(cycle)), cycle.stage.resolution)
+            self.real.ask(np.concatenate(self._shares(cycle)), cycle.stage.resolution)
 
     def look(self, cycle: Cycle) -> dict[str, float]:
         """Signals after the cycle, equal on all workers."""
@@ -114,13 +115,16 @@ class Monitor:
         return compared | held_out | spreads | tops | signals.largest(spectra)
 
     def _crowds(self, cycle: Cycle) -> tuple[signals.Crowd, signals.Crowd]:
-        batches = self._numbers(cycle)
-        fake = torch.stack([self._generated(numbers, cycle) for numbers in batches]).sum(0)
+        shares = self._shares(cycle)
+        numbers = np.concatenate(shares)
+        places = np.arange(len(numbers)).reshape(len(shares), -1)
+        dealt = self.step.deal(cycle.span, self._size(cycle))
+        parts = [share[dealt.places(i)] for share in places for i in range(dealt.count)]
+        fake = torch.stack([self._generated(numbers[part], cycle) for part in parts]).sum(0)
         batch = self.real.take()
         real = torch.zeros_like(fake)
         # Batch norm adds up over the workers, so either all of them show real images or none does.
         if self.workers.all(batch is not None) and batch is not None:
-            parts = np.split(np.arange(len(batch.rows)), len(batches))
             shown = [self._shown(batch.images[part], batch.labels[part], cycle) for part in parts]
             real = torch.stack(shown).sum(0)
         total = self.workers.sum(torch.stack([fake, real]))
@@ -149,7 +153,11 @@ class Monitor:
         count = len(self.panel.classes)
         return signals.sums(images, features, logits, torch.from_numpy(groups), count, self.boundary)
 
-    def _numbers(self, cycle: Cycle) -> list[NDArray[np.int64]]:
-        """This worker's share of the panel, in batches as large as a micro-batch, which fits."""
-        size = cycle.span.micro_batch
+    def _shares(self, cycle: Cycle) -> list[NDArray[np.int64]]:
+        """This worker's share of the panel, in batches that the span's groups can be dealt in."""
+        size = self._size(cycle)
         return [self.workers.share(start, size) for start in range(0, PANEL_IMAGES, size)]
+
+    def _size(self, cycle: Cycle) -> int:
+        batch = cycle.span.batch
+        return panel_batch(batch, self.config.group(batch))

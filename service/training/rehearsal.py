@@ -2,6 +2,7 @@
 
 import io
 import time
+from functools import partial
 
 import torch
 
@@ -19,12 +20,14 @@ from service.training.monitor import Monitor
 def rehearse(context: Context, state: TrainState, end: int) -> None:
     """Run two cycles of every span that begins before the clock `end`; `state` is used up.
 
-    In the last span, where images are largest, the signals are measured and the panel is drawn; in the
-    end the state is saved to nowhere. Each takes memory of its own. An error names its phase. The second
-    cycle is timed, and the forecast is recorded.
+    Before a span, it is found out how many images its memory holds at a time. In the last span, where
+    images are largest, the signals are measured and the panel is drawn; in the end the state is saved to
+    nowhere. Each takes memory of its own. An error names its phase. The second cycle is timed, and the
+    forecast is recorded.
     """
     config, curriculum = context.amended(state)
-    step = Step(config, state, context.workers)
+    step = Step(config, state, context.workers, context.memory.most)
+    alone = Step(config, state, context.workers.alone(), context.memory.most)
     monitor = Monitor(config, context.workers, context.panel, context.real, step)
     seconds: dict[str, float] = {}
     spans = [span for span in curriculum.spans if span.start < end]
@@ -34,6 +37,7 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
             cycle = curriculum.at(span.start)
             if span is spans[-1]:
                 monitor.prepare(cycle)
+            context.memory.fit(span, partial(_try, context, alone, cycle))
             seconds[span.name] = _rehearse_span(context, step, cycle)
             if span is spans[-1]:
                 monitor.look(cycle)
@@ -41,6 +45,7 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
         except Exception as error:
             error.add_note(f"This happened in the rehearsal of phase {span.name!r}.")
             raise
+    context.memory.keep(context.storage)
     if context.workers.is_first:
         for part in checkpoint.copy_to_cpu(state.tensors()).values():
             torch.save(part, io.BytesIO())
@@ -51,6 +56,11 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
         )
         clock = commits.newest_clock(context.storage)
         context.recorder.write(Record(clock, time.time(), note=Note(forecast=forecast)))
+
+
+def _try(context: Context, alone: Step, cycle: Cycle) -> None:
+    with context.load([cycle], attempt=0) as batches:
+        _wait(alone.cycle(cycle, batches))
 
 
 def _rehearse_span(context: Context, step: Step, cycle: Cycle) -> float:

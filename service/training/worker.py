@@ -17,6 +17,7 @@ from service.recording.record import EventAction, Record
 from service.recording.recorder import Leaving
 from service.run import checkpoint, commits
 from service.run.checkpoint import Checkpointer
+from service.training import memory
 from service.training.attempt import Attempt, Meter
 from service.training.context import Context
 from service.training.heart import DRAWING, LOADING, MEASURING, RESPONDING, SAVING, TRAINING
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 def train(job: Job) -> int:
     """Train from the newest checkpoint to the clock `job.end`, and return it. Runs on each worker."""
     config = Config(**job.config)
-    workers = distributed.join()
+    workers = distributed.join(config.scale.group_timeout_s)
     if workers.device.type == "cpu":
         torch.set_num_threads(config.scale.cpus)
     context = Context(config, workers, job.token, job.recorder, job.scorer, job.node_is_leaving)
@@ -40,13 +41,14 @@ def train(job: Job) -> int:
         except torch.OutOfMemoryError as error:
             where = " ".join(getattr(error, "__notes__", ()))
             raise MemoryLackError(
-                f"the GPU's memory does not suffice ({str(error).partition('.')[0]}). {where} Raise the"
-                " phase's accumulation, which cuts its batch into smaller parts, or take larger GPUs"
+                f"the GPU's memory does not suffice ({str(error).partition('.')[0]}). {where} Set"
+                f" scale.device_batch to fewer images at a time; or {memory.REMEDY}"
             ) from error
 
 
 def _train(context: Context, job: Job) -> int:
     state = new_state(context.config, context.workers.device)
+    context.memory.found(context.relay)
     start = None
     if not job.rehearsed or context.workers.count < job.rehearsed:  # fewer need more memory each
         # The rehearsal uses the state up; drawing large orthogonal weights again may take a minute.

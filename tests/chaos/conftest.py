@@ -93,7 +93,6 @@ class ChaosRun:
             tracking={"every_images": LOOK_EVERY, "uri": there.get("MLFLOW_TRACKING_URI") or None},
             **({"checkpoint": {"every_images": SAVE_EVERY, "keep": 1000}} | sections),
         )
-        values["phases"] = [phase | {"accumulation": 1} for phase in values["phases"]]
         self.config.write_text(yaml.safe_dump(values))
 
     def __enter__(self) -> "ChaosRun":

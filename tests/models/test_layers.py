@@ -13,16 +13,17 @@ from models.layers import (
     BatchNorm,
     EqualConv2d,
     EqualLinear,
+    Groups,
+    MinibatchStddev,
     SelfAttention,
     SNConv2d,
     SNLinear,
     blur,
     merge_moments,
-    minibatch_stddev,
     pixel_norm,
     spectral_iterate,
     standing_statistics,
-    use_workers,
+    use_groups,
 )
 from models.stylegan import adaptive_instance_norm
 
@@ -114,12 +115,40 @@ def test_batch_norm_over_two_halves_equals_the_whole_batch():
                 other = sent.get((kind, 1 - replica), torch.zeros_like(tensor))
                 return torch.stack([tensor, other] if replica == 0 else [other, tensor])
 
-            use_workers(layer, lambda t: both(t, "sum").sum(0), lambda t: both(t, "gather"))
+            peers = Groups(1, 2, lambda t: both(t, "sum").sum(0), lambda t: both(t, "gather"))
+            use_groups(layer, peers)
             half = slice(4 * replica, 4 * replica + 4)
             outputs.append(layer(x[half]))
             grads.append(torch.autograd.grad(outputs[-1], x, dy[half])[0])
     torch.testing.assert_close(torch.cat(outputs), expected)
     torch.testing.assert_close(grads[0] + grads[1], expected_dx)
+
+
+@pytest.mark.parametrize("conditioning", [None, 2])
+def test_batch_norm_of_groups_is_that_of_each_group_alone(conditioning):
+    """Forward, backward, and the backward of a gradient penalty."""
+    layer = BatchNorm(3, conditioning).double()
+    x, dy = doubles(12, 3, 4, 4), doubles(12, 3, 4, 4).detach()
+    condition = torch.randn(12, 2, dtype=torch.float64)
+
+    def derived(images: torch.Tensor, slope: torch.Tensor, conditions: torch.Tensor) -> list:
+        y = layer(images, conditions if conditioning else None)
+        (dx,) = torch.autograd.grad((y.pow(3) * slope).sum(), images, create_graph=True)
+        (ddx,) = torch.autograd.grad(dx.square().sum(), images, retain_graph=True)
+        plain = torch.autograd.grad(y, [images, *layer.parameters()], slope)
+        return [y, dx, ddx, plain[0]], [*plain[1:]]
+
+    use_groups(layer, Groups(3))
+    images, parameters = derived(x, dy, condition)
+    use_groups(layer, Groups())
+    totals = [torch.zeros_like(p) for p in layer.parameters()]
+    for group in range(3):
+        mine = slice(group, None, 3)
+        part, grads = derived(x[mine].detach().requires_grad_(), dy[mine], condition[mine])
+        for whole, expected in zip(images, part, strict=True):
+            torch.testing.assert_close(whole[mine], expected)
+        totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
+    torch.testing.assert_close(parameters, totals)
 
 
 @pytest.mark.parametrize("splits", [[8], [4, 4], [1, 2, 5]])
@@ -269,7 +298,7 @@ def test_pixel_norm_brings_every_place_to_a_mean_square_of_1():
 def test_minibatch_stddev_is_that_of_each_strided_group(groups, group):
     n = groups * group
     x = torch.randn(n, 3, 2, 2, dtype=torch.float64)
-    y = minibatch_stddev(x, group)
+    y = MinibatchStddev(group)(x)
     assert torch.equal(y[:, :3], x)
     for first in range(groups):
         members = x[first::groups]
@@ -280,14 +309,15 @@ def test_minibatch_stddev_is_that_of_each_strided_group(groups, group):
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_that_take_every_kth_image_hold_whole_stddev_groups(workers):
     x = torch.randn(16, 2, 3, 3, dtype=torch.float64)
-    whole = minibatch_stddev(x, 4)
+    stddev = MinibatchStddev(4)
+    whole = stddev(x)
     for worker in range(workers):
-        torch.testing.assert_close(minibatch_stddev(x[worker::workers], 4), whole[worker::workers])
+        torch.testing.assert_close(stddev(x[worker::workers]), whole[worker::workers])
 
 
 def test_stddev_refuses_a_batch_that_is_not_in_whole_groups():
     with pytest.raises(ValueError, match=r"6 does not split .* groups of 4"):
-        minibatch_stddev(torch.zeros(6, 1, 2, 2), 4)
+        MinibatchStddev(4)(torch.zeros(6, 1, 2, 2))
 
 
 def test_blur_is_the_binomial_filter_with_zeros_outside():

@@ -10,7 +10,7 @@ from torch import nn
 
 import models
 from models import Stage
-from models.layers import Reducing
+from models.layers import Grouping
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 
 REAL, FAKE = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0])
@@ -90,7 +90,7 @@ def images():
 
 def slopes(discriminate, network, images: torch.Tensor, step: float = 1e-5) -> torch.Tensor:
     """|∇|² of each image, from central differences along every pixel."""
-    sees_batch = any(isinstance(layer, Reducing) for layer in network.modules())
+    sees_batch = any(isinstance(layer, Grouping) for layer in network.modules())
     total = torch.zeros(len(images), dtype=torch.float64)
     with torch.no_grad():
         for image in range(len(images)):

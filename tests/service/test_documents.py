@@ -31,6 +31,7 @@ from service.run.directory import RunDocument
 from service.run.failure import FailureDocument
 from service.run.ranking import Score, ScoreDocument
 from service.storage.lock import Holder
+from service.training.memory import FittedDocument
 from service.tuning.plan import Search, SweepDocument
 
 ADDRESS = "s3://bucket/runs/faces/sample.json"
@@ -280,6 +281,7 @@ DOCUMENTS: dict[type[Document], Document] = {
         config=CONFIG,
         metrics={"loss_d": math.inf},
     ),
+    FittedDocument: FittedDocument(device="NVIDIA H100", workers=8, images={"hold 8 px, batch 16": 4}),
     ScoreDocument: ScoreDocument(score=Score(640, 8, "kid", 0.25, {"kid": 0.25}, 1000)),
     Segment: Segment(
         records=(

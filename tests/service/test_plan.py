@@ -32,8 +32,8 @@ def test_it_tells_phases_workers_and_memory_and_makes_nothing(arguments, tmp_pat
     assert "1,797 samples in 4 shards" in printed
     assert "class    7 7: 179 images\n" in printed
     assert re.search(r"workers  1, 2, 4 ", printed)
-    assert re.search(r"96 – +224  fade to 16 px +16 +2 × 8 +8", printed)
-    assert "MB read ahead by each of 4 workers" in printed
+    assert re.search(r"96 – +224  fade to 16 px +16 +16 +8", printed)
+    assert re.search(r"\n +4 +4 +4 +4 +0 MB\n", printed)  # workers, and what each holds
     assert not (tmp_path / "run").exists()
 
 

@@ -45,7 +45,6 @@ def arguments(digits: Path, folder: Path) -> list[str]:
         checkpoint={"every_images": 160},
         tracking={"every_images": 80, "pictures_every_images": 800},
     )
-    values["phases"] = [phase | {"accumulation": 1} for phase in values["phases"]]
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
     return ["--config", str(file)]

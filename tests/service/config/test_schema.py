@@ -29,7 +29,7 @@ def test_a_huge_range_of_workers_is_searched_at_once():
     ("phases", "words"),
     [
         ([{"resolution": 32, "fade_images": 9, "hold_images": 9, "batch": 4}], "phases[0].fade_images"),
-        ([{"resolution": 32, "hold_images": 9, "batch": 4, "accumulation": 3}], "accumulation"),
+        ([{"resolution": 32, "hold_images": 9, "batch": 4, "accumulation": 3}], "training.norm_group"),
         ([{"resolution": 8, "hold_images": 9, "batch": 4}], "model.resolution: 16"),
         (
             [
@@ -140,19 +140,53 @@ def test_the_limit_of_bad_samples_is_a_share_or_a_count(limit, allowed):
 
 def test_batches_are_whole_groups_of_what_the_discriminator_compares():
     values = load_preset("progan-fashion")
-    phases = [{"resolution": 32, "hold_images": 9, "batch": 20, "accumulation": 2}]
-    with pytest.raises(ValueError, match=r"phases\[0\].batch: 20 / accumulation 2 .* groups of 4"):
+    phases = [{"resolution": 32, "hold_images": 9, "batch": 18}]
+    with pytest.raises(ValueError, match=r"phases\[0\].batch: 18 .* groups of 4 .*progan"):
         Config(**values | {"phases": phases})
 
 
 def test_workers_share_the_groups_evenly():
     phases = [{"resolution": 32, "hold_images": 9, "batch": 16}]
     values = load_preset("progan-fashion") | {"phases": phases, "scale": {"workers": "1:16"}}
-    assert Config(**values).worker_counts == [1, 2, 4]
-    with pytest.raises(
-        ValueError, match=r"scale.workers: 8 .* groups of 4 \[4\]; take one of \[1, 2, 4\]"
-    ):
-        Config(**values | {"scale": {"workers": 8}})
+    assert Config(**values).worker_counts == [1, 2, 4, 8, 16]  # 8 and 16 share a group among 2 and 4
+    few = r"scale.workers: 32 .*\(16 in groups of 4\) evenly; take one of \[1, 2, 4, 8, 16\]"
+    with pytest.raises(ValueError, match=few):
+        Config(**values | {"scale": {"workers": 32}})
+
+
+def test_a_batch_is_whole_groups_of_batch_norm_and_a_smaller_one_is_one():
+    config = digits_config("--training.norm_group", "32")
+    assert [config.group(phase.batch) for phase in config.phases] == [32, 32]
+    assert digits_config("--training.norm_group", "64").group(32) == 32
+    with pytest.raises(UsageError, match=r"phases\[0\].batch: 64 .* groups of 24 .*norm_group"):
+        digits_config("--training.norm_group", "24")
+    values = load_preset("progan-fashion")
+    values["training"]["norm_group"] = 4
+    with pytest.raises(ValueError, match=r"training.norm_group: 4, but progan has no batch norm"):
+        Config(**values)
+
+
+@pytest.mark.parametrize(
+    ("preset", "most", "refused"),
+    [("progan1024", 32, 64), ("stylegan1024", 32, 64), ("biggan128", 256, 512), ("biggan512", 256, 512)],
+)
+def test_the_papers_presets_run_on_as_many_workers_as_their_batches_allow(preset, most, refused):
+    assert Config(**load_preset(preset)).worker_counts[-1] == most
+    with pytest.raises(ValueError, match=f"scale.workers: {refused} workers cannot share"):
+        Config(**load_preset(preset) | {"scale": {"workers": refused}})
+
+
+def test_a_configuration_of_an_earlier_version_is_read_in_todays_settings():
+    """Its phases cut a batch into parts, over each of which batch norm measured."""
+    today = load_preset("biggan128")
+    former = today | {
+        "phases": [phase | {"accumulation": 8} for phase in today["phases"]],
+        "training": {k: v for k, v in today["training"].items() if k != "norm_group"},
+    }
+    assert Config.stored(former) == Config.stored(today) == Config(**today)
+    small = load_preset("progan-fashion")
+    former = small | {"phases": [phase | {"accumulation": 2} for phase in small["phases"]]}
+    assert Config.stored(former) == Config(**small)
 
 
 def test_every_family_and_loss_can_be_configured():

@@ -130,10 +130,10 @@ def test_stopped_anywhere_and_started_with_other_workers_the_sequence_of_keys_is
     def rows_of(start: int, stop: int, workers: int) -> list[list[int]]:
         """Rows of each global batch, put together from the workers' shares."""
         cycles = list(curriculum.cycles(start, stop))
-        starts = [(first, cycle) for cycle in cycles for first in cycle.micro_batches()]
+        starts = [(first, cycle) for cycle in cycles for first in cycle.batches()]
         batches: list[dict[int, int]] = [{} for _ in starts]
         for worker in range(workers):
-            shares = [np.arange(first, first + cycle.span.micro_batch) for first, cycle in starts]
+            shares = [np.arange(first, first + cycle.span.batch) for first, cycle in starts]
             shares = [numbers[numbers % workers == worker] for numbers in shares]
             sizes = [cycle.stage.resolution for _, cycle in starts]
             requests = [Request(*pair) for pair in zip(shares, sizes, strict=True)]

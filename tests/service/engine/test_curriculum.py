@@ -10,7 +10,7 @@ from service.engine.curriculum import Curriculum, due
 
 PHASES = [
     Phase(resolution=8, hold_images=100, batch=16),
-    Phase(resolution=16, fade_images=50, hold_images=10, batch=8, accumulation=2, lr_scale=0.5),
+    Phase(resolution=16, fade_images=50, hold_images=10, batch=8, lr_scale=0.5),
 ]
 
 
@@ -51,9 +51,9 @@ def test_cycles_follow_each_other_without_gap(d_steps, images):
     clock = 0
     for cycle in cycles:
         assert cycle.start == clock
-        starts = list(cycle.micro_batches())
-        assert len(starts) == d_steps * cycle.span.accumulation
-        assert starts[-1] + cycle.span.micro_batch == cycle.end
+        starts = list(cycle.batches())
+        assert len(starts) == d_steps
+        assert starts[-1] + cycle.span.batch == cycle.end
         clock = cycle.end
     assert clock >= images
 

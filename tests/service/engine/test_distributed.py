@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.layers import BatchNorm, use_workers
+from models.layers import BatchNorm, Groups, use_groups
 from service.engine import distributed
 from service.engine.distributed import Workers
 from tests.workers import work_together
@@ -20,7 +20,8 @@ def measure(workers: Workers, conditioning: int | None) -> dict[str, torch.Tenso
     layer = BatchNorm(3, conditioning).double()
     for parameter in layer.parameters():
         parameter.data += torch.rand_like(parameter)
-    use_workers(layer, workers.sum, workers.gather)
+    peers = workers.peers(workers.count)
+    use_groups(layer, Groups(1, peers.count, peers.sum, peers.gather))
     share = workers.share(0, BATCH)
     x = (torch.randn(BATCH, 3, 4, 4, dtype=torch.float64) * 2 + 1)[share].requires_grad_()
     weights = torch.randn(BATCH, 3, 4, 4, dtype=torch.float64)[share]

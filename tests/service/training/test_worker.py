@@ -59,6 +59,6 @@ def test_too_little_memory_is_told_with_its_phase_and_the_remedy(digits, tmp_pat
     config = tiny_config(digits, tmp_path / "run")
     job = Job(config.model_dump(), 1, END, SilentRecorder())
     with pytest.raises(
-        MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*accumulation"
+        MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*scale.device_batch"
     ):
         worker.train(job)
