@@ -10,9 +10,9 @@ error's first line; the others go on, and the exit code is 1.
   same.*    1 if two trainings from one seed have the same losses to the bit
   look.*    signals of collapse
   draws.*   host time of drawing latents; copy: from the host to the GPU; nccl: an all-reduce
-  replay.*  one cycle on fixed inputs as a CUDA graph that is replayed: how far its weights and those of
-            the same cycles without a graph lie apart; in the speed part, how many times as fast it is
-            (ratio). replay.biggan128_compiled: its networks are compiled first, in about two minutes
+  replay.*  cycles as CUDA graphs: how far their weights and those of the same cycles without graphs lie
+            apart; in the speed part, how many times as fast they are (ratio).
+            replay.biggan128_compiled: its networks are compiled first, in about two minutes
   the rest  images/s, milliseconds and host milliseconds a cycle, peak memory, kernels a cycle, the share
             of the time in which a kernel runs (busy), and of the GPU's peak (mfu). biggan128.plain is
             the loop that one writes first: autocast to bf16, but contiguous tensors, separate forwards,
@@ -50,7 +50,8 @@ from service.collapse import signals
 from service.config import Config
 from service.config.yaml import load_preset
 from service.data.dataset import Batch
-from service.engine.curriculum import Curriculum, Cycle
+from service.engine.capture import EAGER
+from service.engine.curriculum import Curriculum
 from service.engine.distributed import Workers
 from service.engine.state import TrainState, new_state
 from service.engine.step import FINITE, MEASURES, Step
@@ -88,16 +89,16 @@ SMALL: dict[str, tuple[Values, Values]] = {
 SMALL_CYCLES = 12
 
 
-def small(family: str, **training: Any) -> Config:
-    """A training of a small network: a rung, a fade and a hold."""
+def small(family: str, images: int = 96, **training: Any) -> Config:
+    """A training of a small network: a rung, a fade and a hold, each over so many images."""
     model, own = SMALL[family]
     common = {"resolution": 16, "channels": 1, "classes": 10, "width": 8, "latents": 16}
     full = (common | model)["resolution"]
     values = load_preset("digits")
     values["model"] = {"family": family} | common | model
     values["phases"] = [
-        {"resolution": full // 2, "hold_images": 64, "batch": 16},
-        {"resolution": full, "fade_images": 96, "hold_images": 96, "batch": 16},
+        {"resolution": full // 2, "hold_images": images, "batch": 16},
+        {"resolution": full, "fade_images": images, "hold_images": images, "batch": 16},
     ]
     values["training"] |= {"precision": "fp32"} | own | training
     return Config(**values)
@@ -203,7 +204,7 @@ def own_place(stack: traceback.StackSummary) -> str:
 
 
 def apart_checks(device: torch.device) -> Iterator[Check]:
-    """CPU against GPU: the same seed, draws and images. StyleGAN's noise is the device's own."""
+    """CPU against GPU: the same seed, draws and images."""
     for family, precision in itertools.product(SMALL, ("fp64", "fp32")):
         config = small(family, precision=precision)
 
@@ -256,85 +257,19 @@ def look_checks(device: torch.device) -> Iterator[Check]:
 REPLAYS = 8
 
 
-class FixedStep(Step):
-    """A step that takes one cycle again and again, on the inputs of the first time.
-
-    A CUDA graph finds its inputs where they lay when it was captured. What follows from the clock (the
-    fade, the EMA's decay, which penalties are due) stays as it was, too.
-    """
-
-    def __init__(self, config: Config, state: TrainState, workers: Workers):
-        super().__init__(config, state, workers)
-        for optimizer in (state.optimizer_g, state.optimizer_d):
-            for group in optimizer.param_groups:
-                group["capturable"] = True
-        self._inputs: list[Any] = []
-        self._ready: Iterator[Any] | None = None
-
-    def again(self, cycle: Cycle, data: list[Batch]) -> None:
-        """Take the cycle; all calls must be for the same one."""
-        self.cycle(cycle, iter(data))
-        self._ready = iter(self._inputs)
-
-    def _to_device(self, array: Any) -> torch.Tensor:
-        return self._fixed(lambda: super(FixedStep, self)._to_device(array))
-
-    def _draw_noise(self, draws: Draws, numbers: Any, cycle: Cycle) -> list[torch.Tensor]:
-        return self._fixed(lambda: super(FixedStep, self)._draw_noise(draws, numbers, cycle))
-
-    def _fixed(self, make: Callable[[], Any]) -> Any:
-        if self._ready is not None:
-            return next(self._ready)
-        self._inputs.append(make())
-        return self._inputs[-1]
-
-
-@dataclass
-class Repeated:
-    """One cycle of a training, taken again and again without a graph."""
-
-    state: TrainState
-    take: Callable[[], None]
-
-
-def repeated(config: Config, device: torch.device, fading: bool = False) -> Repeated:
-    """The first cycle of a training, or the first in a fade."""
-    state = new_state(config, device)
-    step = FixedStep(config, state, Workers(0, 1, device))
-    cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**12)
-    cycle = next(c for c in cycles if c.stage.fading == fading)
-    until = itertools.takewhile(lambda batch: batch.clock < cycle.end, batches(config))
-    data = [batch for batch in until if batch.clock >= cycle.start]
-    return Repeated(state, lambda: step.again(cycle, data))
-
-
-def captured(training: Repeated) -> Callable[[], None]:
-    """The cycle as a CUDA graph, after WARM_UP cycles without one; a call replays it."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            training.take()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        training.take()
-    return graph.replay
-
-
 def replay_checks(device: torch.device) -> Iterator[Check]:
-    """Weights after the same cycles, with and without a graph."""
+    """Weights after the same cycles, with and without graphs."""
     for family, precision in itertools.product(SMALL, ("fp32", "bf16")):
-        config = small(family, precision=precision)
 
-        def check(config: Config = config) -> Lines:
-            plain, other = repeated(config, device, True), repeated(config, device, True)
-            for _ in range(WARM_UP + REPLAYS):
-                plain.take()
-            replay = captured(other)
-            for _ in range(REPLAYS):
-                replay()
-            return {"apart": weights_apart(plain.state, other.state)}
+        def check(family: str = family, precision: str = precision) -> Lines:
+            ends = []
+            for capture in (True, False):
+                config = small(family, images=256, precision=precision, capture=capture)
+                trained = training(config, device)
+                for _ in range(2 * (EAGER + REPLAYS)):
+                    trained.take()
+                ends.append(trained.state)
+            return {"apart": weights_apart(*ends)}
 
         yield f"replay.{family}.{precision}", check
 
@@ -498,14 +433,14 @@ def speed(call: Callable[[], object], images: int, device: torch.device) -> Line
 
 
 def one_rung(preset: str, resolution: int, batch: int, **training: Any) -> Config:
-    """A preset at one rung only, in batches that go through at once."""
+    """A preset at one rung only, in batches that go through at once, without graphs."""
     values = load_preset(preset)
     full = max(resolution, 8)  # no network ends below
     values["model"] |= {"resolution": full}
     values["phases"] = [{"resolution": resolution, "hold_images": 10**9, "batch": batch}]
     if full > resolution:
         values["phases"] += [{"resolution": full, "hold_images": batch, "batch": batch}]
-    values["training"] |= training
+    values["training"] |= {"capture": False} | training
     values["scale"] = {"workers": 1}
     return Config(**values)
 
@@ -584,24 +519,29 @@ def speed_checks(device: torch.device) -> Iterator[Check]:
 
 
 def replayed(config: Callable[[], Config], device: torch.device, compiled: bool = False) -> Lines:
-    """Times of a cycle on fixed inputs: as it is; then as a graph, the networks compiled if so asked."""
+    """Times of a cycle: without a graph; then as a graph, the networks compiled if so asked."""
     torch.backends.cudnn.benchmark = False
     settings = config()
-    with device:
-        training = repeated(settings, device)
-    for _ in range(WARM_UP):
-        training.take()
-    eager = timed(training.take)
-    if compiled:
-        for network in (training.state.generator, training.state.discriminator):
-            network.compile(dynamic=False)
-    replay = captured(training)
-    timing = timed(replay)
-    launched = kernels(replay)
+    timings, launched = [], kernels(lambda: None)
+    for capture in (False, True):
+        changed = settings.training.model_copy(update={"capture": capture})
+        with device:
+            trained = training(settings.model_copy(update={"training": changed}), device)
+        if compiled and capture:
+            for network in (trained.state.generator, trained.state.discriminator):
+                network.compile(dynamic=False)
+        for _ in range(EAGER + 1):
+            trained.take()
+        timings.append(timed(trained.take))
+        launched = kernels(trained.take)
+        del trained
+        free()
+    eager, timing = timings
     size = settings.phases[0].batch * settings.training.d_steps
     return {
         "images_per_s": size / timing.seconds,
         "cycle_ms": 1000 * timing.seconds,
+        "host_ms": 1000 * timing.host_seconds,
         "eager_ms": 1000 * eager.seconds,
         "ratio": eager.seconds / timing.seconds,
         "busy": launched.seconds / timing.seconds,

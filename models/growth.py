@@ -5,7 +5,7 @@ Only this module knows which rungs are active and how two rungs blend (Karras et
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,9 +28,27 @@ def downsample(images: Tensor) -> Tensor:
     return F.avg_pool2d(images, 2)
 
 
-def blend(below: Tensor, current: Tensor, alpha: float) -> Tensor:
+def blend(below: Tensor, current: Tensor, alpha: float | Tensor) -> Tensor:
     """(1 − alpha)·below + alpha·current; exactly `below` at alpha 0."""
+    if isinstance(alpha, Tensor):
+        return torch.lerp(below, current, alpha.to(below.dtype))
     return torch.lerp(below, current, alpha)
+
+
+@dataclass(frozen=True)
+class LiveStage(Stage):
+    """A stage in a fade whose alpha is a scalar tensor: it changes on the device, and is not read."""
+
+    alpha: Tensor = field(kw_only=False)  # type: ignore[assignment]
+
+    @override
+    def __post_init__(self) -> None:
+        pass
+
+    @property
+    @override
+    def fading(self) -> bool:
+        return True
 
 
 def fade_images(images: Tensor, stage: Stage) -> Tensor:
@@ -146,16 +164,19 @@ class GrowingGenerator(Growing):
         """Styles [n, layers, z] pulled towards their average by `psi`, in the layers below `cutoff`."""
         raise self._no_styles()
 
-    def draw_noise(self, seeds: Sequence[int], stage: Stage) -> list[Tensor]:
-        """One plane of noise [len(seeds), 1, r, r] a layer; an image's depends on its seed alone."""
+    def draw_noise(self, seeds: Sequence[int] | Tensor, stage: Stage) -> list[Tensor]:
+        """One plane of noise [len(seeds), 1, r, r] a layer; an image's depends on its seed alone.
+
+        Seeds are in [0, 2³²).
+        """
         raise self._no_styles()
 
     def synthesise(self, styles: Tensor, stage: Stage, noise: Sequence[Tensor] | None) -> Tensor:
         """Images from styles [n, layers, z] and one plane of noise [n or 1, 1, r, r] a layer."""
         raise self._no_styles()
 
-    def average_styles(self, latents: Tensor, labels: Tensor, decay: float) -> None:
-        """Move the average style towards the mean style of all workers' latents."""
+    def average_styles(self, latents: Tensor, labels: Tensor, share: Tensor) -> None:
+        """Move the average style by a share, a scalar, towards that of all workers' latents."""
         raise self._no_styles()
 
     def _no_styles(self) -> TypeError:

@@ -128,34 +128,70 @@ class SpectralNorm(nn.Module):
 
     def start_vectors(self) -> None:
         """Draw the vectors from torch's default random generator and align them once."""
-        rows = self._matrix()
+        rows = self.matrix()
         self.register_buffer("u", F.normalize(torch.randn_like(rows[:, 0]), dim=0))
         self.register_buffer("v", torch.zeros_like(rows[0]))
-        self.iterate()
+        spectral_iterate(self)
 
-    def _matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:
         """The weight as [out, in·kh·kw]: a view of a channels-last weight."""
-        if self.weight.ndim == 4:
-            return self.weight.permute(0, 2, 3, 1).flatten(1)
-        return self.weight
-
-    @torch.no_grad()
-    def iterate(self) -> None:
-        """One power iteration."""
-        matrix = self._matrix()
-        self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=SPECTRAL_EPS))
-        self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=SPECTRAL_EPS))
+        return _as_matrix(self.weight)
 
     def sigma(self) -> Tensor:
         """The current estimate of the largest singular value, a scalar."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            return torch.dot(self.u, self._matrix() @ self.v)
+            return torch.dot(self.u, self.matrix() @ self.v)
 
     def normalised_weight(self) -> Tensor:
         """The weight scaled to a largest singular value of about 1, unchanged if not `normalised`."""
         if not self.normalised:
             return self.weight
-        return self.weight / self.sigma().clamp_min(SPECTRAL_EPS)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                return _OverSigma.apply(self.weight, self.u, self.v)
+            return _over_sigma(self.weight, self.u, self.v)
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
+
+
+def _as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
+    if weight.ndim != 4:
+        return matrix
+    inputs, *kernel = weight.shape[1:]
+    return matrix.unflatten(1, (*kernel, inputs)).permute(0, 3, 1, 2)
+
+
+def _over_sigma(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The weight over σ = uᵀ W v, in operations that can be differentiated any number of times."""
+    return weight / torch.dot(u, _as_matrix(weight) @ v).clamp_min(SPECTRAL_EPS)
+
+
+class _OverSigma(torch.autograd.Function):
+    """`_over_sigma`, with a gradient of a few operations where autograd takes a dozen for each layer.
+
+    For Ŵ = W / σ it is (G − ⟨G, Ŵ⟩ u vᵀ) / σ (Miyato et al. 2018, eq. 12). If it is itself
+    differentiated, for a gradient penalty, autograd takes over.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        sigma = torch.dot(u, _as_matrix(weight) @ v)
+        scaled = weight / sigma.clamp_min(SPECTRAL_EPS)
+        ctx.save_for_backward(weight, scaled, u, v, sigma)
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        weight, scaled, u, v, sigma = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            again = _over_sigma(weight, u, v)
+            return *torch.autograd.grad(again, weight, grads[0], create_graph=True), None, None
+        overlap = torch.dot(grads[0].flatten(), scaled.flatten()) * (sigma > SPECTRAL_EPS)
+        rows = torch.addr(_as_matrix(grads[0]), u, v * -overlap)
+        rows /= sigma.clamp_min(SPECTRAL_EPS)
+        return _as_weight(rows, weight), None, None
 
 
 class SNConv2d(SpectralNorm):
@@ -213,12 +249,23 @@ def use_spectral_norm(module: nn.Module, normalised: bool) -> None:
             layer.normalised = normalised
 
 
+@torch.no_grad()
 def spectral_iterate(module: nn.Module, times: int = 1) -> None:
-    """Bring every layer's singular vectors closer to those of its current weight."""
-    for layer in module.modules():
-        if isinstance(layer, SpectralNorm):
-            for _ in range(times):
-                layer.iterate()
+    """Bring every layer's singular vectors closer to those of its weight, by power iterations."""
+    layers = [layer for layer in module.modules() if isinstance(layer, SpectralNorm)]
+    matrices = [layer.matrix() for layer in layers]
+    lefts, rights = [layer.u for layer in layers], [layer.v for layer in layers]
+    for _ in range(times if layers else 0):
+        _normalise_to(rights, [m.T @ u for m, u in zip(matrices, lefts, strict=True)])
+        _normalise_to(lefts, [m @ v for m, v in zip(matrices, rights, strict=True)])
+
+
+def _normalise_to(targets: list[Tensor], vectors: list[Tensor]) -> None:
+    """Copy vectors, each over its norm, in a few operations for all of them together."""
+    norms = torch._foreach_norm(vectors)
+    torch._foreach_clamp_min_(norms, SPECTRAL_EPS)
+    torch._foreach_div_(vectors, norms)
+    torch._foreach_copy_(targets, vectors)
 
 
 # Equalized learning rate --------------------------------------------------------------------------
@@ -380,12 +427,13 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, eps: float, groups: Groups
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count, mean, variance = merge_moments(groups.gather(_moments(x, groups.count, gain.dtype)))
+        moments = _moments(x, groups.count, gain.dtype)
+        mean, variance = merge_moments(groups.gather(moments)) if groups.peers > 1 else moments.unbind()
         rstd = torch.rsqrt(variance + eps)
         scale = gain * _per_image(rstd, x)
         shift = bias - _per_image(mean, x) * scale
         y = torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
-        ctx.save_for_backward(x, gain, bias, mean, rstd, count)
+        ctx.save_for_backward(x, gain, bias, mean, rstd)
         ctx.groups, ctx.eps = groups, eps
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
@@ -393,7 +441,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         dy = grads[0]
-        x, gain, bias, mean, rstd, count = ctx.saved_tensors
+        x, gain, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             inputs = (x, gain, bias)
             y = _normalise(*inputs, ctx.eps, ctx.groups)
@@ -406,7 +454,7 @@ class _Normalise(torch.autograd.Function):
         gain_grad = (dy * x).sum((2, 3)).to(gain.dtype) - _per_image(mean, x) * bias_grad
         gain_grad *= _per_image(rstd, x)
         sums = _per_group(torch.cat([gain * bias_grad, gain * gain_grad], 1), groups.count)
-        mean_grad, std_grad = (groups.reduce(sums) / count).chunk(2, dim=1)
+        mean_grad, std_grad = (groups.reduce(sums) / _members(x, groups)).chunk(2, dim=1)
         slope = -rstd * rstd * std_grad
         offset = -rstd * mean_grad - slope * mean
         dx = torch.addcmul(
@@ -423,10 +471,9 @@ class _Normalise(torch.autograd.Function):
 def _normalise(x: Tensor, gain: Tensor, bias: Tensor, eps: float, groups: Groups) -> Tensor:
     """`_Normalise` in operations that can be differentiated any number of times."""
     wide = x.to(gain.dtype)
-    count = groups.peers * x.numel() // (x.shape[1] * groups.count)
 
     def mean_of(values: Tensor) -> Tensor:
-        means = groups.reduce(_per_group(values.sum((2, 3)), groups.count)) / count
+        means = groups.reduce(_per_group(values.sum((2, 3)), groups.count)) / _members(x, groups)
         return _per_channel(_per_image(means, wide), wide)
 
     centred = wide - mean_of(wide)
@@ -444,28 +491,25 @@ def _per_image(values: Tensor, like: Tensor) -> Tensor:
     return values if len(values) == 1 else values.repeat(len(like) // len(values), 1)
 
 
+def _members(x: Tensor, groups: Groups) -> int:
+    """How many values of a channel are measured together, with all peers."""
+    return groups.peers * x.numel() // (x.shape[1] * groups.count)
+
+
 def _moments(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """Count, mean and variance of each channel of x [n, c, h, w], in `dtype`: [groups, 1 + 2c]."""
-    running = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
-    count = running.new_full((1,), x.numel() // (x.shape[1] * groups))
-    measured = []
-    for group in range(groups):
-        members = x[group::groups] if groups > 1 else x
-        mean, variance = torch.batch_norm_update_stats(members, running, running.clone(), 0.0)
-        measured.append(torch.cat([count, mean.to(dtype), variance.to(dtype)]))
-    return torch.stack(measured)
+    """Mean and variance of each channel of x [n, c, h, w] in each group: [2, groups, c] in `dtype`."""
+    unused, too = torch.zeros(2, x.shape[1], dtype=dtype, device=x.device)
+    parts = [x[group::groups] for group in range(groups)] if groups > 1 else [x]
+    measured = [torch.batch_norm_update_stats(part, unused, too, 0.0) for part in parts]
+    return torch.stack([torch.stack(each) for each in zip(*measured, strict=True)]).to(dtype)
 
 
-def merge_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count [·, 1], mean [·, c] and variance [·, c] of parts [p, ·, 1 + 2c] (Chan et al. 1979)."""
-    counts, rest = parts.split([1, parts.shape[-1] - 1], dim=-1)
-    means, variances = rest.chunk(2, dim=-1)
-    count = counts.sum(0)
-    shares = counts / count
+def merge_moments(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [·, c] of parts of equal size [p, 2, ·, c] together (Chan et al. 1979)."""
+    means, variances = parts.unbind(1)
     # relative to the first part's mean, to lose little precision if all means are far from 0
-    mean = means[0] + (shares * (means - means[0])).sum(0)
-    variance = (shares * (variances + (means - mean).square())).sum(0)
-    return count, mean, variance
+    mean = means[0] + (means - means[0]).mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
 
 
 class BatchNorm(Grouping):

@@ -21,6 +21,7 @@ from models.layers import (
     leaky_relu,
     pixel_norm,
 )
+from models.noise import normals
 from models.progan import Discriminator
 from models.shape import Stage
 
@@ -170,16 +171,16 @@ class Generator(GrowingGenerator, Reducing):
         shares = styles.new_tensor(psis)[:, None]
         return torch.lerp(self.w_average.to(styles.dtype).expand_as(styles), styles, shares)
 
-    def draw_noise(self, seeds: Sequence[int], stage: Stage) -> list[Tensor]:
-        """One plane of normals [len(seeds), 1, r, r] a layer; an image's depend on its seed alone."""
+    def draw_noise(self, seeds: Sequence[int] | Tensor, stage: Stage) -> list[Tensor]:
+        """One plane of normals [len(seeds), 1, r, r] a layer; an image's depend on its seed alone.
+
+        Seeds are in [0, 2³²). The normals are the same on every device, but for rounding.
+        """
         sides = [r for r in self.resolutions if r <= stage.resolution for _ in range(2)]
         places = [side * side for side in sides]
-        device = self.constant.device
-        random = torch.Generator(device)
-        images = [
-            torch.randn(sum(places), generator=random.manual_seed(seed), device=device) for seed in seeds
-        ]
-        planes = torch.stack(images).split(places, dim=1)
+        if not isinstance(seeds, Tensor):
+            seeds = torch.tensor([*seeds], dtype=torch.int64, device=self.constant.device)
+        planes = normals(seeds, sum(places)).split(places, dim=1)
         return [p.reshape(-1, 1, side, side) for p, side in zip(planes, sides, strict=True)]
 
     def synthesise(self, styles: Tensor, stage: Stage, noise: Sequence[Tensor] | None) -> Tensor:
@@ -190,11 +191,11 @@ class Generator(GrowingGenerator, Reducing):
         return self.ascend(x, stage, ((styles[:, pair], planes[pair]) for pair in pairs))
 
     @torch.no_grad()
-    def average_styles(self, latents: Tensor, labels: Tensor, decay: float) -> None:
-        """Move `w_average` towards the mean of w over all workers' latents."""
+    def average_styles(self, latents: Tensor, labels: Tensor, share: Tensor) -> None:
+        """Move `w_average` by a share, a scalar, towards the mean of w over all workers' latents."""
         w = self.mapping(latents, labels)
         total = self.reduce(torch.cat([w.sum(0), w.new_full((1,), len(w))]))
-        self.w_average.lerp_(total[:-1] / total[-1], 1 - decay)
+        self.w_average.lerp_(total[:-1] / total[-1], share)
 
 
 def build(config: StyleGANConfig) -> tuple[Generator, Discriminator]:

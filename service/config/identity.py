@@ -14,6 +14,7 @@ MAY_DIFFER = (
     "run.dir",
     "run.images",
     "scale.",
+    "training.capture",
     "tracking.",
     "storage.",
     "checkpoint.",

@@ -7,9 +7,9 @@ allowed.
 """
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+Sliced = TypeVar("Sliced", bound=Any)
 
 PANEL_IMAGES = 64
 """At least so many images show the signals: a class needs a few to show variety."""
@@ -28,12 +28,13 @@ class Portions:
     groups: int
     peers: int
 
-    def places(self, portion: int) -> slice | NDArray[np.int64]:
-        """Where the images of a portion stand in the share, which is in the order of their numbers."""
+    def part(self, share: Sliced, portion: int) -> Sliced:
+        """A portion of an array or tensor of the share [n, …], which is in the order of the numbers."""
         if self.count == 1:
-            return slice(None)
-        share = np.arange(self.count * self.size).reshape(-1, self.count * self.groups)
-        return share[:, portion * self.groups : (portion + 1) * self.groups].ravel()
+            return share
+        first, rest = portion * self.groups, share.shape[1:]
+        rows = share.reshape(-1, self.count * self.groups, *rest)[:, first : first + self.groups]
+        return rows.reshape(self.size, *rest)
 
 
 def is_dealt(batch: int, group: int, workers: int) -> bool:

@@ -141,6 +141,8 @@ class TrainingSettings(Section):
     """Precision of the forwards. auto is bf16 if the machine has units for it, else fp32."""
     channels_last: bool = True
     """Memory layout; it changes only the speed."""
+    capture: bool = True
+    """On GPUs, launch a cycle as one CUDA graph; it changes only the speed."""
     fused_resampling: bool = True
     """Enlarge or halve images inside the convolution; it changes only the speed."""
 

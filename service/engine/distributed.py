@@ -1,9 +1,5 @@
-"""One worker among the others. Only this module knows of DDP, all-reduce and ranks."""
+"""One worker among the others. Only this module knows of collectives and ranks."""
 
-import contextlib
-import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -12,8 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from typing_extensions import override
 
 from service import environment
@@ -132,26 +127,11 @@ class Workers:
         """The mean over all workers."""
         return self.sum(tensor) / self.count
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the workers; wrap it again when parameters freeze."""
-        if self.count == 1 or self.apart:
-            return module
-        devices = [self.device] if self.device.type == "cuda" else None
-        with warnings.catch_warnings():
-            # torch 2.13 renames `broadcast_buffers`; older versions know only this name
-            warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(
-                module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-
-    def accumulate(self, modules: Sequence[nn.Module], last: bool) -> AbstractContextManager:
-        """Wraps a portion's forward and backward: only the `last` one exchanges gradients."""
-        stack = contextlib.ExitStack()
-        if not last:
-            for module in modules:
-                if isinstance(module, DistributedDataParallel):
-                    stack.enter_context(module.no_sync())
-        return stack
+    def average_(self, tensor: Tensor) -> None:
+        """Replace a tensor by its mean over all workers."""
+        if self.count > 1 and not self.apart:
+            dist.all_reduce(tensor)
+            tensor.div_(self.count)
 
     def all(self, here: bool) -> bool:
         """Whether something is so on every worker; all of them ask."""

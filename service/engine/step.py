@@ -1,6 +1,8 @@
 """One cycle: the discriminator's steps, each on its own real images, then one generator step.
 
-Nothing here waits for the device, reads, writes or logs; measurements stay on the device.
+What the host must do for a cycle is done before it: its inputs are drawn, and brought to the device. The
+cycle itself depends on nothing else, waits for nothing and reads nothing back, so a GPU can replay it
+as one graph; measurements stay on the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import growth
-from models.growth import Mixing
+from models import Stage, growth
+from models.growth import LiveStage, Mixing
 from models.layers import Groups, spectral_iterate, use_groups, use_workers
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config
 from service.config.portions import Portions, portions
 from service.data.dataset import Batch
+from service.engine.capture import Replays, can_capture
 from service.engine.curriculum import Cycle, Span
 from service.engine.distributed import Workers
+from service.engine.gradients import Gradients
+from service.engine.inputs import Inputs, Places, Sources
 from service.engine.state import TrainState
 from service.random.draws import Draws
 
@@ -41,6 +46,9 @@ MEASURES = (
 FINITE = ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g")
 """A cycle in which one of these is not finite counts as `nonfinite`."""
 
+Due = tuple[bool, bool]
+"""Whether R1 and the gradient penalty are due at a discriminator step."""
+
 
 class Step:
     """Takes the cycles of a run. `cycle` advances the state by one and returns its measurements.
@@ -61,35 +69,37 @@ class Step:
         self.state = state
         self.workers = workers
         self.loss = LOSSES[config.training.loss]
-        self.latents = config.shape.latents
         self.has_styles = config.shape.has_styles
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
-        self.draws_d = Draws(state.seed, "discriminator", state.attempt)
-        self.draws_g = Draws(state.seed, "generator", state.attempt)
+        self.sources = Sources(config, state.seed, state.attempt, workers)
+        self._most = most
         self._ema: list[Tensor] = list(state.ema.parameters())
         self._weights: list[Tensor] = list(state.generator.parameters())
         self._ema_buffers = list(state.ema.buffers())
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
-        self._most = most
 
     def cycle(self, cycle: Cycle, batches: Iterator[Batch]) -> Measures:
         """Advance the state from `cycle.start` to `cycle.end`.
 
         `batches` yields this worker's share of each batch in turn. Returns MEASURES, means over the
-        cycle on this worker. RuntimeError if a batch is for another clock.
+        cycle on this worker, which stay until the next call. RuntimeError if a batch is for another
+        clock.
         """
-        if cycle.span is not self._span:
+        span = cycle.span
+        if span is not self._span:
             self._enter(cycle)
-        dealt = self.deal(cycle.span, cycle.span.batch)
-        steps = [self._discriminator_step(cycle, start, batches, dealt) for start in cycle.batches()]
-        measures = _mean(steps) | self._generator_step(cycle, dealt)
-        self._average(cycle)
+        inputs = self._places.fill(self.sources.cycle(cycle, batches, self._layers(cycle.stage)))
+        dealt = self.deal(span, span.batch)
+        due = tuple(self._due(cycle, start) for start in cycle.batches())
+        stage = LiveStage(span.resolution, inputs[-1]["alpha"]) if span.fading else cycle.stage
+
+        def work() -> Measures:
+            return self._advance(stage, inputs, dealt, due)
+
+        measures = self._replays(due, work) if self._replays else work()
         self.state.clock = cycle.end
-        watched = torch.stack([measures[name] for name in FINITE])
-        measures["margin"] = measures["logit_real"] - measures["logit_fake"]
-        measures["nonfinite"] = 1 - watched.sum().isfinite().to(watched.dtype)
-        return {name: measures[name] for name in MEASURES}
+        return measures
 
     def deal(self, span: Span, batch: int) -> Portions:
         """How the worker's share of a batch of this span, or of a part of it, goes through next.
@@ -110,9 +120,10 @@ class Step:
 
         They are a portion of what `deal` was last called for.
         """
+        drawn = self.sources.drawn(draws, numbers, self._layers(cycle.stage)) | {"labels": labels}
+        inputs = {name: self._to_device(array) for name, array in drawn.items()}
         with self._autocast():
-            fakes, _ = self._generate(self.state.generator, draws, numbers, cycle, labels)
-        return fakes.to(self.dtype)
+            return self._generate(inputs, cycle.stage).to(self.dtype)
 
     @torch.no_grad()
     def examine(self, images: Tensor, labels: NDArray[np.int64], cycle: Cycle) -> tuple[Tensor, Tensor]:
@@ -124,51 +135,73 @@ class Step:
 
     def pixels(self, images: NDArray[np.uint8], cycle: Cycle) -> Tensor:
         """Real images uint8 [n, h, w, c] as the discriminator sees them: [n, c, h, w] in [-1, 1]."""
-        return growth.fade_images(self._to_pixels(images), cycle.stage)
+        return self._pixels(self._to_device(images), cycle.stage)
 
     def _enter(self, cycle: Cycle) -> None:
-        """Freeze what the span does not use, wrap the networks again, and set up the optimizers."""
-        state, span = self.state, cycle.span
+        """Freeze what the span does not use, and set up gradients, optimizers and places for inputs."""
+        state, span, device = self.state, cycle.span, self.workers.device
         use_workers(state.generator, self.workers.sum)
-        self._active_g = state.generator.activate(cycle.stage)
         self._active_d = state.discriminator.activate(cycle.stage)
-        self._generator = self.workers.wrap(state.generator)
-        self._discriminator = self.workers.wrap(state.discriminator)
+        self._gradients_g = Gradients(state.generator.activate(cycle.stage), self.workers)
+        self._gradients_d = Gradients(self._active_d, self.workers)
+        self._places = Places(device)
+        self._replays = Replays(device) if can_capture(device) and self.training.capture else None
         for optimizer, rate in (
             (state.optimizer_g, self.training.lr_generator),
             (state.optimizer_d, self.training.lr_discriminator),
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate * span.lr_scale
+                group["capturable"] = self._replays is not None
             if self.training.reset_adam and span.new_rung and cycle.start == span.start:
                 optimizer.state.clear()
         self._span = span
 
-    def _discriminator_step(
-        self, cycle: Cycle, start: int, batches: Iterator[Batch], dealt: Portions
+    def _due(self, cycle: Cycle, start: int) -> Due:
+        training, step = self.training, (start - cycle.span.start) // cycle.span.batch
+        return (
+            bool(training.r1) and step % training.r1_every == 0,
+            bool(training.gradient_penalty) and step % training.gradient_penalty_every == 0,
+        )
+
+    def _advance(
+        self, stage: Stage, inputs: Sequence[Inputs], dealt: Portions, due: Sequence[Due]
     ) -> Measures:
-        state, span = self.state, cycle.span
+        """The cycle on the device: a function of the state and of its inputs."""
+        *steps, generator, numbers = inputs
+        parts = [
+            self._discriminator_step(stage, step, dealt, each)
+            for step, each in zip(steps, due, strict=True)
+        ]
+        measures = _mean(parts) | self._generator_step(stage, generator, dealt)
+        self._average(generator, numbers)
+        watched = torch.stack([measures[name] for name in FINITE])
+        measures["margin"] = measures["logit_real"] - measures["logit_fake"]
+        measures["nonfinite"] = 1 - watched.sum().isfinite().to(watched.dtype)
+        return {name: measures[name] for name in MEASURES}
+
+    def _discriminator_step(self, stage: Stage, inputs: Inputs, dealt: Portions, due: Due) -> Measures:
+        state = self.state
         spectral_iterate(state.discriminator)
-        state.optimizer_d.zero_grad()
-        batch, share = _batch_for(start, batches), self.workers.share(start, span.batch)
+        self._gradients_d.clear()
         parts = []
-        for i in range(dealt.count):
-            places = dealt.places(i)
-            numbers = share[places]
-            reals = self.pixels(batch.images[places], cycle)
-            real_labels = self._to_device(batch.labels[places])
+        for portion in _portions(inputs, dealt):
+            reals = self._pixels(portion["images"], stage)
             with torch.no_grad(), self._autocast():
-                fakes, labels = self._generate(state.generator, self.draws_d, numbers, cycle)
+                fakes = self._generate(portion, stage)
             fakes = fakes.to(self.dtype)
-            penalty = self._penalise(reals, real_labels, fakes, numbers, cycle, start, dealt.count)
-            last = i == dealt.count - 1
-            with self.workers.accumulate([self._discriminator], last):
-                with self._autocast():
-                    real, fake = self._judge(reals, real_labels, fakes, labels, cycle)
-                loss = self.loss.discriminator(real, fake)
-                (loss + self.training.drift * drift(real)).div(dealt.count).backward()
+            penalty = self._penalty(reals, fakes, portion, stage, due)
+            if penalty.requires_grad:
+                (
+                    penalty / dealt.count
+                ).backward()  # which frees its activations before the loss has its own
+            with self._autocast():
+                real, fake = self._judge(reals, fakes, portion, stage)
+            loss = self.loss.discriminator(real, fake)
+            ((loss + self.training.drift * drift(real)) / dealt.count).backward()
             parts.append(self._measure(loss.detach(), penalty.detach(), real.detach(), fake.detach()))
-        norm = _gradient_norm(self._active_d)
+        self._gradients_d.exchange()
+        norm = self._gradients_d.norm()
         state.optimizer_d.step()
         return _mean(parts) | {"grad_norm_d": norm}
 
@@ -185,150 +218,104 @@ class Step:
         }
 
     def _judge(
-        self, reals: Tensor, real_labels: Tensor, fakes: Tensor, labels: Tensor, cycle: Cycle
+        self, reals: Tensor, fakes: Tensor, inputs: Inputs, stage: Stage
     ) -> tuple[Tensor, Tensor]:
         """Logits of real and of fake images, in one forward unless the network mixes its batch."""
-        if self.state.discriminator.mixes_batch:
-            real = self._discriminator(reals, real_labels, cycle.stage)
-            fake = self._discriminator(fakes, labels, cycle.stage)
+        discriminator, labels = self.state.discriminator, (inputs["real_labels"], inputs["labels"])
+        if discriminator.mixes_batch:
+            real = discriminator(reals, labels[0], stage)
+            fake = discriminator(fakes, labels[1], stage)
         else:
-            images = torch.cat([reals, fakes])
-            logits = self._discriminator(images, torch.cat([real_labels, labels]), cycle.stage)
+            logits = discriminator(torch.cat([reals, fakes]), torch.cat(labels), stage)
             real, fake = logits.split([len(reals), len(fakes)])
         return real.to(self.dtype), fake.to(self.dtype)
 
-    def _penalise(
-        self,
-        reals: Tensor,
-        labels: Tensor,
-        fakes: Tensor,
-        numbers: NDArray[np.int64],
-        cycle: Cycle,
-        start: int,
-        portions: int,
-    ) -> Tensor:
-        """Add the gradients of all due penalties to the discriminator's; returns the penalties' sum.
+    def _penalty(self, reals: Tensor, fakes: Tensor, inputs: Inputs, stage: Stage, due: Due) -> Tensor:
+        """The sum of the due penalties, in full precision, each times the steps until the next.
 
         Images between real and fake have the real image's label.
-
-        This runs in full precision and apart from the loss. Gradients of gradients do not reach every
-        parameter, and DDP would wait for the others. DDP also exchanges the gradients that are there
-        before its backward.
         """
-        training, step = self.training, (start - cycle.span.start) // cycle.span.batch
-        total = reals.new_zeros(())
+        training, total = self.training, reals.new_zeros(())
 
         def discriminate(images: Tensor) -> Tensor:
-            return self.state.discriminator(images, labels, cycle.stage)
+            return self.state.discriminator(images, inputs["real_labels"], stage)
 
-        if training.r1 and step % training.r1_every == 0:
-            weight = training.r1 * training.r1_every
-            total = total + weight * r1_penalty(discriminate, reals)
-        if training.gradient_penalty and step % training.gradient_penalty_every == 0:
+        r1, between = due
+        if r1:
+            total = total + training.r1 * training.r1_every * r1_penalty(discriminate, reals)
+        if between:
             weight = training.gradient_penalty * training.gradient_penalty_every
-            shares = self._to_device(self.draws_d.uniforms(numbers, "penalty", 1))
             target = training.gradient_penalty_target
-            total = total + weight * gradient_penalty(discriminate, reals, fakes, shares, target)
-        if total.requires_grad:
-            (total / portions).backward()
+            penalty = gradient_penalty(discriminate, reals, fakes, inputs["between"], target)
+            total = total + weight * penalty
         return total
 
-    def _generator_step(self, cycle: Cycle, dealt: Portions) -> Measures:
-        state, span = self.state, cycle.span
+    def _generator_step(self, stage: Stage, inputs: Inputs, dealt: Portions) -> Measures:
+        state = self.state
         spectral_iterate(state.generator)
-        state.optimizer_g.zero_grad()
+        self._gradients_g.clear()
         _require_gradients(self._active_d, False)
-        share, losses = self.workers.share(cycle.start, span.batch), []
-        for i in range(dealt.count):
-            numbers = share[dealt.places(i)]
-            last = i == dealt.count - 1
-            with self.workers.accumulate([self._generator], last):
-                with self._autocast():
-                    fakes, labels = self._generate(self._generator, self.draws_g, numbers, cycle)
-                    logits = state.discriminator(fakes.to(self.dtype), labels, cycle.stage)
-                loss = self.loss.generator(logits.to(self.dtype))
-                (loss / dealt.count).backward()
+        losses = []
+        for portion in _portions(inputs, dealt):
+            with self._autocast():
+                fakes = self._generate(portion, stage)
+                logits = state.discriminator(fakes.to(self.dtype), portion["labels"], stage)
+            loss = self.loss.generator(logits.to(self.dtype))
+            (loss / dealt.count).backward()
             losses.append(loss.detach())
         _require_gradients(self._active_d, True)
+        self._gradients_g.exchange()
         if self.training.orthogonal:
             add_orthogonal_gradient(state.generator, self.training.orthogonal)
-        norm = _gradient_norm(self._active_g)
+        norm = self._gradients_g.norm()
         state.optimizer_g.step()
         return {"loss_g": torch.stack(losses).mean(), "grad_norm_g": norm}
 
     @torch.no_grad()
-    def _average(self, cycle: Cycle) -> None:
-        """Move the EMA towards the weights with a half-life in images; copy the buffers."""
-        state, training, span = self.state, self.training, cycle.span
+    def _average(self, inputs: Inputs, numbers: Inputs) -> None:
+        """Move the running averages of weights and of w by their shares; copy the buffers."""
+        generator = self.state.generator
         if self.has_styles:
-            numbers = self.workers.share(cycle.start, span.batch)
-            decay = _decay(span.cycle_images, training.w_average_half_life_images)
-            state.generator.average_styles(*self._draw(self.draws_g, numbers), decay)
-        half_life = min(float(training.ema_half_life_images), training.ema_rampup * cycle.end)
-        torch._foreach_lerp_(self._ema, self._weights, 1 - _decay(span.cycle_images, half_life))
+            generator.average_styles(inputs["latents"], inputs["labels"], numbers["styles_share"])
+        moves = torch._foreach_sub(self._weights, self._ema)
+        torch._foreach_mul_(moves, numbers["weights_share"])
+        torch._foreach_add_(self._ema, moves)
         if self._buffers:
             torch._foreach_copy_(self._ema_buffers, self._buffers)
 
-    def _generate(
-        self,
-        network: nn.Module,
-        draws: Draws,
-        numbers: NDArray[np.int64],
-        cycle: Cycle,
-        fixed_labels: NDArray[np.int64] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Images of `network`, the generator as it is or wrapped; labels are drawn unless fixed."""
-        latents, labels = self._draw(draws, numbers)
-        labels = labels if fixed_labels is None else self._to_device(fixed_labels)
-        if not self.has_styles:
-            return network(latents, labels, cycle.stage), labels
+    def _generate(self, inputs: Inputs, stage: Stage) -> Tensor:
+        """The generator's images of what was drawn."""
         generator = self.state.generator
-        mixing = self._mix(draws, numbers, generator.layer_count(cycle.stage))
-        noise = self._draw_noise(draws, numbers, cycle)
-        return network(latents, labels, cycle.stage, mixing, noise), labels
+        latents, labels = inputs["latents"], inputs["labels"]
+        if not self.has_styles:
+            return generator(latents, labels, stage)
+        mixing = None
+        if "mixed_from" in inputs:
+            mixing = Mixing(inputs["mixed_latents"], inputs["mixed_from"])
+        return generator(latents, labels, stage, mixing, generator.draw_noise(inputs["noise"], stage))
 
-    def _mix(self, draws: Draws, numbers: NDArray[np.int64], layers: int) -> Mixing | None:
-        """Second latents from a random layer on, for a share of images (Karras et al. 2019, §3.1)."""
-        if not self.training.style_mixing:
-            return None
-        chance, place = draws.uniforms(numbers, "mixing", 2).T
-        first = np.where(
-            chance < self.training.style_mixing, 1 + (place * (layers - 1)).astype(int), layers
-        )
-        latents = draws.latents(numbers, self.latents, "mixed latents")
-        return Mixing(self._to_device(latents).to(self.dtype), self._to_device(first))
+    def _layers(self, stage: Stage) -> int:
+        return self.state.generator.layer_count(stage) if self.has_styles else 0
 
-    def _draw_noise(self, draws: Draws, numbers: NDArray[np.int64], cycle: Cycle) -> list[Tensor]:
-        return self.state.generator.draw_noise(draws.seeds(numbers, "noise"), cycle.stage)
-
-    def _draw(self, draws: Draws, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        latents = draws.latents(numbers, self.latents)
-        labels = draws.labels(numbers, self.config.model.classes)
-        return self._to_device(latents).to(self.dtype), self._to_device(labels)
-
-    def _to_pixels(self, images: NDArray[np.uint8]) -> Tensor:
-        """uint8 [n, h, w, c] as floats [n, c, h, w] in [-1, 1] on the device."""
-        pixels = self._to_device(images).permute(0, 3, 1, 2)
-        pixels = pixels.to(self.dtype) / 127.5 - 1
-        return pixels if self.training.channels_last else pixels.contiguous()
+    def _pixels(self, images: Tensor, stage: Stage) -> Tensor:
+        """uint8 [n, h, w, c] on the device as floats [n, c, h, w] in [-1, 1], faded as the stage is."""
+        pixels = images.permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
+        if not self.training.channels_last:
+            pixels = pixels.contiguous()
+        return growth.fade_images(pixels, stage)
 
     def _to_device(self, array: NDArray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.workers.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.workers.device, non_blocking=True)
+        return torch.from_numpy(array).to(self.workers.device)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.training.precision == "bf16"
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=enabled)
 
 
-def _batch_for(clock: int, batches: Iterator[Batch]) -> Batch:
-    """The next batch, which must be the one for this clock."""
-    batch = next(batches)
-    if batch.clock != clock:
-        raise RuntimeError(f"the loader gave the batch for clock {batch.clock}, but it is {clock}")
-    return batch
+def _portions(inputs: Inputs, dealt: Portions) -> Iterator[Inputs]:
+    """The inputs of each portion of a share."""
+    for i in range(dealt.count):
+        yield {name: dealt.part(tensor, i) for name, tensor in inputs.items()}
 
 
 def _mean(parts: Sequence[Measures]) -> Measures:
@@ -337,16 +324,6 @@ def _mean(parts: Sequence[Measures]) -> Measures:
     return dict(zip(parts[0], table.mean(0).unbind(), strict=True))
 
 
-def _decay(images: int, half_life: float) -> float:
-    """The share that remains after `images`."""
-    return 0.5 ** (images / half_life)
-
-
 def _require_gradients(parameters: list[nn.Parameter], required: bool) -> None:
     for parameter in parameters:
         parameter.requires_grad_(required)
-
-
-def _gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads)

@@ -119,7 +119,7 @@ class Monitor:
         numbers = np.concatenate(shares)
         places = np.arange(len(numbers)).reshape(len(shares), -1)
         dealt = self.step.deal(cycle.span, self._size(cycle))
-        parts = [share[dealt.places(i)] for share in places for i in range(dealt.count)]
+        parts = [dealt.part(share, i) for share in places for i in range(dealt.count)]
         fake = torch.stack([self._generated(numbers[part], cycle) for part in parts]).sum(0)
         batch = self.real.take()
         real = torch.zeros_like(fake)

@@ -34,19 +34,6 @@ def test_its_small_trainings_train(family):
     assert len(losses[:, 0].unique()) == gpu.SMALL_CYCLES
 
 
-@pytest.mark.parametrize("family", gpu.SMALL)
-def test_a_repeated_cycle_takes_the_same_inputs_again(family):
-    """So it can be a CUDA graph, and two trainings that repeat it have the same weights."""
-    config, device = gpu.small(family), torch.device("cpu")
-    one, other = (gpu.repeated(config, device, fading=True) for _ in range(2))
-    for _ in range(3):
-        one.take()
-        other.take()
-    assert gpu.weights_apart(one.state, other.state) == 0
-    other.take()
-    assert gpu.weights_apart(one.state, other.state) > 0
-
-
 def test_operations_are_counted_through_gradients_of_gradients():
     """A matrix product [n, i] × [i, o] is 2·n·i·o operations; its gradients are products, too."""
     n, size = 4, 8

@@ -151,18 +151,16 @@ def test_batch_norm_of_groups_is_that_of_each_group_alone(conditioning):
     torch.testing.assert_close(parameters, totals)
 
 
-@pytest.mark.parametrize("splits", [[8], [4, 4], [1, 2, 5]])
-def test_batch_norms_variance_holds_where_the_mean_is_a_thousand_deviations(splits):
+@pytest.mark.parametrize("size", [8, 4, 1])
+def test_batch_norms_variance_holds_where_the_mean_is_a_thousand_deviations(size):
     """There, in fp32, a difference of mean squares is off by 0.7 %, or negative."""
     x = torch.randn(8, 3, 16, 16, dtype=torch.float64) + 1000
     expected = x.var((0, 2, 3), correction=0)
     parts = []
-    for part in x.float().split(splits):
-        count = torch.tensor([part.numel() / 3])
+    for part in x.float().split(size):
         variance, mean = torch.var_mean(part, (0, 2, 3), correction=0)
-        parts.append(torch.cat([count, mean, variance]))
-    count, mean, variance = merge_moments(torch.stack(parts))
-    assert count.item() == x.numel() / 3
+        parts.append(torch.stack([mean, variance]))
+    mean, variance = merge_moments(torch.stack(parts))
     torch.testing.assert_close(mean.double(), x.mean((0, 2, 3)), rtol=1e-7, atol=0)
     torch.testing.assert_close(variance.double(), expected, rtol=1e-5, atol=0)
 

@@ -62,7 +62,7 @@ def test_each_layer_can_have_a_psi_of_its_own(generator, latents):
         generator.truncate(styles, [0.5, 0.5])
 
 
-def test_the_average_of_w_moves_by_the_decay_towards_the_mean_over_all_workers(generator, latents):
+def test_the_average_of_w_moves_by_a_share_towards_the_mean_over_all_workers(generator, latents):
     before = generator.w_average.clone()
     other = torch.randn(8, dtype=torch.float64)  # the sum of another worker's w, over four images
 
@@ -70,7 +70,7 @@ def test_the_average_of_w_moves_by_the_decay_towards_the_mean_over_all_workers(g
         return tensor + torch.cat([other, tensor.new_full((1,), 4)])
 
     generator.reduce = reduce
-    generator.average_styles(latents, LABELS, decay=0.9)
+    generator.average_styles(latents, LABELS, torch.tensor(0.1, dtype=torch.float64))
     del generator.reduce
     mean = (generator.mapping(latents, LABELS).sum(0) + other) / 8
     torch.testing.assert_close(generator.w_average, 0.9 * before + 0.1 * mean)

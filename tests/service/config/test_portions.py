@@ -25,7 +25,7 @@ def test_each_image_goes_through_once_with_all_of_its_group_or_an_equal_part(
     for worker in range(workers):
         share = numbers[numbers % workers == worker]
         for portion in range(dealt.count):
-            images = share[dealt.places(portion)]
+            images = dealt.part(share, portion)
             assert len(images) == dealt.size
             for first in range(dealt.groups):  # image i is in group i mod dealt.groups
                 members = images[first :: dealt.groups]
