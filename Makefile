@@ -109,8 +109,9 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure the step, the service around it, and the loading of batches from shards
+bench: $(READY) ## Measure the step, two workers' steps, the service around them, and loading from shards
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.data
 
 quick-bench: $(READY) ## Run the benchmarks without their slow parts, in a few minutes

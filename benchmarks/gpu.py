@@ -52,6 +52,7 @@ from service.config.yaml import load_preset
 from service.data.dataset import Batch
 from service.engine.capture import EAGER
 from service.engine.curriculum import Curriculum
+from service.engine.device import use_device
 from service.engine.distributed import Workers
 from service.engine.state import TrainState, new_state
 from service.engine.step import FINITE, MEASURES, Step
@@ -115,6 +116,7 @@ class Training:
 
 def training(config: Config, device: torch.device) -> Training:
     """A training from image 0 on random images."""
+    use_device(config.training, device)
     state = new_state(config, device)
     step = Step(config, state, Workers(0, 1, device))
     cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**12)
@@ -524,12 +526,10 @@ def replayed(config: Callable[[], Config], device: torch.device, compiled: bool 
     settings = config()
     timings, launched = [], kernels(lambda: None)
     for capture in (False, True):
-        changed = settings.training.model_copy(update={"capture": capture})
+        changed = {"capture": capture, "compile": compiled and capture}
+        settings_here = settings.training.model_copy(update=changed)
         with device:
-            trained = training(settings.model_copy(update={"training": changed}), device)
-        if compiled and capture:
-            for network in (trained.state.generator, trained.state.discriminator):
-                network.compile(dynamic=False)
+            trained = training(settings.model_copy(update={"training": settings_here}), device)
         for _ in range(EAGER + 1):
             trained.take()
         timings.append(timed(trained.take))

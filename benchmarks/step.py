@@ -70,15 +70,15 @@ def configure(folder: Path, precision: str) -> Config:
     return settle(Config(**values))
 
 
-def batches(start: int = 0) -> Iterator[Batch]:
-    """Batches of random images, all in memory, for the clocks from `start` on."""
+def batches(start: int = 0, every: int = BATCH) -> Iterator[Batch]:
+    """Batches of random images, all in memory, for every so many clocks from `start` on."""
     rng = np.random.default_rng(0)
     shape = (BATCH, RESOLUTION, RESOLUTION, CHANNELS)
     ready = [
         Batch(rng.integers(0, 256, shape, np.uint8), rng.integers(0, CLASSES, BATCH), np.arange(BATCH))
         for _ in range(8)
     ]
-    for clock, batch in zip(itertools.count(start, BATCH), itertools.cycle(ready), strict=False):
+    for clock, batch in zip(itertools.count(start, every), itertools.cycle(ready), strict=False):
         yield replace(batch, clock=clock)
 
 

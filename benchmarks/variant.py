@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +16,8 @@ class Variant:
     """A function in its own process, undisturbed by other variants.
 
     `build(*arguments)` makes the function there. It is called once before any measurement; `first` is
-    that result. `environment` is added to this process's own.
+    that result. `environment` is added to this process's own. With `waits` False the constructor does
+    not wait for it, so that several can begin together; read `first` before any measurement.
     """
 
     def __init__(
@@ -23,6 +25,7 @@ class Variant:
         build: Callable[..., Callable[[], Any]],
         *arguments: Any,
         environment: Mapping[str, str] = NO_ENVIRONMENT,
+        waits: bool = True,
     ):
         context = multiprocessing.get_context("spawn")
         self._pipe, end = context.Pipe()
@@ -33,7 +36,13 @@ class Variant:
         end.close()  # so that `recv` here raises if the process dies
         os.environ.clear()
         os.environ.update(before)
-        self.first: Any = self._pipe.recv()
+        if waits:
+            _ = self.first
+
+    @cached_property
+    def first(self) -> Any:
+        """What the function returned at its first call."""
+        return self._pipe.recv()
 
     def call(self, times: int = 1) -> tuple[float, Any]:
         """Call the function `times` times; returns the seconds and the last result."""

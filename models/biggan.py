@@ -128,7 +128,7 @@ class Generator(ResidualGenerator):
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
         first, *rest = latents.split(self.chunks, dim=1)
-        conditions = ((self.embedding(labels, chunk),) for chunk in rest)
+        conditions = [(self.embedding(labels, chunk),) for chunk in rest]
         return self.ascend(self.open(first), stage, conditions)
 
 

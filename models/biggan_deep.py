@@ -82,7 +82,7 @@ class Generator(ResidualGenerator):
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
         condition = self.embedding(labels, latents)
-        return self.ascend(self.open(condition), stage, itertools.repeat((condition,)))
+        return self.ascend(self.open(condition), stage, [(condition,)] * len(self.blocks))
 
 
 class DiscriminatorBlock(nn.Module):

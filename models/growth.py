@@ -3,7 +3,6 @@
 Only this module knows which rungs are active and how two rungs blend (Karras et al. 2018, §2).
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,14 +124,12 @@ class GrowingGenerator(Growing):
         self.blocks = nn.ModuleDict()
         self.attention = nn.ModuleDict()
 
-    def ascend(
-        self, x: Tensor, stage: Stage, conditions: Iterable[Sequence[Any]] = itertools.repeat(())
-    ) -> Tensor:
-        """Images at the stage; `conditions` yields each block's arguments besides the features."""
+    def ascend(self, x: Tensor, stage: Stage, conditions: Sequence[Sequence[Any]] = ()) -> Tensor:
+        """Images at the stage; `conditions` are each block's arguments besides the features, if any."""
         self.check_stage(stage)
         features = {}
-        for (rung, block), condition in zip(self.blocks.items(), conditions, strict=False):
-            x = block(x, *condition)
+        for i, (rung, block) in enumerate(self.blocks.items()):
+            x = block(x, *conditions[i]) if conditions else block(x)
             if rung in self.attention:
                 x = self.attention[rung](x)
             features[int(rung)] = x

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from models import growth
@@ -593,7 +594,12 @@ def standing_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class SelfAttention(nn.Module):
-    """Attention among all places (Zhang et al. 2019, §3): key and value pooled 2×2, gain from 0."""
+    """Attention among all places (Zhang et al. 2019, §3): key and value pooled 2×2, gain from 0.
+
+    If `fused`, no array of all pairs of places is made. That cannot be differentiated twice.
+    """
+
+    fused = False
 
     def __init__(self, channels: int):
         super().__init__()
@@ -608,11 +614,31 @@ class SelfAttention(nn.Module):
         query = self.query(x).flatten(2)
         key = F.max_pool2d(self.key(x), 2).flatten(2)
         value = F.max_pool2d(self.value(x), 2).flatten(2)
-        weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)
-        attended = (value @ weights.to(value.dtype).transpose(1, 2)).unflatten(2, x.shape[2:])
+        if self.fused:
+            attended = _attend(query, key, value)
+        else:
+            weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)
+            attended = value @ weights.to(value.dtype).transpose(1, 2)
+        attended = attended.unflatten(2, x.shape[2:])
         if _is_nhwc(x):
             attended = attended.contiguous(memory_format=torch.channels_last)
         return torch.addcmul(x, self.out(attended), self.gain.to(x.dtype))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Values [n, c, places] for each query; values may have a size of their own."""
+    kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    query, key, value = (each.transpose(1, 2)[:, None] for each in (query, key, value))
+    with sdpa_kernel(kernels, set_priority=True):
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    return attended[:, 0].transpose(1, 2)
+
+
+def use_fused_attention(module: nn.Module, fused: bool) -> None:
+    """Set whether attention is one kernel, which cannot be differentiated twice."""
+    for layer in module.modules():
+        if isinstance(layer, SelfAttention):
+            layer.fused = fused
 
 
 def _is_nhwc(x: Tensor) -> bool:

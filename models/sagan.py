@@ -4,7 +4,6 @@ Unlike BigGAN's, the generator takes all latents at once, and each batch norm ha
 bias for every class. The discriminator is BigGAN's.
 """
 
-import itertools
 from functools import partial
 
 from torch import Tensor
@@ -29,7 +28,7 @@ class Generator(ResidualGenerator):
 
     def forward(self, latents: Tensor, labels: Tensor, stage: Stage) -> Tensor:
         """Images at `stage.resolution`; ValueError if the ladder has no such rung."""
-        return self.ascend(self.open(latents), stage, itertools.repeat((labels,)))
+        return self.ascend(self.open(latents), stage, [(labels,)] * len(self.blocks))
 
 
 def build(config: SAGANConfig) -> tuple[Generator, Discriminator]:

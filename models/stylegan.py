@@ -188,7 +188,7 @@ class Generator(GrowingGenerator, Reducing):
         x = self.constant.to(styles.dtype)  # [1, c, base, base] up to the first style
         planes: Sequence[Tensor | None] = noise if noise is not None else [None] * styles.shape[1]
         pairs = [slice(i, i + 2) for i in range(0, styles.shape[1], 2)]
-        return self.ascend(x, stage, ((styles[:, pair], planes[pair]) for pair in pairs))
+        return self.ascend(x, stage, [(styles[:, pair], planes[pair]) for pair in pairs])
 
     @torch.no_grad()
     def average_styles(self, latents: Tensor, labels: Tensor, share: Tensor) -> None:

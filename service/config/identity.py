@@ -15,6 +15,7 @@ MAY_DIFFER = (
     "run.images",
     "scale.",
     "training.capture",
+    "training.compile",
     "tracking.",
     "storage.",
     "checkpoint.",

@@ -143,6 +143,12 @@ class TrainingSettings(Section):
     """Memory layout; it changes only the speed."""
     capture: bool = True
     """On GPUs, launch a cycle as one CUDA graph; it changes only the speed."""
+    compile: bool = False
+    """Compile the networks, in some minutes for each phase; it changes only the speed, and rounding."""
+    tf32: bool = True
+    """On GPUs, multiply fp32 in TF32, but for penalties; false multiplies all in full precision."""
+    gradient_compression: Literal["none", "bf16"] = "none"
+    """How workers exchange gradients: as they are, or rounded to bf16, which is half as much to send."""
     fused_resampling: bool = True
     """Enlarge or halve images inside the convolution; it changes only the speed."""
 

@@ -12,10 +12,13 @@ ALIGNMENT = 64
 
 
 class Gradients:
-    """Gives every parameter a gradient of zeros, a view of one tensor in the parameter's own layout."""
+    """Gives every parameter a gradient of zeros, a view of one tensor in the parameter's own layout.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], workers: Workers):
-        self._workers = workers
+    With the `compression` "bf16", workers exchange them rounded to that.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], workers: Workers, compression: str = "none"):
+        self._workers, self._in_bf16 = workers, compression == "bf16"
         starts = [0]
         for parameter in parameters:
             starts.append(starts[-1] + -(-parameter.numel() // ALIGNMENT) * ALIGNMENT)
@@ -30,7 +33,12 @@ class Gradients:
 
     def exchange(self) -> None:
         """Replace each by its mean over all workers."""
-        self._workers.average_(self._whole)
+        if not self._in_bf16:
+            self._workers.average_(self._whole)
+        elif self._workers.count > 1:
+            sent = self._whole.bfloat16()
+            self._workers.average_(sent)
+            self._whole.copy_(sent)
 
     def norm(self) -> Tensor:
         """The norm of all of them together, a scalar."""

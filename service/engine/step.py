@@ -20,7 +20,9 @@ from service.config import Config
 from service.config.portions import Portions, portions
 from service.data.dataset import Batch
 from service.engine.capture import Replays, can_capture
+from service.engine.compile import Compiled
 from service.engine.curriculum import Cycle, Span
+from service.engine.device import full_precision
 from service.engine.distributed import Workers
 from service.engine.gradients import Gradients
 from service.engine.inputs import Inputs, Places, Sources
@@ -46,6 +48,7 @@ MEASURES = (
 FINITE = ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g")
 """A cycle in which one of these is not finite counts as `nonfinite`."""
 
+Call = Callable[..., Tensor]
 Due = tuple[bool, bool]
 """Whether R1 and the gradient penalty are due at a discriminator step."""
 
@@ -73,6 +76,11 @@ class Step:
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
         self.sources = Sources(config, state.seed, state.attempt, workers)
         self._most = most
+        self._generator: Call = state.generator
+        self._discriminator: Call = state.discriminator
+        if config.training.compile:
+            self._generator = Compiled(state.generator)
+            self._discriminator = Compiled(state.discriminator)
         self._ema: list[Tensor] = list(state.ema.parameters())
         self._weights: list[Tensor] = list(state.generator.parameters())
         self._ema_buffers = list(state.ema.buffers())
@@ -123,7 +131,7 @@ class Step:
         drawn = self.sources.drawn(draws, numbers, self._layers(cycle.stage)) | {"labels": labels}
         inputs = {name: self._to_device(array) for name, array in drawn.items()}
         with self._autocast():
-            return self._generate(inputs, cycle.stage).to(self.dtype)
+            return self._generate(self.state.generator, inputs, cycle.stage).to(self.dtype)
 
     @torch.no_grad()
     def examine(self, images: Tensor, labels: NDArray[np.int64], cycle: Cycle) -> tuple[Tensor, Tensor]:
@@ -142,8 +150,10 @@ class Step:
         state, span, device = self.state, cycle.span, self.workers.device
         use_workers(state.generator, self.workers.sum)
         self._active_d = state.discriminator.activate(cycle.stage)
-        self._gradients_g = Gradients(state.generator.activate(cycle.stage), self.workers)
-        self._gradients_d = Gradients(self._active_d, self.workers)
+        compression = self.training.gradient_compression
+        active_g = state.generator.activate(cycle.stage)
+        self._gradients_g = Gradients(active_g, self.workers, compression)
+        self._gradients_d = Gradients(self._active_d, self.workers, compression)
         self._places = Places(device)
         self._replays = Replays(device) if can_capture(device) and self.training.capture else None
         for optimizer, rate in (
@@ -188,13 +198,14 @@ class Step:
         for portion in _portions(inputs, dealt):
             reals = self._pixels(portion["images"], stage)
             with torch.no_grad(), self._autocast():
-                fakes = self._generate(portion, stage)
+                fakes = self._generate(self._generator, portion, stage)
             fakes = fakes.to(self.dtype)
-            penalty = self._penalty(reals, fakes, portion, stage, due)
-            if penalty.requires_grad:
-                (
-                    penalty / dealt.count
-                ).backward()  # which frees its activations before the loss has its own
+            with full_precision():
+                penalty = self._penalty(reals, fakes, portion, stage, due)
+                if (
+                    penalty.requires_grad
+                ):  # the backward frees its activations before the loss has its own
+                    (penalty / dealt.count).backward()
             with self._autocast():
                 real, fake = self._judge(reals, fakes, portion, stage)
             loss = self.loss.discriminator(real, fake)
@@ -221,12 +232,12 @@ class Step:
         self, reals: Tensor, fakes: Tensor, inputs: Inputs, stage: Stage
     ) -> tuple[Tensor, Tensor]:
         """Logits of real and of fake images, in one forward unless the network mixes its batch."""
-        discriminator, labels = self.state.discriminator, (inputs["real_labels"], inputs["labels"])
-        if discriminator.mixes_batch:
-            real = discriminator(reals, labels[0], stage)
-            fake = discriminator(fakes, labels[1], stage)
+        labels = inputs["real_labels"], inputs["labels"]
+        if self.state.discriminator.mixes_batch:
+            real = self._discriminator(reals, labels[0], stage)
+            fake = self._discriminator(fakes, labels[1], stage)
         else:
-            logits = discriminator(torch.cat([reals, fakes]), torch.cat(labels), stage)
+            logits = self._discriminator(torch.cat([reals, fakes]), torch.cat(labels), stage)
             real, fake = logits.split([len(reals), len(fakes)])
         return real.to(self.dtype), fake.to(self.dtype)
 
@@ -258,8 +269,8 @@ class Step:
         losses = []
         for portion in _portions(inputs, dealt):
             with self._autocast():
-                fakes = self._generate(portion, stage)
-                logits = state.discriminator(fakes.to(self.dtype), portion["labels"], stage)
+                fakes = self._generate(self._generator, portion, stage)
+                logits = self._discriminator(fakes.to(self.dtype), portion["labels"], stage)
             loss = self.loss.generator(logits.to(self.dtype))
             (loss / dealt.count).backward()
             losses.append(loss.detach())
@@ -283,16 +294,16 @@ class Step:
         if self._buffers:
             torch._foreach_copy_(self._ema_buffers, self._buffers)
 
-    def _generate(self, inputs: Inputs, stage: Stage) -> Tensor:
-        """The generator's images of what was drawn."""
-        generator = self.state.generator
+    def _generate(self, call: Call, inputs: Inputs, stage: Stage) -> Tensor:
+        """The images of what was drawn; `call` is the generator, or stands for it."""
         latents, labels = inputs["latents"], inputs["labels"]
         if not self.has_styles:
-            return generator(latents, labels, stage)
+            return call(latents, labels, stage)
         mixing = None
         if "mixed_from" in inputs:
             mixing = Mixing(inputs["mixed_latents"], inputs["mixed_from"])
-        return generator(latents, labels, stage, mixing, generator.draw_noise(inputs["noise"], stage))
+        noise = self.state.generator.draw_noise(inputs["noise"], stage)
+        return call(latents, labels, stage, mixing, noise)
 
     def _layers(self, stage: Stage) -> int:
         return self.state.generator.layer_count(stage) if self.has_styles else 0

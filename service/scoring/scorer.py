@@ -1,10 +1,12 @@
 """Scores a run's checkpoints. Real images are measured once, generated ones for each checkpoint."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from service.config import Config, EvaluationSettings
@@ -29,8 +31,20 @@ from service.run.best import Trained
 from service.run.ranking import Score
 from service.storage import Storage, open_storage
 
+log = logging.getLogger(__name__)
+
 _PART = 512  # images in memory at once, if no score needs them all
 _WINDOW = 64  # samples that are read together if they lie near each other
+
+
+def device_of(settings: EvaluationSettings) -> torch.device:
+    """Where to score: on the GPU that the settings reserve; without one, a warning and the CPU."""
+    if not settings.gpus:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)  # of those that Ray lets this process see
+    log.warning("event=scoring_on_cpu reason='evaluation.gpus is set, but torch sees no GPU'")
+    return torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -42,14 +56,18 @@ class _Real:
 
 
 class Scorer:
-    """Scores checkpoints against the data of `config`; `cache` keeps the statistics of real images."""
+    """Scores checkpoints against the data of `config`; `cache` keeps the statistics of real images.
+
+    Images are generated, and features measured, on a GPU if the settings reserve one.
+    """
 
     def __init__(self, config: Config, settings: EvaluationSettings, cache: Storage):
         self.config, self.settings, self.cache = config, settings, cache
         self._index = read_index(open_storage(config.data.index_address, config.storage.retry_s))
         self._features: FeatureSet | None = None
+        self._device = device_of(settings)
         if need_features(settings.scores):
-            self._features = open_features(settings.features, settings.weights or "")
+            self._features = open_features(settings.features, settings.weights or "", self._device)
         self._held_out, self._training = (
             select_rows(self._index.rows(held_out=side), settings.images) for side in (True, False)
         )
@@ -92,7 +110,8 @@ class Scorer:
         if trained.shape.classes:
             rows = self._training[numbers % len(self._training)]
             labels = self._index.label[rows].astype(np.int64).clip(0)
-        sampler = Sampler(trained.generator, trained.shape, trained.stage, seed=0)
+        generator = trained.generator.to(self._device)
+        sampler = Sampler(generator, trained.shape, trained.stage, seed=0)
 
         def parts() -> Iterator[NDArray[np.uint8]]:
             for part in _parts(numbers):

@@ -10,6 +10,7 @@ from service import logs
 from service.config import Config
 from service.engine import distributed
 from service.engine.curriculum import Cycle, due
+from service.engine.device import use_device
 from service.engine.panel import draw_panel
 from service.engine.state import TrainState, new_state
 from service.errors import MemoryLackError
@@ -32,6 +33,7 @@ def train(job: Job) -> int:
     """Train from the newest checkpoint to the clock `job.end`, and return it. Runs on each worker."""
     config = Config(**job.config)
     workers = distributed.join(config.scale.group_timeout_s)
+    use_device(config.training, workers.device)
     if workers.device.type == "cpu":
         torch.set_num_threads(config.scale.cpus)
     context = Context(config, workers, job.token, job.recorder, job.scorer, job.node_is_leaving)

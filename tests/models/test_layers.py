@@ -23,6 +23,7 @@ from models.layers import (
     pixel_norm,
     spectral_iterate,
     standing_statistics,
+    use_fused_attention,
     use_groups,
 )
 from models.stylegan import adaptive_instance_norm
@@ -214,8 +215,10 @@ def test_spectral_norm_gradient_equals_torchs_parametrization():
     torch.testing.assert_close(ours.weight.grad, theirs.parametrizations.weight.original.grad)
 
 
-def test_attention_is_the_papers_formula():
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_is_the_papers_formula(fused):
     layer = SelfAttention(16).double()
+    use_fused_attention(layer, fused)
     layer.gain.data.fill_(0.7)
     x = doubles(2, 16, 4, 4)
     q, k, v = (F.conv2d(x, conv.normalised_weight()) for conv in (layer.query, layer.key, layer.value))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from service import evaluate, pack
+from service.config.sections import EvaluationSettings
 from service.data.dataset import Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
@@ -20,7 +21,7 @@ from service.run import commits, ranking
 from service.run.best import load
 from service.run.commits import Name
 from service.run.ranking import Score
-from service.scoring.scorer import Scorer
+from service.scoring.scorer import Scorer, device_of
 from service.storage import open_storage
 from service.training import worker
 from service.training.job import Job
@@ -158,3 +159,15 @@ def test_no_address_of_a_strangers_checkpoint_is_fetched_unasked(tmp_path, data,
     address = make_run(tmp_path / "run", "dcgan", data=data, evaluation=evaluation)
     with pytest.raises(UsageError, match=words):
         evaluate.main([address])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "device"), [(0, True, "cpu"), (1, True, "cuda"), (1, False, "cpu")]
+)
+def test_a_reserved_gpu_scores_and_where_there_is_none_it_is_told(
+    gpus, there, device, monkeypatch, caplog
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert device_of(EvaluationSettings(gpus=gpus)).type == device
+    told = [r.getMessage() for r in caplog.records if "event=scoring_on_cpu" in r.getMessage()]
+    assert len(told) == (gpus == 1 and not there)

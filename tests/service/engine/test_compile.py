@@ -1,0 +1,40 @@
+"""Networks compiled: they train as they do without, and what cannot be compiled is told and goes on."""
+
+import functools
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import gpu
+from service.engine import step as steps
+from service.engine.compile import Compiled
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "cycles"), [("progan", 2), ("biggan", 1)])
+def test_compiled_networks_train_as_they_do_without(family, cycles, monkeypatch, caplog):
+    """Both networks whole, ProGAN's with a penalty and into a fade; traced, no machine code made."""
+    traced = functools.partial(Compiled, backend="aot_eager")
+    monkeypatch.setattr(steps, "Compiled", traced)
+    torch._dynamo.reset()
+    compiled = gpu.losses(gpu.small(family, images=16, compile=True), CPU, cycles)
+    plain = gpu.losses(gpu.small(family, images=16), CPU, cycles)
+    torch.testing.assert_close(compiled, plain, rtol=2e-3, atol=1e-4)
+    assert not [record for record in caplog.records if record.name.startswith("service")]
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+def test_what_cannot_be_compiled_is_told_and_called_as_it_is(caplog):
+    def backend(*_: object) -> None:
+        raise RuntimeError("no compiler here\nand more")
+
+    call = Compiled(nn.ReLU(), backend=backend)
+    with caplog.at_level(logging.WARNING):
+        assert [call(torch.ones(2)).tolist() for _ in range(2)] == [[1, 1], [1, 1]]
+    (told,) = [r.getMessage() for r in caplog.records if r.name.startswith("service")]
+    assert "event=not_compiled" in told
+    assert "no compiler here" in told
