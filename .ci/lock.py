@@ -17,7 +17,7 @@ TORCH = "torch==2.13.0"
 # What the image has; `service.sweep` runs on its nodes, too.
 IMAGE_EXTRAS = ("export", "metrics", "sweep")
 # Each of these comes with a build of torch for some CUDA.
-CUDA = re.compile(r"nvidia-|cuda-|triton$")
+CUDA = re.compile(r"nvidia-(?!ml-py$)|cuda-|triton$")
 
 
 @dataclass(frozen=True)

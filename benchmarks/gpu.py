@@ -13,6 +13,8 @@ error's first line; the others go on, and the exit code is 1.
   replay.*  cycles as CUDA graphs: how far their weights and those of the same cycles without graphs lie
             apart; in the speed part, how many times as fast they are (ratio).
             replay.biggan128_compiled: its networks are compiled first, in about two minutes
+  biggan128_mfu, biggan128_ratio (compiled and captured over the plain loop), low_rung_ratio (ProGAN at 4
+            to 16 px, captured over not), device_busy (the least), host_share of a cycle (the largest)
   the rest  images/s, milliseconds and host milliseconds a cycle, peak memory, kernels a cycle, the share
             of the time in which a kernel runs (busy), and of the GPU's peak (mfu). biggan128.plain is
             the loop that one writes first: autocast to bf16, but contiguous tensors, separate forwards,
@@ -23,6 +25,7 @@ import argparse
 import copy
 import gc
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -40,8 +43,6 @@ import torch
 import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from models import Stage
 from models.layers import spectral_iterate
@@ -54,15 +55,16 @@ from service.engine.capture import EAGER
 from service.engine.curriculum import Curriculum
 from service.engine.device import use_device
 from service.engine.distributed import Workers
+from service.engine.flops import Flops, peak_flops
 from service.engine.state import TrainState, new_state
 from service.engine.step import FINITE, MEASURES, Step
 from service.random.draws import Draws
 
 NOTHING_CHECKED = 3
 ROOT = Path(__file__).parents[1]
-PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "V100": 125e12, "L4": 121e12}
-"""Dense bf16 FLOP/s of tensor cores, by a part of the device's name (V100: fp16)."""
 WARM_UP, MEASURED, LONGEST = 3, 5, 8
+COUNTED = 1
+"""The first cycle of a kind counts its operations; EAGER more come before its graph."""
 
 Values = dict[str, Any]
 Lines = dict[str, float | str]
@@ -268,7 +270,7 @@ def replay_checks(device: torch.device) -> Iterator[Check]:
             for capture in (True, False):
                 config = small(family, images=256, precision=precision, capture=capture)
                 trained = training(config, device)
-                for _ in range(2 * (EAGER + REPLAYS)):
+                for _ in range(2 * (COUNTED + EAGER + REPLAYS)):
                     trained.take()
                 ends.append(trained.state)
             return {"apart": weights_apart(*ends)}
@@ -388,28 +390,6 @@ def short(kernel: str) -> str:
     return kernel.removeprefix("void ").replace("at::native::", "").replace(" ", "")[:80]
 
 
-class Flops(TorchDispatchMode):
-    """Counts the operations of matrix products and convolutions, gradients of gradients included.
-
-    torch's own counter follows modules too, and does not take `autograd.grad` inside a step.
-    """
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
-        if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """The device's peak in bf16, if the table has it."""
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_BF16.items() if key in name), None)
-
-
 def speed(call: Callable[[], object], images: int, device: torch.device) -> Lines:
     """Everything about one kind of cycle, which shows `images` to the discriminator."""
     torch.cuda.reset_peak_memory_stats()
@@ -524,21 +504,23 @@ def replayed(config: Callable[[], Config], device: torch.device, compiled: bool 
     """Times of a cycle: without a graph; then as a graph, the networks compiled if so asked."""
     torch.backends.cudnn.benchmark = False
     settings = config()
-    timings, launched = [], kernels(lambda: None)
+    timings, launched, operations = [], kernels(lambda: None), 0
     for capture in (False, True):
         changed = {"capture": capture, "compile": compiled and capture}
         settings_here = settings.training.model_copy(update=changed)
         with device:
             trained = training(settings.model_copy(update={"training": settings_here}), device)
-        for _ in range(EAGER + 1):
+        for _ in range(COUNTED + EAGER + 1):
             trained.take()
         timings.append(timed(trained.take))
+        before = trained.step.flops
         launched = kernels(trained.take)
+        operations = trained.step.flops - before
         del trained
         free()
     eager, timing = timings
     size = settings.phases[0].batch * settings.training.d_steps
-    return {
+    lines: Lines = {
         "images_per_s": size / timing.seconds,
         "cycle_ms": 1000 * timing.seconds,
         "host_ms": 1000 * timing.host_seconds,
@@ -546,6 +528,8 @@ def replayed(config: Callable[[], Config], device: torch.device, compiled: bool 
         "ratio": eager.seconds / timing.seconds,
         "busy": launched.seconds / timing.seconds,
     }
+    peak = peak_flops(device)
+    return lines | ({"mfu": operations / timing.seconds / peak} if peak else {})
 
 
 def plain_cycle(config: Config, device: torch.device) -> Callable[[], object]:
@@ -610,9 +594,39 @@ GROUPS: dict[str, Callable[[torch.device], Iterator[Check]]] = {
 }
 
 
+RUNGS = ("replay.progan.4px", "replay.progan.8px", "replay.progan.16px")
+BEST = "replay.biggan128_compiled"
+
+
+def summary(lines: Lines) -> Lines:
+    """What the whole comes down to, of the lines that are there: see the targets in docs/gpu.md."""
+
+    def of(name: str) -> float:
+        return float(lines.get(name, math.nan))
+
+    replays = [name.rpartition(".")[0] for name in lines if name.startswith("replay.")]
+    timed_ones = [name for name in dict.fromkeys(replays) if f"{name}.host_ms" in lines]
+    found: Lines = {
+        "biggan128_mfu": of(f"{BEST}.mfu"),
+        "biggan128_ratio": of(f"{BEST}.images_per_s") / of("biggan128.plain.images_per_s"),
+        "low_rung_ratio": min(of(f"{rung}.ratio") for rung in RUNGS),
+        "device_busy": min((of(f"{name}.busy") for name in timed_ones), default=math.nan),
+        "host_share": max(
+            (of(f"{name}.host_ms") / of(f"{name}.cycle_ms") for name in timed_ones), default=math.nan
+        ),
+    }
+    return {name: value for name, value in found.items() if not math.isnan(float(value))}
+
+
+def show(name: str, value: float | str) -> None:
+    """A line `name value`."""
+    print(name, f"{value:.6g}" if isinstance(value, float | int) else value, flush=True)
+
+
 def run(groups: list[str], device: torch.device) -> int:
     """Run the checks of these groups and print their lines; returns how many failed."""
     failures = 0
+    seen: Lines = {}
     for group in groups:
         for name, check in GROUPS[group](device):
             try:
@@ -623,8 +637,11 @@ def run(groups: list[str], device: torch.device) -> int:
                 lines = {" failed:": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
             for key, value in lines.items():
                 label = f"{name}.{key}" if key and not key.startswith(" ") else name + key
-                print(label, f"{value:.6g}" if isinstance(value, float | int) else value, flush=True)
+                show(label, value)
+                seen[label] = value
             free()
+    for name, value in summary(seen).items():
+        show(name, value)
     return failures
 
 

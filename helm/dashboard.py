@@ -120,6 +120,35 @@ CURVES = {
             },
         ),
     ],
+    "Devices": [
+        Panel(
+            "A kernel runs",
+            "percentunit",
+            {"{{run}}": f"gan_gpu_busy{RUN}"},
+            "On the GPU that is idle most.",
+        ),
+        Panel(
+            "Share of the peak",
+            "percentunit",
+            {"{{run}}": f"gan_mfu{RUN}"},
+            "Operations of products and convolutions over what the device could take in bf16.",
+        ),
+        Panel("GPU memory", "percentunit", {"{{run}}": f"gan_gpu_memory_share{RUN}"}, "The fullest."),
+        Panel(
+            "Temperature", "celsius", {"{{run}}": f"gan_gpu_temperature_c{RUN}"}, "The hottest GPU's."
+        ),
+        Panel("Power", "watt", {"{{run}}": f"gan_gpu_power_w{RUN}"}, "Of all GPUs."),
+        Panel(
+            "Hosts",
+            "percentunit",
+            {
+                "{{run}} CPU": f"gan_host_cpu_share{RUN}",
+                "{{run}} memory": f"gan_host_memory_share{RUN}",
+                "{{run}} in the step": f"gan_host_step_share{RUN}",
+            },
+            "The busiest and the fullest; the host's time for launching cycles.",
+        ),
+    ],
     "What is safe": [
         Panel("Age of the last report", "s", {"{{run}}": f"gan_progress_age_seconds{RUN}"}),
         Panel(

@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-EAGER = 1
-"""Cycles before the recording: in the first, Adam begins its averages."""
 READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
 """Operations whose result the host would have to wait for."""
 
@@ -68,14 +66,10 @@ class Tapes:
     """Stands for `service.engine.capture.Replays`: tapes instead of graphs."""
 
     def __init__(self, device: torch.device):
-        self._calls: Counter[Hashable] = Counter()
         self.tapes: dict[Hashable, tuple[Tape, dict[str, Tensor]]] = {}
         self.replays = 0
 
     def __call__(self, kind: Hashable, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        self._calls[kind] += 1
-        if self._calls[kind] <= EAGER:
-            return work()
         if kind not in self.tapes:
             with Tape() as tape:  # which computes, too: that is the first replay
                 results = work()

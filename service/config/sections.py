@@ -216,6 +216,8 @@ class ScaleSettings(Section):
     """CPUs that each worker reserves, and threads that it computes with."""
     device_batch: Literal["auto"] | Count = "auto"
     """Most images of a worker's share that go through at a time; auto: as many as the memory holds."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Operations a second of a device, of which mfu is the share used; null: a GPU's peak in bf16."""
     max_failures: int = Field(default=3, ge=0)
     """Restarts in a row without a new checkpoint before the run is given up."""
     group_timeout_s: int = Field(default=300, ge=10)

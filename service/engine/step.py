@@ -24,6 +24,7 @@ from service.engine.compile import Compiled
 from service.engine.curriculum import Cycle, Span
 from service.engine.device import full_precision
 from service.engine.distributed import Workers
+from service.engine.flops import Flops
 from service.engine.gradients import Gradients
 from service.engine.inputs import Inputs, Places, Sources
 from service.engine.state import TrainState
@@ -57,7 +58,7 @@ class Step:
     """Takes the cycles of a run. `cycle` advances the state by one and returns its measurements.
 
     `most` says how many images of a share may go through at a time in a span; None for all of them. It
-    changes speed and memory, and nothing else.
+    changes speed and memory, and nothing else. `flops` adds up the operations of this worker's cycles.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class Step:
         self._ema_buffers = list(state.ema.buffers())
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
+        self.flops = 0
+        self._flops: dict[Sequence[Due], int] = {}
 
     def cycle(self, cycle: Cycle, batches: Iterator[Batch]) -> Measures:
         """Advance the state from `cycle.start` to `cycle.end`.
@@ -105,7 +108,11 @@ class Step:
         def work() -> Measures:
             return self._advance(stage, inputs, dealt, due)
 
-        measures = self._replays(due, work) if self._replays else work()
+        if due not in self._flops:
+            measures = self._count(due, work)
+        else:
+            measures = self._replays(due, work) if self._replays else work()
+        self.flops += self._flops[due]
         self.state.clock = cycle.end
         return measures
 
@@ -155,6 +162,7 @@ class Step:
         self._gradients_g = Gradients(active_g, self.workers, compression)
         self._gradients_d = Gradients(self._active_d, self.workers, compression)
         self._places = Places(device)
+        self._flops = {}
         self._replays = Replays(device) if can_capture(device) and self.training.capture else None
         for optimizer, rate in (
             (state.optimizer_g, self.training.lr_generator),
@@ -166,6 +174,16 @@ class Step:
             if self.training.reset_adam and span.new_rung and cycle.start == span.start:
                 optimizer.state.clear()
         self._span = span
+
+    def _count(self, due: Sequence[Due], work: Callable[[], Measures]) -> Measures:
+        """Do the work, and count its operations; they are counted where nothing is compiled."""
+        compiled = self._generator, self._discriminator
+        self._generator, self._discriminator = self.state.generator, self.state.discriminator
+        with Flops() as counted:
+            measures = work()
+        self._generator, self._discriminator = compiled
+        self._flops[due] = counted.total
+        return measures
 
     def _due(self, cycle: Cycle, start: int) -> Due:
         training, step = self.training, (start - cycle.span.start) // cycle.span.batch

@@ -13,12 +13,14 @@ from service.collapse.state import HISTORY, Measurement, Verdict
 from service.data.dataset import check_bad_samples
 from service.data.loader import Loader
 from service.engine.curriculum import Cycle
+from service.engine.flops import peak_flops
 from service.engine.state import TrainState
 from service.engine.step import Measures, Step
 from service.recording.record import Note, Record
 from service.training.context import Context
 from service.training.monitor import Monitor
 from service.training.pace import slowest
+from service.training.vitals import Vitals, worst
 
 
 class Attempt:
@@ -71,15 +73,19 @@ def _measurement(cycle: Cycle, values: dict[str, float]) -> Measurement:
 class Meter:
     """Adds up what the cycles measured, and reads it from the device when it is due."""
 
-    def __init__(self, context: Context, batches: Loader, clock: int):
-        self.context, self.batches = context, batches
+    def __init__(self, context: Context, batches: Loader, clock: int, step: Step):
+        self.context, self.batches, self.step = context, batches, step
+        self._vitals = Vitals(context.workers.device)
+        self._peak = context.config.scale.peak_flops or peak_flops(context.workers.device) or math.nan
+        self._host_s = 0.0
         self.latest: dict[str, float] = {}
         self._names: tuple[str, ...] = ()
         self._total, self._cycles = torch.zeros(()), 0
         self._reset(clock)
 
-    def add(self, measures: Measures) -> None:
-        """Take the measures of one cycle; stays on the device."""
+    def add(self, measures: Measures, host_s: float) -> None:
+        """Take the measures of one cycle, which stay on the device, and the host's seconds for it."""
+        self._host_s += host_s
         values = torch.stack([*measures.values()])
         self._names = tuple(measures)
         self._total = values if self._cycles == 0 else self._total + values
@@ -115,16 +121,24 @@ class Meter:
             "pace_s": self.context.pace.seconds(),
             "cache_free_bytes": self._cache_free(),
         }
+        waited_s = self.batches.waited_s - self._waited_s
+        vitals = self._vitals.read() | {
+            "host_step_share": (self._host_s - waited_s) / elapsed,
+            "mfu": (self.step.flops - self._flops) / elapsed / self._peak,
+        }
         counts = {
             "storage_retries": self.context.storage.traffic.retries,
             **self.batches.feeders.counts(),
         }
         values = torch.tensor(
-            [*mine.values(), *counts.values()], dtype=torch.float64, device=self._total.device
+            [*mine.values(), *vitals.values(), *counts.values()],
+            dtype=torch.float64,
+            device=self._total.device,
         )
         each = workers.gather(values).cpu()  # all at once
-        waits, paces, free = each[:, : len(mine)].unbind(1)
-        total = dict(zip(counts, each[:, len(mine) :].sum(0).tolist(), strict=True))
+        own, states, added = each.split([len(mine), len(vitals), len(counts)], dim=1)
+        waits, paces, free = own.unbind(1)
+        total = dict(zip(counts, added.sum(0).tolist(), strict=True))
         times_median, slowest_rank = slowest(paces)
         compared = {
             "data_wait_share": waits.mean().item(),
@@ -135,7 +149,7 @@ class Meter:
             "slowest_worker_rank": float(slowest_rank),
         }
         disk = {} if free.isnan().any() else {"cache_free_bytes": free.min().item()}
-        return total | compared | disk
+        return total | compared | worst([*vitals], states) | disk
 
     def _cache_free(self) -> float:
         """Free bytes on the disk of this node's cache; NaN without one."""
@@ -150,3 +164,4 @@ class Meter:
         self._clock = clock
         self._started = time.perf_counter()
         self._waited_s = self.batches.waited_s
+        self._flops, self._host_s = self.step.flops, 0.0

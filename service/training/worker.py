@@ -90,12 +90,14 @@ def _advance(context: Context, end: int, state: TrainState, saver: Checkpointer)
     attempt = Attempt(context, state)
     config, saves, drawn = context.config, _Saves(context, state, saver), state.clock
     with attempt.load(end) as batches:
-        meter = Meter(context, batches, state.clock)
+        meter = Meter(context, batches, state.clock, attempt.step)
         leaving, late = Leaving.NO, False
         for cycle in attempt.curriculum.cycles(state.clock, end):
             context.heart.turn_to(TRAINING, cycle.start, cycle.span.name)
             attempt.monitor.prepare(cycle)
-            meter.add(attempt.step.cycle(cycle, batches))
+            begun = time.perf_counter()
+            measures = attempt.step.cycle(cycle, batches)
+            meter.add(measures, time.perf_counter() - begun)
             if due(config.tracking.every_images, cycle.start, cycle.end):
                 context.heart.turn_to(MEASURING, cycle.end, cycle.span.name)
                 response = attempt.judge(cycle, meter)

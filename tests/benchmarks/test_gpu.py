@@ -53,3 +53,12 @@ def test_the_rung_of_a_preset_is_its_only_one():
     config = gpu.one_rung("progan1024", 4, 512)
     assert (config.phases[0].resolution, config.phases[0].batch) == (4, 512)
     assert config.scale.workers == 1
+
+
+def test_the_summary_takes_the_worst_and_leaves_out_what_was_not_measured():
+    rungs = {f"{rung}.ratio": ratio for rung, ratio in zip(gpu.RUNGS, (9, 4, 2), strict=True)}
+    times = {"replay.a.host_ms": 1.0, "replay.a.cycle_ms": 4.0, "replay.a.busy": 0.9}
+    times |= {"replay.b.host_ms": 2.0, "replay.b.cycle_ms": 4.0, "replay.b.busy": 0.99}
+    lines = rungs | times | {"replay.dcgan.fp32.apart": 0.0}
+    assert gpu.summary(lines) == {"low_rung_ratio": 2, "device_busy": 0.9, "host_share": 0.5}
+    assert gpu.summary({}) == {}

@@ -71,6 +71,7 @@ def test_replayed_cycles_are_those_of_the_host_to_the_bit(family, precision, mon
     taped, measured = trained(config)
     assert [tuple(each) for each in measured] == [MEASURES] * CYCLES
     assert measured == expected
+    assert taped.step.flops == plain.step.flops > 0
     assert_equal(
         {name: part for name, part in taped.state.tensors().items() if "optimizer" not in name},
         {name: part for name, part in plain.state.tensors().items() if "optimizer" not in name},

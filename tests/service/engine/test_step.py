@@ -67,6 +67,24 @@ def test_a_lazy_penalty_comes_every_so_many_steps_with_so_many_times_the_weight(
 
 
 @pytest.mark.slow
+def test_operations_are_counted_for_each_kind_of_cycle_and_added_up(digits):
+    config = config_of(digits, r1=0.5, r1_every=3)
+    context = Context(config, distributed.join(), 0, None)
+    step = Step(config, new_state(config, torch.device("cpu")), context.workers)
+    planned = list(context.curriculum.cycles(0, 64))
+    taken = []
+    with context.feeders, context.load(planned, 0) as batches:
+        for cycle in planned:
+            before = step.flops
+            step.cycle(cycle, batches)
+            taken.append(step.flops - before)
+    due, *others, again = taken
+    assert due == again
+    assert len({*others}) == 1
+    assert 0 < others[0] < due < 3 * others[0]
+
+
+@pytest.mark.slow
 def test_penalties_are_taken_in_full_precision_whatever_the_rest_is_in(digits):
     """The first one, on real images and first weights, knows nothing of the precision."""
     penalties = [
