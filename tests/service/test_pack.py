@@ -4,6 +4,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from service import pack
 from service.errors import UsageError
@@ -78,6 +79,23 @@ def test_a_tar_is_no_source_and_the_remedy_is_named(tmp_path):
         tar.addfile(tarfile.TarInfo("1.png"))
     with pytest.raises(UsageError, match=rf"a\.tar: a tar file; .*--data\.url {tmp_path}"):
         pack.main([str(tmp_path / "a.tar"), str(tmp_path / "out")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("resolution", "options", "suffix"),
+    [("128", [], "png"), ("256", [], "jpg"), ("256", ["--format", "png"], "png")],
+)
+def test_large_images_become_jpegs_and_it_is_said_why(tmp_path, capsys, resolution, options, suffix):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.new("RGB", (300, 300), (i, 90, 200)).save(tmp_path / "images" / f"{i}.png")
+    pack.main([str(tmp_path / "images"), str(tmp_path / "out"), "--resolution", resolution, *options])
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        suffixes = {name.rpartition(".")[2] for name in tar.getnames()} - {"cls"}
+    assert suffixes == {suffix}
+    told = "packed as JPEG, quality 95" in capsys.readouterr().out
+    assert told == (suffix == "jpg")
 
 
 @pytest.mark.slow
