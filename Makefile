@@ -25,7 +25,7 @@ export RAY_AUTH_MODE := token
 # Silences mkdocs-material's note about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image sbom audit bench quick-bench collapse sweep recovery families gpu clean
+.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image sbom audit bench quick-bench collapse sweep recovery families gpu gpu-service clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -133,6 +133,9 @@ families: $(READY) ## Train each family on Fashion-MNIST and write docs/families
 
 gpu: $(READY) ## Check and measure the training on a GPU, in some minutes
 	$(BIN)/python -m benchmarks.gpu
+
+gpu-service: $(READY) ## Run the service whole on this machine's GPUs, in some minutes
+	$(BIN)/python -m benchmarks.gpu_service
 
 clean: ## Remove the environment, the site and the tools' caches; runs and data stay
 	rm -rf $(VENV) site sbom.json .cache .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

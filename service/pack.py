@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     _tell(source)
     if options.format == "auto" and recipe.encoding == "jpeg":
         print(
-            f"note: packed as JPEG, quality {options.quality}: at {options.resolution} px one core decodes"
+            f"note: packed as JPEG, quality {options.quality}: at {options.resolution} px a core decodes"
             " about five times as many as PNGs; --format png keeps every pixel as it is"
         )
     recipe = replace(recipe, source_digest=source.digest())

@@ -6,15 +6,31 @@ import sys
 
 import pytest
 import torch
+import yaml
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_service
 from models.losses import gradient_penalty
+from service.config import Config
 from tests.conftest import ROOT, run_command
 
 
 def test_without_a_gpu_it_says_that_nothing_was_checked():
     code, output = run_command("benchmarks.gpu", CUDA_VISIBLE_DEVICES="")
     assert (code, "NOTHING WAS CHECKED" in output) == (3, True), output
+
+
+def test_nor_does_the_service_without_one():
+    code, output = run_command("benchmarks.gpu_service", CUDA_VISIBLE_DEVICES="")
+    assert (code, "NOTHING WAS CHECKED" in output) == (3, True), output
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_services_runs_are_valid_configurations(tmp_path, workers):
+    files = gpu_service.files(tmp_path, workers)
+    for file in files.values():
+        config = Config(**yaml.safe_load(file.read_text()))
+        assert config.worker_counts == [workers]
+        assert config.scale.gpu
 
 
 def test_it_needs_neither_the_cluster_nor_its_clients():
