@@ -62,8 +62,8 @@ def test_one_file_alone_knows_of_processes_that_compute_together():
     needle = re.compile(r"torch\.distributed|nn\.parallel|all_reduce|DistributedDataParallel")
     files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
     naming = {str(f.relative_to(ROOT)) for f in files if needle.search(f.read_text())}
-    tries_nccl = "benchmarks/gpu.py"
-    assert naming - {tries_nccl} == {"service/engine/distributed.py"}
+    measuring = {"benchmarks/gpu.py", "benchmarks/scaling.py"}
+    assert naming - measuring == {"service/engine/distributed.py"}
 
 
 def test_no_family_is_asked_for_by_its_class():

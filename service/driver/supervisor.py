@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from socket import gethostname
 from typing import Any, Literal
 
+import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from service import environment, logs
 from service.config import Config
@@ -89,6 +92,7 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
         log.info("event=fit workers=%d clock=%d failures=%d", workers, before, failures)
         with group.watched(job.token):
             outcome = _fit(config, job, workers, group.labels, storage)
+        _free_reserved()
         group.ended(began=not outcome.waiting)
         if leaving.is_set() and outcome.clock < job.end:
             raise KeyboardInterrupt
@@ -112,11 +116,25 @@ def supervise(config: Config, run: RunDir, job: Job, leaving: threading.Event) -
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray Train's trainer without its Ray Data, a process more for every group of workers."""
+    """Ray Train's trainer without two processes for every group of workers.
+
+    One is Ray Data's. The other frees what a dead controller had reserved: `_free_reserved` does, here
+    in the driver, which outlives the controller.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
+        unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in callbacks if not isinstance(each, unneeded)]
+
+
+def _free_reserved() -> None:
+    """Free the resources that a group of this job still reserves after its end."""
+    job = ray.get_runtime_context().get_job_id()
+    for identity, group in placement_group_table().items():
+        if identity.endswith(job) and group["state"] != "REMOVED":
+            log.warning("event=freed placement_group=%s", identity)
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
 
 
 def _fit(

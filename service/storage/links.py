@@ -11,11 +11,17 @@ class Folders:
         self.seen = {self._identity(self.root)} if self.root.exists() else set()
 
     def enter(self, path: str, link: bool) -> bool:
-        """Whether to walk this folder; what a link into the root leads to is met anyway."""
+        """Whether to walk this folder, if it is still there.
+
+        What a link into the root leads to is met anyway.
+        """
         target = Path(path).resolve()
         if link and (target.is_relative_to(self.root) or self.root.is_relative_to(target)):
             return False
-        identity = self._identity(target)
+        try:
+            identity = self._identity(target)
+        except FileNotFoundError:  # deleted since its parent was listed
+            return False
         new = identity not in self.seen
         self.seen.add(identity)
         return new

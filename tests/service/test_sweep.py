@@ -29,8 +29,8 @@ from tests.conftest import assert_no_secrets, run_command, start_command, tiny_c
 pytestmark = pytest.mark.slow
 
 LIMIT_S = 600
-IMAGES = 640
-LONGER_IMAGES = 1600  # enough that a second trial is stopped before its end
+IMAGES = 480
+LONGER_IMAGES = 960  # enough that a second trial is stopped before its end
 WEIGHTS = [0.0, 1.0e39]  # the last is beyond fp32: losses are infinite
 SPACE = {"training.drift": {"grid": WEIGHTS}}
 R1 = {"training.r1": {"uniform": [0, 1]}}
@@ -190,7 +190,7 @@ def test_the_best_checkpoint_is_registered_and_draws(swept):
     [
         ({"space": SPACE | {"training.r1": {"grid": [0.0, 1.0]}}}, r"space training\.r1: .*None"),
         ({"training": {"loss": "wgan"}}, r"training\.loss: .*'hinge'.*'wgan'"),
-        ({"run": {"images": 960}}, "search end: .*640.*960"),
+        ({"run": {"images": 960}}, "search end: .*480.*960"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
@@ -219,8 +219,8 @@ def searched(digits, stack, tmp_path_factory) -> tuple[Path, str]:
         "training.lr_generator": {"loguniform": [1e-5, 1e-3]},
         "training.d_steps": {"choice": [1, 2]},
     }
-    command = write(folder, digits, space, LONGER_IMAGES, every=320)
-    halving = ["--grace-images", "320", "--reduction", "2", "--concurrent", "1"]
+    command = write(folder, digits, space, LONGER_IMAGES, every=160)
+    halving = ["--grace-images", "160", "--reduction", "2", "--concurrent", "1"]
     optuna = ["--search", "optuna", "--trials", "2"]
     code, output = run_command("service.sweep", *command, *optuna, *halving, **stack.environment)
     assert code == 0, output
@@ -270,7 +270,7 @@ def test_the_best_trial_comes_first_with_its_best_checkpoint(searched):
         (SPACE, ["--search", "grid", "--trials", "7"], "the grid has 2 points"),
         (SPACE, ["--search", "best"], "--search best: choose random, grid or optuna"),
         (R1, ["--trials", "0"], "--trials 0: give a whole number from 1"),
-        (R1, ["--grace-images", "641"], "beyond the 640 images"),
+        (R1, ["--grace-images", "481"], "beyond the 480 images"),
         (R1, ["--model", "a/b"], "--model 'a/b': give a name without"),
         (R1, ["--dir", "runs/a.b"], "--model 'a.b': give a name without"),
         (R1, ["--alias", "v1"], "--alias v1: give letters, digits"),

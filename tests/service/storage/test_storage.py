@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from cluster.local import free_ports
 from service.errors import StorageError, UsageError
 from service.storage import ChangedError, ConflictError, MissingError, Storage, open_storage
+from service.storage.links import Folders
 from tests.conftest import PLACES
 
 
@@ -37,6 +39,21 @@ def test_sizes_lists_a_prefix_sorted_and_delete_takes_what_is_gone(storage):
     storage.delete(["b/1", "never/was"])
     assert list(storage.sizes()) == ["b/2", "b2/x", "c"]
     assert open_storage(storage.address + "/empty").sizes() == {}
+
+
+def test_a_folder_that_is_deleted_while_it_is_listed_is_no_error(tmp_path, monkeypatch):
+    """A worker sweeps an old checkpoint while another process looks for the newest."""
+    storage = open_storage(str(tmp_path))
+    for key in ("new/1", "old/1"):
+        storage.put(key, b"")
+    enter = Folders.enter
+
+    def late(self, path: str, link: bool) -> bool:
+        shutil.rmtree(tmp_path / "old", ignore_errors=True)
+        return enter(self, path, link)
+
+    monkeypatch.setattr(Folders, "enter", late)
+    assert list(storage.sizes()) == ["new/1"]
 
 
 def test_a_missing_object_is_named(storage):
