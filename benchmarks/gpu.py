@@ -57,14 +57,12 @@ from service.engine.device import use_device
 from service.engine.distributed import Workers
 from service.engine.flops import Flops, peak_flops
 from service.engine.state import TrainState, new_state
-from service.engine.step import FINITE, MEASURES, Step
+from service.engine.step import COUNTED, FINITE, MEASURES, Step
 from service.random.draws import Draws
 
 NOTHING_CHECKED = 3
 ROOT = Path(__file__).parents[1]
 WARM_UP, MEASURED, LONGEST = 3, 5, 8
-COUNTED = 1
-"""The first cycle of a kind counts its operations; EAGER more come before its graph."""
 
 Values = dict[str, Any]
 Lines = dict[str, float | str]
@@ -466,11 +464,8 @@ def speed_checks(device: torch.device) -> Iterator[Check]:
         batch["biggan"] = size
         return {"": size}
 
-    def measured(
-        config: Callable[[], Config], plain: bool = False, tuned: bool = False
-    ) -> Callable[[], Lines]:
+    def measured(config: Callable[[], Config], plain: bool = False) -> Callable[[], Lines]:
         def check() -> Lines:
-            torch.backends.cudnn.benchmark = tuned
             settings = config()
             size = settings.phases[0].batch * settings.training.d_steps
             with device:  # orthogonal weights of this size take a CPU long
@@ -482,13 +477,11 @@ def speed_checks(device: torch.device) -> Iterator[Check]:
     yield "biggan128.batch", fitted
     yield "biggan128.plain", measured(lambda: biggan(batch["biggan"]), plain=True)
     yield "biggan128.bf16", measured(lambda: biggan(batch["biggan"]))
-    yield "biggan128.bf16_tuned", measured(lambda: biggan(batch["biggan"]), tuned=True)
     yield "biggan128.bf16_nchw", measured(lambda: biggan(batch["biggan"], channels_last=False))
     yield "biggan128.bf16_unfused", measured(lambda: biggan(batch["biggan"], fused_resampling=False))
     yield "biggan128.fp32", measured(lambda: biggan(batch["biggan"] // 2, "fp32"))
     yield "biggan128.bf16_small", measured(lambda: biggan(32))
     yield "stylegan256.bf16", measured(style)
-    yield "stylegan256.bf16_tuned", measured(style, tuned=True)
     yield "stylegan256.fp32", measured(lambda: one_rung("stylegan1024", 256, 32))
     for name, config in rungs.items():
         yield name, measured(config)
@@ -502,7 +495,6 @@ def speed_checks(device: torch.device) -> Iterator[Check]:
 
 def replayed(config: Callable[[], Config], device: torch.device, compiled: bool = False) -> Lines:
     """Times of a cycle: without a graph; then as a graph, the networks compiled if so asked."""
-    torch.backends.cudnn.benchmark = False
     settings = config()
     timings, launched, operations = [], kernels(lambda: None), 0
     for capture in (False, True):
@@ -599,7 +591,7 @@ BEST = "replay.biggan128_compiled"
 
 
 def summary(lines: Lines) -> Lines:
-    """What the whole comes down to, of the lines that are there: see the targets in docs/gpu.md."""
+    """What the whole comes down to, of the lines that are there: see the head of this file."""
 
     def of(name: str) -> float:
         return float(lines.get(name, math.nan))

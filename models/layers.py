@@ -16,9 +16,9 @@ from typing_extensions import override
 from models import growth
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all workers, and its gradient likewise; the identity for one worker."""
+"""Sums a tensor over some workers, and its gradient likewise; the identity for one worker."""
 Gather = Callable[[Tensor], Tensor]
-"""Stacks the tensors of all workers, [workers, …], in the same order on each; passes no gradient."""
+"""Stacks the tensors of some workers, [workers, …], in the same order on each; passes no gradient."""
 
 SPECTRAL_EPS = 1e-6
 BATCH_NORM_EPS = 1e-5
@@ -626,9 +626,14 @@ class SelfAttention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Values [n, c, places] for each query; values may have a size of their own."""
+    """Values [n, c, places] for each query; values may have a size of their own.
+
+    Kernels want sizes in multiples of 8; zeros change no product of query and key.
+    """
     kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    query, key, value = (each.transpose(1, 2)[:, None] for each in (query, key, value))
+    lacks = [0, 0, 0, -query.shape[1] % 8]
+    query, key = F.pad(query, lacks), F.pad(key, lacks)
+    query, key, value = (each.transpose(1, 2)[:, None].contiguous() for each in (query, key, value))
     with sdpa_kernel(kernels, set_priority=True):
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return attended[:, 0].transpose(1, 2)

@@ -66,10 +66,14 @@ class Tapes:
     """Stands for `service.engine.capture.Replays`: tapes instead of graphs."""
 
     def __init__(self, device: torch.device):
+        self._begun: set[Hashable] = set()
         self.tapes: dict[Hashable, tuple[Tape, dict[str, Tensor]]] = {}
         self.replays = 0
 
     def __call__(self, kind: Hashable, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        if kind not in self._begun:  # in its first cycle Adam begins its averages
+            self._begun.add(kind)
+            return work()
         if kind not in self.tapes:
             with Tape() as tape:  # which computes, too: that is the first replay
                 results = work()

@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 from service.cli import Options, make_parser, parse_known, suggest
 from service.config.describe import describe, explain
+from service.config.former import REPLACED
 from service.config.schema import Config
 from service.config.yaml import load_preset, preset_names, read_yaml
 from service.errors import UsageError
@@ -110,7 +111,9 @@ def _check_flags(options: type[ConfigOptions], flags: Sequence[str]) -> None:
     for argument in flags:
         flag = argument.partition("=")[0]
         if flag.startswith("--") and flag[2:] not in (*known, *Config.model_fields):
-            raise UsageError(f"{flag}: no such setting; {suggest(flag[2:], [*known, *own], '--')}")
+            hint = REPLACED.get(flag[2:].rpartition(".")[2])
+            hint = hint or suggest(flag[2:], [*known, *own], "--")
+            raise UsageError(f"{flag}: no such setting; {hint}")
         if not flag.startswith("-") and argument is flags[0]:
             raise UsageError(f"{argument}: write a setting as --section.key VALUE")
 

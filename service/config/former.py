@@ -1,5 +1,6 @@
 """Settings of earlier versions: what took their place, and configurations that were stored with them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ def modernise(stored: Mapping[str, Any]) -> dict[str, Any]:
         family, training = FAMILIES[stored["model"]["family"]], stored["training"]
     except (LookupError, TypeError, AttributeError):
         return dict(stored)  # no configuration, which its validation says better
-    if groups and family.config.has_batch_norm:
-        training = {"norm_group": min(groups)} | training
+    if groups and family.config.has_batch_norm and isinstance(training, dict):
+        batches = [phase["batch"] for phase in phases]
+        training = {"norm_group": math.gcd(*groups, *batches)} | training
     return {**stored, "phases": phases, "training": training}

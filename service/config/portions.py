@@ -6,6 +6,7 @@ and where that number divides W, each group lies in equal parts with some worker
 allowed.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -50,8 +51,7 @@ def panel_batch(batch: int, group: int) -> int:
     has fewer, all of it.
     """
     groups, least = batch // group, max(PANEL_IMAGES, batch // 8)
-    counts = [n for n in range(1, groups + 1) if groups % n == 0]
-    return group * next((n for n in counts if n * group >= least), groups)
+    return group * next((n for n in _divisors(groups) if n * group >= least), groups)
 
 
 def portions(batch: int, group: int, workers: int, most: int | None = None) -> Portions:
@@ -65,7 +65,11 @@ def portions(batch: int, group: int, workers: int, most: int | None = None) -> P
     share, peers = batch // workers, max(1, workers // (batch // group))
     here = share // (group // peers)
     limit = share if most is None else most
-    together = max(
-        n for n in range(1, here + 1) if here % n == 0 and (n == 1 or n * share <= limit * here)
-    )
+    together = max(n for n in _divisors(here) if n == 1 or n * share <= limit * here)
     return Portions(here // together, share * together // here, together, peers)
+
+
+def _divisors(number: int) -> list[int]:
+    """All that divide a number, rising."""
+    low = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*low, *(number // n for n in low)})

@@ -245,9 +245,11 @@ def _check_evaluation(config: Config) -> None:
 def _no_worker_count(config: Config) -> str:
     lanes, batches = config.data.lanes, sorted({phase.batch for phase in config.phases})
     groups = ", ".join(f"{batch} in groups of {config.group(batch)}" for batch in batches)
+    panels = ", ".join(str(panel_batch(batch, config.group(batch))) for batch in batches)
     return (
-        f"scale.workers: {config.scale.workers} workers cannot share data.lanes {lanes} and the phases'"
-        f" batches ({groups}) evenly; take one of {config.counts(range(1, lanes + 1))}, or change these"
+        f"scale.workers: {config.scale.workers} workers cannot share data.lanes {lanes}, the phases'"
+        f" batches ({groups}) and the signals' images, {panels}, evenly; take one of"
+        f" {config.counts(range(1, lanes + 1))}, or change these"
     )
 
 

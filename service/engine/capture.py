@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from service.engine.device import release, side_stream
+
 log = logging.getLogger(__name__)
 
 EAGER = 2
@@ -31,7 +33,7 @@ class Replays:
     """
 
     def __init__(self, device: torch.device):
-        self._stream = torch.cuda.Stream(device)
+        self._stream = side_stream(device, "graphs")
         self._calls: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -44,17 +46,25 @@ class Replays:
             return work()
         if calls <= EAGER:
             return self._aside(work)
-        if kind not in self._graphs:
-            try:
-                self._graphs[kind] = self._captured(work)
-            except RuntimeError as error:
-                self._refused = True
-                log.warning("event=not_captured error=%r", str(error).partition("\n")[0])
-                torch.cuda.synchronize()
-                return work()
+        if kind not in self._graphs and not self._capture(kind, work):
+            return work()
         graph, results = self._graphs[kind]
         graph.replay()
         return results
+
+    def _capture(self, kind: Hashable, work: Work) -> bool:
+        """Make the graph; if that fails, no work is replayed any more, and nothing of it stays."""
+        current = torch.cuda.current_stream()
+        try:
+            self._graphs[kind] = self._captured(work)
+        except RuntimeError as error:
+            self._refused = True
+            self._graphs.clear()
+            log.warning("event=not_captured error=%r", str(error).partition("\n")[0])
+        if self._refused:  # here, where the error holds the tensors of the work no more
+            torch.cuda.set_stream(current)
+            release()
+        return not self._refused
 
     def _aside(self, work: Work) -> dict[str, Tensor]:
         """On the stream on which it will be captured, as libraries keep memory for each stream."""

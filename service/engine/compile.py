@@ -9,21 +9,28 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
+RECOMPILATIONS = 64
+"""More than any curriculum needs; beyond torch's own limit of 8 it would go on without a word."""
+
 
 class Compiled:
     """Calls a network compiled: each shape of input is, when it first comes.
 
-    It cannot be differentiated twice. What cannot be compiled is logged, and the network is called as it
-    is from then on.
+    It cannot be differentiated twice. A forward that cannot be compiled is logged, and the network is
+    called as it is from then on; its backward is compiled later, and an error there ends the run.
     """
 
     def __init__(self, network: nn.Module, backend: str = "inductor"):
+        from torch._dynamo import config  # loading it takes a second
+
+        # each phase is compiled for itself, with and without gradients
+        config.recompile_limit = max(config.recompile_limit, RECOMPILATIONS)
         self._network = network
         self._call: Callable[..., Any] = torch.compile(network, dynamic=False, backend=backend)
 
     def __call__(self, *arguments: Any) -> Any:
         """The network's output."""
-        from torch._dynamo.exc import TorchDynamoException  # loading it takes a second
+        from torch._dynamo.exc import TorchDynamoException
 
         try:
             return self._call(*arguments)

@@ -1,5 +1,7 @@
 """How a GPU computes: in which precision fp32 is multiplied, and with which kernels."""
 
+import functools
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +15,17 @@ def use_device(training: TrainingSettings, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes stay the same for a whole phase
         _use_tf32(training.tf32, training.tf32)
+
+
+@functools.cache
+def side_stream(device: torch.device, use: str) -> torch.cuda.Stream:
+    """This process's stream for a use: libraries keep memory for each stream that there ever was."""
+    return torch.cuda.Stream(device)
+
+
+def fuses_attention(device: torch.device) -> bool:
+    """Whether attention in one kernel is faster there."""
+    return device.type == "cuda"
 
 
 @contextmanager
@@ -29,3 +42,10 @@ def full_precision() -> Iterator[None]:
 def _use_tf32(convolutions: bool, products: bool) -> None:
     torch.backends.cudnn.allow_tf32 = convolutions
     torch.backends.cuda.matmul.allow_tf32 = products
+
+
+def release() -> None:
+    """Give memory that nothing refers to back to the device."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

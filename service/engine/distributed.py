@@ -1,5 +1,6 @@
 """One worker among the others. Only this module knows of collectives and ranks."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -105,8 +106,8 @@ class Workers:
     def peers(self, count: int) -> Peers:
         """The `count` workers whose indices leave this worker's remainder, divided by all / count.
 
-        They talk in a process group of their own, so that they do not queue behind the gradients. All
-        workers must ask for the same counts, in the same order.
+        They talk in a process group of their own. All workers must ask for the same counts, in the same
+        order.
         """
         if count == 1 or self.apart:
             return Imagined(count) if self.apart else Peers()
@@ -149,6 +150,12 @@ class Workers:
         tensor = torch.tensor([value], device=self.device)
         dist.broadcast(tensor, src=0)
         return int(tensor.item())
+
+    def follow_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by the first worker's."""
+        if self.count > 1 and not self.apart:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def spread(self, data: bytes) -> bytes:
         """The first worker's bytes, on all of them."""

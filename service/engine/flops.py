@@ -1,13 +1,22 @@
 """How many operations a cycle takes, and how many the device could take."""
 
+import re
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "V100": 125e12, "L4": 121e12}
-"""Dense bf16 FLOP/s of tensor cores, by a part of the device's name (V100: fp16)."""
+PEAK_BF16 = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "V100": 125e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+"""Dense bf16 FLOP/s of tensor cores, by words of the device's name (V100: fp16); the first counts."""
 
 
 class Flops(TorchDispatchMode):
@@ -31,4 +40,4 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_BF16.items() if key in name), None)
+    return next((peak for words, peak in PEAK_BF16.items() if re.search(rf"\b{words}\b", name)), None)

@@ -4,6 +4,7 @@ All of a cycle's inputs are on the device before it begins, and nothing else of 
 So the device never waits for a draw, and a cycle can be captured once and replayed on other inputs.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from service.config import Config
 from service.data.dataset import Batch
 from service.engine.curriculum import Cycle
+from service.engine.device import side_stream
 from service.engine.distributed import Workers
 from service.random.draws import Draws
 
@@ -105,14 +107,18 @@ class Places:
         self._inputs = _Held(device)
         self._lanes = [_Lane(device) for _ in range(AHEAD)] if device.type == "cuda" else []
         self._turn = 0
+        self.waited_s = 0.0
 
     def fill(self, steps: Iterable[Arrays]) -> list[Inputs]:
-        """The inputs on the device; they stay until the next call."""
+        """The inputs on the device; they stay until the next call.
+
+        `waited_s` is then how long the host waited, because it is as far ahead as it may be.
+        """
         if not self._lanes:
             self._inputs.take(_tensors(steps))
         else:
             self._turn = (self._turn + 1) % len(self._lanes)
-            self._lanes[self._turn].send(_tensors(steps), self._inputs)
+            self.waited_s = self._lanes[self._turn].send(_tensors(steps), self._inputs)
         return self._inputs.steps
 
 
@@ -140,12 +146,14 @@ class _Lane:
 
     def __init__(self, device: torch.device):
         self._pinned, self._waiting = _Held(torch.device("cpu"), pinned=True), _Held(device)
-        self._stream = torch.cuda.Stream(device)
-        self._begun = torch.cuda.Event()
+        self._stream = side_stream(device, "inputs")
+        self._begun = torch.cuda.Event(blocking=True)
 
-    def send(self, steps: Iterable[Inputs], inputs: _Held) -> None:
-        """Bring the steps into `inputs`, before what is computed next."""
+    def send(self, steps: Iterable[Inputs], inputs: _Held) -> float:
+        """Bring the steps into `inputs`, before what is computed next; returns seconds of waiting."""
+        start = time.perf_counter()
         self._begun.synchronize()  # only the host waits, and only for the cycle before the last to begin
+        waited_s = time.perf_counter() - start
         self._pinned.take(steps)
         with torch.cuda.stream(self._stream):
             self._waiting.take(self._pinned.steps)
@@ -153,6 +161,7 @@ class _Lane:
         current.wait_stream(self._stream)
         inputs.take(self._waiting.steps)
         self._begun.record(current)
+        return waited_s
 
 
 def _tensors(steps: Iterable[Arrays]) -> Iterator[Inputs]:

@@ -1,17 +1,17 @@
 """Everything that resumes: networks, EMA, optimizers, clock, attempt. All else is derived."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam
 
 import models
 from models.growth import GrowingDiscriminator, GrowingGenerator
-from models.layers import use_fused, use_fused_attention
+from models.layers import use_fused
 from service.collapse.signals import Spectra
 from service.collapse.state import CollapseState
 from service.config import Config, TrainingSettings
@@ -38,6 +38,11 @@ class TrainState:
         """State dictionaries by name: of the networks, the optimizers and the spectra."""
         return {name: getattr(self, name).state_dict() for name in PARTS}
 
+    def weights(self) -> Iterator[Iterable[Tensor]]:
+        """The tensors of each network, and of the spectra."""
+        for name in ("generator", "discriminator", "ema", "spectra"):
+            yield self.tensors()[name].values()
+
     def plain(self) -> PlainState:
         """The plain values of the state."""
         return PlainState(self.seed, self.clock, self.attempt, self.amendments, self.collapse)
@@ -60,9 +65,6 @@ def new_state(config: Config, device: torch.device) -> TrainState:
     training = config.training
     for network in (generator, discriminator):
         _prepare(network, training, device)
-    if device.type == "cuda":  # on a CPU it is no faster
-        use_fused_attention(generator, True)
-        use_fused_attention(discriminator, not (training.r1 or training.gradient_penalty))
     return TrainState(
         generator,
         discriminator,

@@ -5,7 +5,9 @@ cycle itself depends on nothing else, waits for nothing and reads nothing back, 
 as one graph; measurements stay on the device.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,15 +16,21 @@ from torch import Tensor, nn
 
 from models import Stage, growth
 from models.growth import LiveStage, Mixing
-from models.layers import Groups, spectral_iterate, use_groups, use_workers
+from models.layers import (
+    Groups,
+    spectral_iterate,
+    use_fused_attention,
+    use_groups,
+    use_workers,
+)
 from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
 from service.config import Config
 from service.config.portions import Portions, portions
 from service.data.dataset import Batch
-from service.engine.capture import Replays, can_capture
+from service.engine.capture import EAGER, Replays, can_capture
 from service.engine.compile import Compiled
 from service.engine.curriculum import Cycle, Span
-from service.engine.device import full_precision
+from service.engine.device import full_precision, fuses_attention
 from service.engine.distributed import Workers
 from service.engine.flops import Flops
 from service.engine.gradients import Gradients
@@ -49,6 +57,9 @@ MEASURES = (
 FINITE = ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g")
 """A cycle in which one of these is not finite counts as `nonfinite`."""
 
+COUNTED = 2
+"""A kind's cycle whose operations are counted: the first one is where networks are compiled."""
+
 Call = Callable[..., Tensor]
 Due = tuple[bool, bool]
 """Whether R1 and the gradient penalty are due at a discriminator step."""
@@ -58,7 +69,8 @@ class Step:
     """Takes the cycles of a run. `cycle` advances the state by one and returns its measurements.
 
     `most` says how many images of a share may go through at a time in a span; None for all of them. It
-    changes speed and memory, and nothing else. `flops` adds up the operations of this worker's cycles.
+    changes speed and memory, and nothing else. `flops` adds up the operations of this worker's cycles,
+    `waited_s` how long the host waited for a GPU that it was too far ahead of.
     """
 
     def __init__(
@@ -88,7 +100,13 @@ class Step:
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
         self.flops = 0
+        self.waited_s = 0.0
         self._flops: dict[Sequence[Due], int] = {}
+        self._taken: Counter[Sequence[Due]] = Counter()
+        if fuses_attention(workers.device):
+            once = not (config.training.r1 or config.training.gradient_penalty)
+            use_fused_attention(state.generator, True)
+            use_fused_attention(state.discriminator, once)
 
     def cycle(self, cycle: Cycle, batches: Iterator[Batch]) -> Measures:
         """Advance the state from `cycle.start` to `cycle.end`.
@@ -101,6 +119,7 @@ class Step:
         if span is not self._span:
             self._enter(cycle)
         inputs = self._places.fill(self.sources.cycle(cycle, batches, self._layers(cycle.stage)))
+        self.waited_s += self._places.waited_s
         dealt = self.deal(span, span.batch)
         due = tuple(self._due(cycle, start) for start in cycle.batches())
         stage = LiveStage(span.resolution, inputs[-1]["alpha"]) if span.fading else cycle.stage
@@ -108,13 +127,21 @@ class Step:
         def work() -> Measures:
             return self._advance(stage, inputs, dealt, due)
 
-        if due not in self._flops:
+        self._taken[due] += 1
+        if self._taken[due] == COUNTED:
             measures = self._count(due, work)
         else:
             measures = self._replays(due, work) if self._replays else work()
-        self.flops += self._flops[due]
+        self.flops += self._flops.get(due, 0)
         self.state.clock = cycle.end
         return measures
+
+    @property
+    def settles(self) -> int:
+        """After so many cycles of a kind, each takes as long as all that follow."""
+        if can_capture(self.workers.device) and self.training.capture:
+            return COUNTED + EAGER
+        return COUNTED if self.training.compile else 1
 
     def deal(self, span: Span, batch: int) -> Portions:
         """How the worker's share of a batch of this span, or of a part of it, goes through next.
@@ -162,7 +189,7 @@ class Step:
         self._gradients_g = Gradients(active_g, self.workers, compression)
         self._gradients_d = Gradients(self._active_d, self.workers, compression)
         self._places = Places(device)
-        self._flops = {}
+        self._flops, self._taken = {}, Counter()
         self._replays = Replays(device) if can_capture(device) and self.training.capture else None
         for optimizer, rate in (
             (state.optimizer_g, self.training.lr_generator),
@@ -179,10 +206,13 @@ class Step:
         """Do the work, and count its operations; they are counted where nothing is compiled."""
         compiled = self._generator, self._discriminator
         self._generator, self._discriminator = self.state.generator, self.state.discriminator
-        with Flops() as counted:
-            measures = work()
-        self._generator, self._discriminator = compiled
+        try:
+            with Flops() as counted:
+                measures = work()
+        finally:
+            self._generator, self._discriminator = compiled
         self._flops[due] = counted.total
+        self.flops += counted.total * (COUNTED - 1)  # those before took as many
         return measures
 
     def _due(self, cycle: Cycle, start: int) -> Due:
@@ -283,16 +313,15 @@ class Step:
         state = self.state
         spectral_iterate(state.generator)
         self._gradients_g.clear()
-        _require_gradients(self._active_d, False)
         losses = []
-        for portion in _portions(inputs, dealt):
-            with self._autocast():
-                fakes = self._generate(self._generator, portion, stage)
-                logits = self._discriminator(fakes.to(self.dtype), portion["labels"], stage)
-            loss = self.loss.generator(logits.to(self.dtype))
-            (loss / dealt.count).backward()
-            losses.append(loss.detach())
-        _require_gradients(self._active_d, True)
+        with _frozen(self._active_d):
+            for portion in _portions(inputs, dealt):
+                with self._autocast():
+                    fakes = self._generate(self._generator, portion, stage)
+                    logits = self._discriminator(fakes.to(self.dtype), portion["labels"], stage)
+                loss = self.loss.generator(logits.to(self.dtype))
+                (loss / dealt.count).backward()
+                losses.append(loss.detach())
         self._gradients_g.exchange()
         if self.training.orthogonal:
             add_orthogonal_gradient(state.generator, self.training.orthogonal)
@@ -353,6 +382,13 @@ def _mean(parts: Sequence[Measures]) -> Measures:
     return dict(zip(parts[0], table.mean(0).unbind(), strict=True))
 
 
-def _require_gradients(parameters: list[nn.Parameter], required: bool) -> None:
+@contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, these get no gradients; they do again afterwards, even if the memory runs out."""
     for parameter in parameters:
-        parameter.requires_grad_(required)
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

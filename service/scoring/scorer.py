@@ -14,6 +14,7 @@ from service.config.vocabulary import HIGHER_IS_BETTER, RANKING, need_features
 from service.data.dataset import Batch, Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
+from service.engine.device import full_precision
 from service.engine.sampler import Sampler
 from service.metrics import scores
 from service.metrics.feature_set import FeatureSet
@@ -89,6 +90,10 @@ class Scorer:
 
         UsageError if it allows none of them.
         """
+        with full_precision():  # on a GPU as on a CPU, for scores are compared
+            return self._score(trained)
+
+    def _score(self, trained: Trained) -> Score:
         settings, resolution = self.settings, trained.stage.resolution
         lacks = scores.obstacles(self.setting(resolution))
         possible = [score for score in settings.scores if score not in lacks]

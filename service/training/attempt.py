@@ -123,7 +123,7 @@ class Meter:
         }
         waited_s = self.batches.waited_s - self._waited_s
         vitals = self._vitals.read() | {
-            "host_step_share": (self._host_s - waited_s) / elapsed,
+            "host_step_share": (self._host_s - waited_s - self.step.waited_s + self._step_s) / elapsed,
             "mfu": (self.step.flops - self._flops) / elapsed / self._peak,
         }
         counts = {
@@ -164,4 +164,4 @@ class Meter:
         self._clock = clock
         self._started = time.perf_counter()
         self._waited_s = self.batches.waited_s
-        self._flops, self._host_s = self.step.flops, 0.0
+        self._flops, self._host_s, self._step_s = self.step.flops, 0.0, self.step.waited_s

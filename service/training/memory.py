@@ -4,7 +4,6 @@ Each worker tries it alone, so that nobody waits for one that runs out, and all 
 It changes no number of the training, so it is found anew wherever the run goes on with other devices.
 """
 
-import gc
 import logging
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
@@ -16,6 +15,7 @@ from service.config import Config
 from service.config.portions import Portions, portions
 from service.documents import Document
 from service.engine.curriculum import Span
+from service.engine.device import release
 from service.engine.distributed import Workers
 from service.errors import DataError, MemoryLackError
 from service.storage import MissingError, Storage
@@ -31,13 +31,12 @@ REMEDY = (
 
 
 class FittedDocument(Document):
-    """How many images fitted at a time, by phase, into which device, with how many workers."""
+    """How many images fitted at a time, by phase, into which device."""
 
     remedy: ClassVar[str] = "delete it; the next start tries again"
 
     version: Literal[1] = 1
     device: str
-    workers: Annotated[int, Field(ge=1)]
     images: dict[str, Annotated[int, Field(ge=1)]]
 
 
@@ -62,7 +61,7 @@ class Memory:
         return portions(span.batch, group, workers, self.most(span))
 
     def found(self, relay: Relay) -> None:
-        """Take what fitted a former group of as many workers on the same devices."""
+        """Take what fitted a former group on the same devices, however many workers it had."""
         try:
             document = FittedDocument.from_bytes(relay.get(KEY), relay.url(KEY))
         except MissingError:
@@ -70,7 +69,7 @@ class Memory:
         except DataError as error:
             log.warning("event=device_batch_unknown error=%s", error)
             return
-        if (document.device, document.workers) == (self._device, self._workers.count):
+        if document.device == self._device:
             self._images = document.images
 
     def fit(self, span: Span, trial: Callable[[], None]) -> None:
@@ -92,13 +91,11 @@ class Memory:
     def keep(self, storage: Storage) -> None:
         """Write down what fitted; the first worker does."""
         if self._images and self._workers.is_first:
-            document = FittedDocument(
-                device=self._device, workers=self._workers.count, images=self._images
-            )
+            document = FittedDocument(device=self._device, images=self._images)
             storage.put(KEY, document.to_bytes())
 
     def _passes(self, span: Span, dealt: Portions, trial: Callable[[], None]) -> bool:
-        self._images[_name(span)] = dealt.size
+        self._images[_name(span)], fits = dealt.size, False
         try:
             trial()
         except torch.OutOfMemoryError as error:
@@ -108,9 +105,9 @@ class Memory:
             )
         else:
             log.info("event=device_batch phase=%r images=%d fits=yes", span.name, dealt.size)
-            return True
-        release()  # here, where the error holds the tensors of the cycle no more
-        return False
+            fits = True
+        release()  # here, where an error holds the tensors of the cycle no more
+        return fits
 
     def _smaller(self, span: Span, size: int) -> Portions | None:
         """The next way to deal, with at most half as many images at a time; None below the least."""
@@ -131,10 +128,3 @@ def device_name(device: torch.device) -> str:
 def can_run_out(device: torch.device) -> bool:
     """Whether the device says so when its memory does not suffice; a CPU's process is killed instead."""
     return device.type == "cuda"
-
-
-def release() -> None:
-    """Give memory that nothing refers to back to the device."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

@@ -18,11 +18,11 @@ from service.training.monitor import Monitor
 
 
 def rehearse(context: Context, state: TrainState, end: int) -> None:
-    """Run two cycles of every span that begins before the clock `end`; `state` is used up.
+    """Run some cycles of every span that begins before the clock `end`; `state` is used up.
 
     Before a span, it is found out how many images its memory holds at a time. In the last span, where
     images are largest, the signals are measured and the panel is drawn; in the end the state is saved to
-    nowhere. Each takes memory of its own. An error names its phase. The second cycle is timed, and the
+    nowhere. Each takes memory of its own. An error names its phase. The last cycle is timed, and the
     forecast is recorded.
     """
     config, curriculum = context.amended(state)
@@ -59,13 +59,17 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
 
 
 def _try(context: Context, alone: Step, cycle: Cycle) -> None:
-    with context.load([cycle], attempt=0) as batches:
-        _wait(alone.cycle(cycle, batches))
+    """Take a span's first cycle, in which all penalties are due, until it is replayed as a graph."""
+    with context.load([cycle] * (alone.settles + 1), attempt=0) as batches:
+        for _ in range(alone.settles + 1):
+            _wait(alone.cycle(cycle, batches))
 
 
 def _rehearse_span(context: Context, step: Step, cycle: Cycle) -> float:
-    with context.load([cycle, cycle], attempt=0) as batches:
-        _wait(step.cycle(cycle, batches))
+    """The seconds of a cycle once it takes as long as all that follow."""
+    with context.load([cycle] * (step.settles + 1), attempt=0) as batches:
+        for _ in range(step.settles):
+            _wait(step.cycle(cycle, batches))
         start = time.perf_counter()
         _wait(step.cycle(cycle, batches))
         return time.perf_counter() - start

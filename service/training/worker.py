@@ -50,6 +50,8 @@ def train(job: Job) -> int:
 
 def _train(context: Context, job: Job) -> int:
     state = new_state(context.config, context.workers.device)
+    # orthogonal weights come from each host's own LAPACK, whose last bits may differ
+    context.workers.follow_(tensor for part in state.weights() for tensor in part)
     context.memory.found(context.relay)
     start = None
     if not job.rehearsed or context.workers.count < job.rehearsed:  # fewer need more memory each

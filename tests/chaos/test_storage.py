@@ -33,8 +33,10 @@ def test_a_run_outlives_s3_mlflow_its_recorder_and_its_driver_and_ends_bit_for_b
 
     assert len(run.groups()) == 2
     assert [name.clock for name in run.committed()] == list(range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY))
-    for number, name in enumerate(run.committed()):
-        assert name.sequence == number + 1  # nor was a commit made twice
+    sequences = [name.sequence for name in run.committed()]
+    assert sequences == sorted({*sequences})  # nor was a commit made twice
+    assert sequences[-1] - len(sequences) <= 1  # the kill may have hit one
+    for name in run.committed():
         assert checkpoint.read(run.storage, name)[1].state.clock == name.clock
     tensors, manifest = run.final()
     expected_tensors, expected = undisturbed.final()

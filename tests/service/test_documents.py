@@ -281,7 +281,7 @@ DOCUMENTS: dict[type[Document], Document] = {
         config=CONFIG,
         metrics={"loss_d": math.inf},
     ),
-    FittedDocument: FittedDocument(device="NVIDIA H100", workers=8, images={"hold 8 px, batch 16": 4}),
+    FittedDocument: FittedDocument(device="NVIDIA H100", images={"hold 8 px, batch 16": 4}),
     ScoreDocument: ScoreDocument(score=Score(640, 8, "kid", 0.25, {"kid": 0.25}, 1000)),
     Segment: Segment(
         records=(

@@ -149,7 +149,7 @@ def test_workers_share_the_groups_evenly():
     phases = [{"resolution": 32, "hold_images": 9, "batch": 16}]
     values = load_preset("progan-fashion") | {"phases": phases, "scale": {"workers": "1:16"}}
     assert Config(**values).worker_counts == [1, 2, 4, 8, 16]  # 8 and 16 share a group among 2 and 4
-    few = r"scale.workers: 32 .*\(16 in groups of 4\) evenly; take one of \[1, 2, 4, 8, 16\]"
+    few = r"scale.workers: 32 .*\(16 in groups of 4\) and .*, 16, evenly; take one of \[1, 2, 4, 8, 16\]"
     with pytest.raises(ValueError, match=few):
         Config(**values | {"scale": {"workers": 32}})
 

@@ -16,15 +16,17 @@ from service.config import Config
 from service.config.yaml import load_preset
 from service.data.dataset import Batch
 from service.engine import step as steps
+from service.engine.capture import Replays
 from service.engine.curriculum import Curriculum
 from service.engine.distributed import Workers
+from service.engine.gradients import Gradients
 from service.engine.state import new_state
 from service.engine.step import MEASURES, Step
 from tests.conftest import assert_equal
 from tests.tape import Tape, Tapes
 
 CPU = torch.device("cpu")
-CYCLES = 18
+CYCLES = 30
 OPERATIONS = {
     "dcgan": 630,
     "sagan": 2230,
@@ -65,7 +67,7 @@ def test_replayed_cycles_are_those_of_the_host_to_the_bit(family, precision, mon
 
     And none launches more than it did.
     """
-    config = gpu.small(family, precision=precision)
+    config = gpu.small(family, images=160, precision=precision)
     plain, expected = trained(config)
     made = with_tapes(monkeypatch)
     taped, measured = trained(config)
@@ -81,6 +83,38 @@ def test_replayed_cycles_are_those_of_the_host_to_the_bit(family, precision, mon
     if precision == "fp32":
         counts = [tape.counts.total() for tapes in made for tape, _ in tapes.tapes.values()]
         assert max(counts) <= OPERATIONS[family]
+
+
+class Refusing(Replays):
+    """A capture that fails in the generator's step, as one does that waits for the device."""
+
+    def __init__(self, device: torch.device):
+        self._calls, self._graphs, self._refused = {}, {}, False
+
+    def _aside(self, work):
+        return work()
+
+    def _captured(self, work):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Gradients, "norm", refuse)
+            return work()
+
+
+def refuse(self: Gradients) -> torch.Tensor:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.slow
+def test_a_capture_that_fails_is_told_once_and_the_training_goes_on_without(monkeypatch, caplog):
+    monkeypatch.setattr(steps, "can_capture", lambda device: True)
+    monkeypatch.setattr(steps, "Replays", Refusing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    training = gpu.training(gpu.small("progan"), CPU)
+    for _ in range(6):
+        assert training.take()["nonfinite"] == 0
+    told = [r for r in caplog.records if "event=not_captured" in r.getMessage()]
+    assert len(told) == 1
 
 
 # How often a cycle exchanges -----------------------------------------------------------------------

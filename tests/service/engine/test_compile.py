@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 
 from benchmarks import gpu
 from service.engine import step as steps
@@ -18,7 +19,13 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("family", "cycles"), [("progan", 2), ("biggan", 1)])
 def test_compiled_networks_train_as_they_do_without(family, cycles, monkeypatch, caplog):
     """Both networks whole, ProGAN's with a penalty and into a fade; traced, no machine code made."""
-    traced = functools.partial(Compiled, backend="aot_eager")
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    traced = functools.partial(Compiled, backend=backend)
     monkeypatch.setattr(steps, "Compiled", traced)
     torch._dynamo.reset()
     compiled = gpu.losses(gpu.small(family, images=16, compile=True), CPU, cycles)
@@ -26,6 +33,7 @@ def test_compiled_networks_train_as_they_do_without(family, cycles, monkeypatch,
     torch.testing.assert_close(compiled, plain, rtol=2e-3, atol=1e-4)
     assert not [record for record in caplog.records if record.name.startswith("service")]
     assert torch._dynamo.utils.counters["graph_break"] == {}
+    assert len(graphs) >= 4  # each network with gradients and without, or with other inputs
 
 
 def test_what_cannot_be_compiled_is_told_and_called_as_it_is(caplog):

@@ -78,10 +78,9 @@ def test_operations_are_counted_for_each_kind_of_cycle_and_added_up(digits):
             before = step.flops
             step.cycle(cycle, batches)
             taken.append(step.flops - before)
-    due, *others, again = taken
-    assert due == again
-    assert len({*others}) == 1
-    assert 0 < others[0] < due < 3 * others[0]
+    *uncounted, others, due = taken  # the second cycle of a kind counts for the first, too
+    assert uncounted == [0, 0]
+    assert 0 < others < due < 3 * others
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_distance_grows_with_noise(features):
             reference,
             moments(features((clean + level * noise).clip(0, 255).astype(np.uint8))),
         )
-        for level in (0, 8, 24, 72)
+        for level in (0, 8, 72)
     ]
     assert distances == sorted(distances)
     assert distances[0] < distances[1] / 10

@@ -109,7 +109,7 @@ def final(config: Config) -> tuple[dict, commits.Manifest]:
     return checkpoint.read(storage, commits.find(storage)[0][-1])
 
 
-def test_variety_within_ten_classes_is_measured_where_a_micro_batch_holds_eight_images(digits, tmp_path):
+def test_variety_within_ten_classes_is_measured_where_a_batch_holds_sixteen_images(digits, tmp_path):
     recorder = train(configure(digits, tmp_path / "run"), 64)
     within = [r.values["within_pixels"] for r in recorder.looks()]
     assert len(within) == 4
