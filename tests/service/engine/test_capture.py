@@ -60,8 +60,10 @@ def with_tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tapes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("family", gpu.SMALL)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [*((family, "fp32") for family in gpu.SMALL), ("biggan", "bf16"), ("stylegan", "bf16")],
+)
 def test_replayed_cycles_are_those_of_the_host_to_the_bit(family, precision, monkeypatch):
     """In fades, with lazy penalties, two steps of D, running averages, and rates that a rung changes.
 
