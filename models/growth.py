@@ -4,7 +4,7 @@ Only this module knows which rungs are active and how two rungs blend (Karras et
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,15 +34,13 @@ def blend(below: Tensor, current: Tensor, alpha: float | Tensor) -> Tensor:
     return torch.lerp(below, current, alpha)
 
 
-@dataclass(frozen=True)
 class LiveStage(Stage):
     """A stage in a fade whose alpha is a scalar tensor: it changes on the device, and is not read."""
 
-    alpha: Tensor = field(kw_only=False)  # type: ignore[assignment]
-
-    @override
-    def __post_init__(self) -> None:
-        pass
+    def __init__(self, resolution: int, alpha: Tensor):
+        # as the frozen class does it, but for the check of alpha, for which the host would wait
+        object.__setattr__(self, "resolution", resolution)
+        object.__setattr__(self, "alpha", alpha)
 
     @property
     @override

@@ -141,7 +141,7 @@ class SpectralNorm(nn.Module):
     def sigma(self) -> Tensor:
         """The current estimate of the largest singular value, a scalar."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            return torch.dot(self.u, self.matrix() @ self.v)
+            return _sigma(self.weight, self.u, self.v)
 
     def normalised_weight(self) -> Tensor:
         """The weight scaled to a largest singular value of about 1, unchanged if not `normalised`."""
@@ -164,9 +164,13 @@ def _as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
     return matrix.unflatten(1, (*kernel, inputs)).permute(0, 3, 1, 2)
 
 
+def _sigma(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    return torch.dot(u, _as_matrix(weight) @ v)
+
+
 def _over_sigma(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """The weight over σ = uᵀ W v, in operations that can be differentiated any number of times."""
-    return weight / torch.dot(u, _as_matrix(weight) @ v).clamp_min(SPECTRAL_EPS)
+    return weight / _sigma(weight, u, v).clamp_min(SPECTRAL_EPS)
 
 
 class _OverSigma(torch.autograd.Function):
@@ -178,7 +182,7 @@ class _OverSigma(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        sigma = torch.dot(u, _as_matrix(weight) @ v)
+        sigma = _sigma(weight, u, v)
         scaled = weight / sigma.clamp_min(SPECTRAL_EPS)
         ctx.save_for_backward(weight, scaled, u, v, sigma)
         return scaled

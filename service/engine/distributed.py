@@ -109,8 +109,10 @@ class Workers:
         They talk in a process group of their own. All workers must ask for the same counts, in the same
         order.
         """
-        if count == 1 or self.apart:
-            return Imagined(count) if self.apart else Peers()
+        if self.apart:
+            return Imagined(count)
+        if count == 1:
+            return Peers()
         if count not in self._peers:
             stride = self.count // count
             members = [[*range(first, self.count, stride)] for first in range(stride)]

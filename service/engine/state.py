@@ -40,8 +40,8 @@ class TrainState:
 
     def weights(self) -> Iterator[Iterable[Tensor]]:
         """The tensors of each network, and of the spectra."""
-        for name in ("generator", "discriminator", "ema", "spectra"):
-            yield self.tensors()[name].values()
+        for part in (self.generator, self.discriminator, self.ema, self.spectra):
+            yield part.state_dict().values()
 
     def plain(self) -> PlainState:
         """The plain values of the state."""

@@ -57,8 +57,10 @@ class Memory:
 
     def dealt(self, span: Span) -> Portions:
         """How a batch of this span goes through."""
-        group, workers = self._config.group(span.batch), self._workers.count
-        return portions(span.batch, group, workers, self.most(span))
+        return self._dealt(span, self.most(span))
+
+    def _dealt(self, span: Span, most: int | None) -> Portions:
+        return portions(span.batch, self._config.group(span.batch), self._workers.count, most)
 
     def found(self, relay: Relay) -> None:
         """Take what fitted a former group on the same devices, however many workers it had."""
@@ -111,8 +113,7 @@ class Memory:
 
     def _smaller(self, span: Span, size: int) -> Portions | None:
         """The next way to deal, with at most half as many images at a time; None below the least."""
-        group, workers = self._config.group(span.batch), self._workers.count
-        dealt = portions(span.batch, group, workers, size // 2) if size > 1 else None
+        dealt = self._dealt(span, size // 2) if size > 1 else None
         return dealt if dealt and dealt.size < size else None
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from service.config import Config
 from service.engine.curriculum import Cycle
 from service.engine.panel import draw_panel
 from service.engine.state import TrainState
@@ -27,7 +28,6 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
     """
     config, curriculum = context.amended(state)
     step = Step(config, state, context.workers, context.memory.most)
-    alone = Step(config, state, context.workers.alone(), context.memory.most)
     monitor = Monitor(config, context.workers, context.panel, context.real, step)
     seconds: dict[str, float] = {}
     spans = [span for span in curriculum.spans if span.start < end]
@@ -37,7 +37,7 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
             cycle = curriculum.at(span.start)
             if span is spans[-1]:
                 monitor.prepare(cycle)
-            context.memory.fit(span, partial(_try, context, alone, cycle))
+            context.memory.fit(span, partial(_try, context, config, state, cycle))
             seconds[span.name] = _rehearse_span(context, step, cycle)
             if span is spans[-1]:
                 monitor.look(cycle)
@@ -58,8 +58,12 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
         context.recorder.write(Record(clock, time.time(), note=Note(forecast=forecast)))
 
 
-def _try(context: Context, alone: Step, cycle: Cycle) -> None:
-    """Take a span's first cycle, in which all penalties are due, until it is replayed as a graph."""
+def _try(context: Context, config: Config, state: TrainState, cycle: Cycle) -> None:
+    """Take a span's first cycle, in which all penalties are due, until it is replayed as a graph.
+
+    The step is the trial's own, so that its graph is gone when the group's step makes one.
+    """
+    alone = Step(config, state, context.workers.alone(), context.memory.most)
     with context.load([cycle] * (alone.settles + 1), attempt=0) as batches:
         for _ in range(alone.settles + 1):
             _wait(alone.cycle(cycle, batches))

@@ -164,10 +164,8 @@ def test_no_address_of_a_strangers_checkpoint_is_fetched_unasked(tmp_path, data,
 @pytest.mark.parametrize(
     ("gpus", "there", "device"), [(0, True, "cpu"), (1, True, "cuda"), (1, False, "cpu")]
 )
-def test_a_reserved_gpu_scores_and_where_there_is_none_it_is_told(
-    gpus, there, device, monkeypatch, caplog
-):
+def test_a_reserved_gpu_scores_and_its_absence_is_logged(gpus, there, device, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert device_of(EvaluationSettings(gpus=gpus)).type == device
-    told = [r.getMessage() for r in caplog.records if "event=scoring_on_cpu" in r.getMessage()]
-    assert len(told) == (gpus == 1 and not there)
+    warnings = [r for r in caplog.records if "event=scoring_on_cpu" in r.getMessage()]
+    assert len(warnings) == (gpus == 1 and not there)

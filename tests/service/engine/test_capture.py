@@ -107,7 +107,9 @@ def refuse(self: Gradients) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_a_capture_that_fails_is_told_once_and_the_training_goes_on_without(monkeypatch, caplog):
+def test_a_capture_that_fails_is_logged_once_and_the_training_goes_on_without_graphs(
+    monkeypatch, caplog
+):
     monkeypatch.setattr(steps, "can_capture", lambda device: True)
     monkeypatch.setattr(steps, "Replays", Refusing)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
@@ -115,8 +117,8 @@ def test_a_capture_that_fails_is_told_once_and_the_training_goes_on_without(monk
     training = gpu.training(gpu.small("progan"), CPU)
     for _ in range(6):
         assert training.take()["nonfinite"] == 0
-    told = [r for r in caplog.records if "event=not_captured" in r.getMessage()]
-    assert len(told) == 1
+    warnings = [r for r in caplog.records if "event=not_captured" in r.getMessage()]
+    assert len(warnings) == 1
 
 
 # How often a cycle exchanges -----------------------------------------------------------------------

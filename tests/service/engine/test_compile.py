@@ -1,4 +1,4 @@
-"""Networks compiled: they train as they do without, and what cannot be compiled is told and goes on."""
+"""Compiled networks train as plain ones do; what cannot be compiled is logged, and called as it is."""
 
 import functools
 import logging
@@ -36,13 +36,13 @@ def test_compiled_networks_train_as_they_do_without(family, cycles, monkeypatch,
     assert len(graphs) >= 4  # each network with gradients and without, or with other inputs
 
 
-def test_what_cannot_be_compiled_is_told_and_called_as_it_is(caplog):
+def test_a_network_that_cannot_be_compiled_is_logged_and_called_as_it_is(caplog):
     def backend(*_: object) -> None:
         raise RuntimeError("no compiler here\nand more")
 
     call = Compiled(nn.ReLU(), backend=backend)
     with caplog.at_level(logging.WARNING):
         assert [call(torch.ones(2)).tolist() for _ in range(2)] == [[1, 1], [1, 1]]
-    (told,) = [r.getMessage() for r in caplog.records if r.name.startswith("service")]
-    assert "event=not_compiled" in told
-    assert "no compiler here" in told
+    (warning,) = [r.getMessage() for r in caplog.records if r.name.startswith("service")]
+    assert "event=not_compiled" in warning
+    assert "no compiler here" in warning

@@ -35,7 +35,7 @@ def hold(most: int, drawn: int = 10**6) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return judged(self, images, *rest)
 
-    GrowingDiscriminator.forward = forward  # type: ignore[method-assign]
+    GrowingDiscriminator.forward = forward
     memory.can_run_out = lambda device: True
 
 
