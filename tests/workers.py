@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 # Processes are forked from one that has imported these, which takes some seconds.
-_IMPORTED = ["torch", "torch._dynamo", "service.training.worker"]
+_IMPORTED = ["torch", "service.training.worker"]
 
 
 def work_together(work: Callable[..., Any], count: int, store: Path, *arguments: Any) -> None:

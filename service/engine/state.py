@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
 import models
 from models.growth import GrowingDiscriminator, GrowingGenerator
@@ -15,6 +14,7 @@ from models.layers import use_fused
 from service.collapse.signals import Spectra
 from service.collapse.state import CollapseState
 from service.config import Config, TrainingSettings
+from service.engine.adam import Adam
 from service.engine.plain import PARTS, Amended, PlainState
 
 
@@ -59,19 +59,38 @@ class TrainState:
 
 def new_state(config: Config, device: torch.device) -> TrainState:
     """The state at image 0: weights drawn from the seed, on `device`, in the configured layout."""
+    generator, discriminator = networks(config, device)
+    spectra = Spectra({"generator": generator, "discriminator": discriminator})
+    ema = copy.deepcopy(generator).requires_grad_(False)
+    return state_of(config, generator, discriminator, ema, spectra)
+
+
+def networks(config: Config, device: torch.device) -> tuple[GrowingGenerator, GrowingDiscriminator]:
+    """Generator and discriminator as they begin."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         generator, discriminator = models.build(config.model.family, **config.model_settings)
-    training = config.training
     for network in (generator, discriminator):
-        _prepare(network, training, device)
+        _prepare(network, config.training, device)
+    return generator, discriminator
+
+
+def state_of(
+    config: Config,
+    generator: GrowingGenerator,
+    discriminator: GrowingDiscriminator,
+    ema: GrowingGenerator,
+    spectra: Spectra,
+) -> TrainState:
+    """The state at image 0 of these networks; `spectra` watches their weights."""
+    training = config.training
     return TrainState(
         generator,
         discriminator,
-        copy.deepcopy(generator).requires_grad_(False),
+        ema,
         _adam(generator.parameters(), training.lr_generator, training),
         _adam(discriminator.parameters(), training.lr_discriminator, training),
-        Spectra({"generator": generator, "discriminator": discriminator}),
+        spectra,
         seed=config.run.seed,
     )
 
@@ -85,6 +104,4 @@ def _prepare(network: nn.Module, training: TrainingSettings, device: torch.devic
 
 
 def _adam(parameters: Iterable[nn.Parameter], rate: float, training: TrainingSettings) -> Adam:
-    # torch rejects an integer 0 as first beta
-    betas = (float(training.adam_beta1), training.adam_beta2)
-    return Adam(parameters, lr=rate, betas=betas, eps=training.adam_eps, fused=True)
+    return Adam(parameters, rate, (training.adam_beta1, training.adam_beta2), training.adam_eps)

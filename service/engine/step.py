@@ -195,11 +195,9 @@ class Step:
             (state.optimizer_g, self.training.lr_generator),
             (state.optimizer_d, self.training.lr_discriminator),
         ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * span.lr_scale
-                group["capturable"] = self._replays is not None
+            optimizer.rate = rate * span.lr_scale
             if self.training.reset_adam and span.new_rung and cycle.start == span.start:
-                optimizer.state.clear()
+                optimizer.forget()
         self._span = span
 
     def _count(self, due: Sequence[Due], work: Callable[[], Measures]) -> Measures:

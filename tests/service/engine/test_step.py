@@ -1,5 +1,7 @@
 """One cycle at a time: when penalties are due, in which precision, and what a new rung forgets."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from service.engine import distributed
 from service.engine.state import TrainState, new_state
 from service.engine.step import MEASURES, Step
 from service.training.context import Context
-from tests.conftest import tiny_values
+from tests.conftest import ROOT, tiny_values
 
 PHASES = [
     {"resolution": 8, "hold_images": 64, "batch": 16},
@@ -91,6 +93,19 @@ def test_penalties_are_taken_in_full_precision_whatever_the_rest_is_in(digits):
     ]
     assert penalties[0]["penalty"] == penalties[1]["penalty"]
     assert penalties[0]["logit_real"] != penalties[1]["logit_real"]
+
+
+def test_cycles_import_no_compiler(digits):
+    """Its import would be a third of a worker's start, at every start."""
+    program = f"""
+import sys
+from tests.service.engine.test_step import config_of, take
+take(config_of({str(digits)!r}, r1=0.5, gradient_penalty=2), 3)
+print("torch._dynamo" in sys.modules)
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False"]
 
 
 @pytest.mark.slow
