@@ -223,7 +223,7 @@ class Spectra:
                 vectors.copy_(torch.linalg.qr((matrix.T @ (matrix @ vectors)).nan_to_num(0, 0, 0)).Q)
             values = torch.linalg.svdvals((matrix @ vectors).nan_to_num(0, 0, 0))
             rows.append(F.pad(values, (0, TOP - len(values))))
-        table = torch.stack(rows).tolist()
+        table = torch.stack(rows).tolist() if rows else []
         return {name: row for (name, _), row in zip(self._weights(), table, strict=True)}
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:

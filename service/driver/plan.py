@@ -10,6 +10,7 @@ from service.data.dataset import Dataset
 from service.data.index import MAX_CLASSES_NAMED, Index, class_counts
 from service.data.loader import read_ahead
 from service.data.tar import NO_LABEL
+from service.engine.cost import costs
 from service.engine.curriculum import Curriculum
 from service.training.feed import dataset_of, flips, image_bytes
 
@@ -49,6 +50,8 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
                 f" {config.group(span.batch):>13} {cycles:>9,}"
             )
     yield f"{end:>27,}  the end of the run"
+    yield ""
+    yield from _costs(config, curriculum)
 
 
 def _shares(config: Config, dataset: Dataset) -> Iterator[str]:
@@ -65,6 +68,16 @@ def _shares(config: Config, dataset: Dataset) -> Iterator[str]:
         least = portions(last.batch, group, workers, 1).size
         most = portions(last.batch, group, workers, config.scale.most_at_once).size
         yield f"{workers:>7} {share:>18,} {least:>18,} {most:>8,} {read / 1e6:>10,.0f} MB"
+
+
+def _costs(config: Config, curriculum: Curriculum) -> Iterator[str]:
+    """What a cycle of the last phase takes of one worker, for each number of them."""
+    span, counts = curriculum.spans[-1], config.worker_counts
+    yield f"A cycle of the phase {span.name!r} takes of one worker:"
+    heads = ("workers", "launches", "exchanges", "TFLOP")
+    yield "{:>7} {:>18} {:>18} {:>13}".format(*heads)
+    for workers, cost in zip(counts, costs(config, span, counts), strict=True):
+        yield f"{workers:>7} {cost.launches:>18,} {cost.exchanges:>18,} {cost.flops / 1e12:>13,.3g}"
 
 
 def _classes(index: Index) -> Iterator[str]:

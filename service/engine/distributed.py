@@ -1,5 +1,6 @@
 """One worker among the others. Only this module knows of collectives and ranks."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -52,16 +53,36 @@ class Peers:
         return torch.stack(parts)
 
 
+class _ImaginedSum(torch.autograd.Function):
+    """A tensor times the peers, which is its own adjoint as the sum is; counted each time."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, peers: "Imagined") -> Tensor:
+        ctx.peers = peers
+        peers.exchanges["sum"] += 1
+        return tensor * peers.count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _ImaginedSum.apply(grads[0], ctx.peers), None
+
+
 @dataclass(frozen=True)
 class Imagined(Peers):
-    """Peers that are not asked: each is taken to have what this worker has."""
+    """Peers that are not asked: each is taken to have what this worker has.
+
+    What would have been exchanged is counted in `exchanges`.
+    """
+
+    exchanges: Counter[str] = field(default_factory=Counter, compare=False)
 
     @override
     def sum(self, tensor: Tensor) -> Tensor:
-        return tensor * self.count
+        return _ImaginedSum.apply(tensor, self) if self.count > 1 else tensor
 
     @override
     def gather(self, tensor: Tensor) -> Tensor:
+        self.exchanges["gather"] += self.count > 1
         return tensor[None].expand(self.count, *tensor.shape)
 
 
@@ -72,7 +93,8 @@ class Workers:
     It waits `timeout_s` for the others.
 
     With `apart` it exchanges nothing, and takes the others to have what it has itself: so it can try
-    whether something fits, without being waited for if it does not.
+    whether something fits, without being waited for if it does not. `exchanges` counts, by kind, what it
+    would have exchanged.
     """
 
     index: int
@@ -80,6 +102,7 @@ class Workers:
     device: torch.device
     timeout_s: float = 300.0
     apart: bool = False
+    exchanges: Counter[str] = field(default_factory=Counter, init=False, compare=False)
     _peers: dict[int, Peers] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -101,7 +124,7 @@ class Workers:
 
     @property
     def _all(self) -> Peers:
-        return Imagined(self.count) if self.apart else Peers(self.count)
+        return Imagined(self.count, exchanges=self.exchanges) if self.apart else Peers(self.count)
 
     def peers(self, count: int) -> Peers:
         """The `count` workers whose indices leave this worker's remainder, divided by all / count.
@@ -110,7 +133,7 @@ class Workers:
         order.
         """
         if self.apart:
-            return Imagined(count)
+            return Imagined(count, exchanges=self.exchanges)
         if count == 1:
             return Peers()
         if count not in self._peers:
@@ -132,7 +155,9 @@ class Workers:
 
     def average_(self, tensor: Tensor) -> None:
         """Replace a tensor by its mean over all workers."""
-        if self.count > 1 and not self.apart:
+        if self.apart:
+            self.exchanges["average"] += self.count > 1
+        elif self.count > 1:
             dist.all_reduce(tensor)
             tensor.div_(self.count)
 

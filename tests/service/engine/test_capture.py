@@ -17,6 +17,7 @@ from service.config.yaml import load_preset
 from service.data.dataset import Batch
 from service.engine import step as steps
 from service.engine.capture import Replays
+from service.engine.cost import costs
 from service.engine.curriculum import Curriculum
 from service.engine.distributed import Workers
 from service.engine.gradients import Gradients
@@ -170,6 +171,8 @@ def test_workers_with_whole_groups_exchange_gradients_once_a_step_and_nothing_el
         "allgather_": forwards,
         "allreduce_": steps_d + 1 + backwards,
     }
+    span = Curriculum(config.phases, steps_d).spans[0]
+    assert next(costs(shared, span, [64])).exchanges == forwards + steps_d + 1 + backwards
 
 
 @pytest.mark.usefixtures("group")

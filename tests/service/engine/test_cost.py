@@ -1,0 +1,65 @@
+"""What `plan` says a cycle costs is what a real cycle takes."""
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from service.config import Config
+from service.engine.cost import Cost, costs
+from service.engine.curriculum import Curriculum
+from service.engine.distributed import Workers
+from service.engine.flops import Flops
+from service.engine.state import new_state
+from service.engine.step import Step
+from tests.tape import Tape
+
+CPU = torch.device("cpu")
+
+
+def first_span(config: Config):
+    return Curriculum(config.phases, config.training.d_steps).spans[0]
+
+
+def taken(config: Config) -> tuple[int, int]:
+    """Operations that launch something, and FLOP, of a real cycle with all penalties."""
+    once = {"r1_every": 1, "gradient_penalty_every": 1}
+    config = config.model_copy(update={"training": config.training.model_copy(update=once)})
+    state = new_state(config, CPU)
+    step = Step(config, state, Workers(0, 1, CPU), lambda span: config.scale.most_at_once)
+    cycles, data = (
+        Curriculum(config.phases, config.training.d_steps).cycles(0, 10**6),
+        gpu.batches(config),
+    )
+    step.cycle(next(cycles), data)
+    with Tape(reads=True) as tape, Flops() as flops:
+        step.cycle(next(cycles), data)
+    makes_only = sum(tape.counts[name] for name in ("empty", "empty_like", "empty_strided"))
+    return tape.counts.total() - makes_only, flops.total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", gpu.SMALL)
+def test_every_family_costs_what_it_takes(family, precision):
+    config = gpu.small(family, precision=precision)
+    (cost,) = costs(config, first_span(config), [1])
+    launches, flops = taken(config)
+    assert cost == Cost(pytest.approx(launches, rel=0.02), 0, flops)
+
+
+@pytest.mark.parametrize("device_batch", [8, 4, 2])
+def test_portions_cost_as_much_again(device_batch):
+    config = gpu.small("dcgan", norm_group=2)
+    values = config.model_dump() | {"scale": {"workers": 1, "device_batch": device_batch}}
+    config = Config(**values)
+    (cost,) = costs(config, first_span(config), [1])
+    launches, flops = taken(config)
+    assert cost == Cost(pytest.approx(launches, rel=0.02), 0, flops)
+
+
+def test_more_workers_share_the_operations_and_exchange(tmp_path):
+    config = Config(**(gpu.small("progan").model_dump() | {"scale": {"workers": "1:4"}}))
+    one, two, four = costs(config, first_span(config), [1, 2, 4])
+    assert (one.exchanges, two.exchanges) == (0, four.exchanges)
+    assert two.flops == pytest.approx(one.flops / 2, rel=0.05)
+    assert four.flops == pytest.approx(one.flops / 4, rel=0.05)
