@@ -122,6 +122,11 @@ class ChaosRun:
         self._driver.send_signal(signal.SIGKILL)
         self._driver.wait()
 
+    def terminate(self) -> None:
+        """SIGTERM to the driver."""
+        assert self._driver is not None
+        self._driver.terminate()
+
     def end(self) -> int:
         """The exit code, once it has ended."""
         assert self._driver is not None

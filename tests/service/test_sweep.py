@@ -1,16 +1,14 @@
-"""The command, end to end on a real Ray: killed, resumed, reported, registered; and what it refuses."""
+"""The command, end to end on a real Ray: searched, reported, registered; and what it refuses."""
 
 import csv
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -21,85 +19,59 @@ from service.driver.preflight import open_run
 from service.errors import TrainingError, UsageError
 from service.run import commits, ranking
 from service.run.failure import write_failure
-from service.storage import Storage, open_storage
+from service.storage import open_storage
 from service.storage.lock import read_holder
 from service.tuning.driver import COLLAPSED
-from tests.conftest import assert_no_secrets, run_command, start_command, tiny_config, tiny_values
+from tests.conftest import assert_no_secrets, run_command, tiny_config, tiny_values
 
 pytestmark = pytest.mark.slow
 
 LIMIT_S = 600
-IMAGES = 480
-LONGER_IMAGES = 960  # enough that a second trial is stopped before its end
-WEIGHTS = [0.0, 1.0e39]  # the last is beyond fp32: losses are infinite
+IMAGES, EVERY = 960, 160  # enough that a trial can be stopped before its end
+WEIGHTS = [0.0, 0.01, 1.0e39]  # the last is beyond fp32: losses are infinite
 SPACE = {"training.drift": {"grid": WEIGHTS}}
 R1 = {"training.r1": {"uniform": [0, 1]}}
 
 
-def write(
-    folder: Path, digits: Path | str, space: Any = SPACE, images: int = IMAGES, every: int = 80
-) -> list[str]:
-    """The arguments of a sweep of small runs, too short to collapse but for numbers that overflow.
-
-    They look, commit and score `every` so many images.
-    """
+def write(folder: Path, digits: Path | str, space: Any = SPACE) -> list[str]:
+    """The arguments of a sweep of small runs, too short to collapse but for numbers that overflow."""
     values = tiny_values(
         digits,
         folder / "run",
-        run={"images": images},
-        checkpoint={"every_images": every},
-        tracking={"every_images": every, "pictures_every_images": 3 * every},
+        run={"images": IMAGES},
+        checkpoint={"every_images": EVERY},
+        tracking={"every_images": EVERY, "pictures_every_images": 3 * EVERY},
         evaluation={"images": 64, "scores": ["swd"], "best": "swd"},
     )
-    values["phases"] = [{"resolution": 32, "hold_images": images, "batch": 16}]
+    values["phases"] = [{"resolution": 32, "hold_images": IMAGES, "batch": 16}]
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     (folder / "space.yaml").write_text(yaml.safe_dump(space))
     return ["--config", str(folder / "tiny.yaml"), "--space", str(folder / "space.yaml"),
             "--dir", str(folder / "sweep")]  # fmt: skip
 
 
-# One sweep, which is treated badly ----------------------------------------------------------------
+# One sweep of three trials ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def swept(digits, stack, tmp_path_factory) -> tuple[Path, str]:
-    """A grid of two trials; a trial's driver and then the sweep's own were killed, and it resumed."""
+    """A grid with successive halving, one trial after the other."""
     folder = tmp_path_factory.mktemp("swept")
-    command = [*write(folder, digits), "--search", "grid", "--scheduler", "none"]
-    process = start_command("service.sweep", *command, **stack.environment)
-    try:
-        wait_for(lambda: newest(folder), process)
-        trial, first = newest(folder)
-        holder, _ = read_holder(trial)
-        psutil.Process(holder.pid).kill()
-        wait_for(lambda: newest(folder)[1].token > first.token, process)
-    finally:
-        process.kill()
-        process.wait()
+    halving = ["--grace-images", str(EVERY), "--reduction", "2", "--concurrent", "1"]
+    command = [*write(folder, digits), "--search", "grid", *halving]
     code, output = run_command("service.sweep", *command, **stack.environment)
     assert code == 0, output
     return folder, output
 
 
-def newest(folder: Path) -> tuple[Storage, commits.Name] | None:
-    """The newest checkpoint of all trials, and the trial's directory."""
-    trials = [open_storage(str(path)) for path in (folder / "sweep" / "trials").glob("*")]
-    found = [(name, trial) for trial in trials for name in commits.find(trial)[0]]
-    name, trial = max(found, key=lambda each: each[0], default=(None, None))
-    return name and (trial, name)
-
-
-def wait_for(condition, process) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def table(folder: Path) -> list[dict[str, str]]:
     with (folder / "sweep" / "trials.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def trials(folder: Path) -> dict[float, dict[str, str]]:
+    """The table's rows by what was swept."""
+    return {float(row["training.drift"]): row for row in table(folder)}
 
 
 def client(folder: Path) -> mlflow.MlflowClient:
@@ -112,12 +84,10 @@ def runs(folder: Path) -> dict[str, Any]:
     return {run.info.run_name: run for run in client(folder).search_runs([experiment.experiment_id])}
 
 
-def test_a_killed_sweep_and_a_killed_trial_end_with_every_point_of_the_grid_once(swept):
+def test_every_point_of_the_grid_is_tried_once(swept):
     folder, _ = swept
-    rows = table(folder)
-    assert sorted(float(row["training.drift"]) for row in rows) == WEIGHTS
+    assert sorted(trials(folder)) == WEIGHTS
     assert len(list((folder / "sweep" / "trials").iterdir())) == len(WEIGHTS)
-    assert [row["state"] for row in rows] == ["finished", "collapsed"]
 
 
 def test_credentials_appear_nowhere(swept, stack):
@@ -125,15 +95,33 @@ def test_credentials_appear_nowhere(swept, stack):
     assert_no_secrets(stack, {"the sweep's output": output})
 
 
-def test_a_trial_trains_to_the_end_whatever_befell_it_and_is_in_order(swept):
+def test_halving_leaves_what_it_stops_in_order(swept):
     folder, _ = swept
-    row = table(folder)[0]
-    storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
-    assert commits.find(storage)[0][-1].clock == IMAGES
-    holder, _ = read_holder(storage)
-    assert holder is not None
-    assert holder.pid == 0
-    assert runs(folder)[row["trial"]].info.status == "FINISHED"
+    first, second, _ = (trials(folder)[weight] for weight in WEIGHTS)
+    assert first["state"] == "finished"  # nothing had come before it
+    for row in (first, second):
+        storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
+        holder, _ = read_holder(storage)
+        assert holder is not None
+        assert holder.pid == 0
+        # one that is to stop after its second score may have trained to the end when that is known
+        trained = commits.newest_clock(storage) >= IMAGES
+        assert runs(folder)[row["trial"]].info.status == ("FINISHED" if trained else "KILLED")
+        assert (int(row["images"]) >= IMAGES) == (row["state"] == "finished")
+
+
+def test_the_best_trial_comes_first_with_its_best_checkpoint(swept):
+    folder, output = swept
+    ranks = {}
+    for row in table(folder)[:-1]:
+        storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
+        names = commits.find(storage)[0]
+        best = min(ranking.read(storage, names).items(), key=lambda item: item[1].rank)
+        assert float(row["score"]) == best[1].rank
+        assert row["checkpoint"] == storage.url(best[0].folder)
+        ranks[row["trial"]] = best[1].rank
+    assert [*ranks] == sorted(ranks, key=ranks.__getitem__)
+    assert f"best: trial {table(folder)[0]['trial']}" in output
 
 
 def test_a_collapsed_trial_ends_at_once_and_counts_as_the_worst(swept):
@@ -162,10 +150,10 @@ def test_a_collapse_that_its_sweep_did_not_live_to_record_is_told_as_before(digi
 
 def test_trials_are_nested_below_the_sweep_which_has_the_table_and_the_picture(swept):
     folder, _ = swept
-    trials = runs(folder)
-    parent = trials.pop("sweep")
-    assert sorted(trials) == sorted(row["trial"] for row in table(folder))
-    assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {parent.info.run_id}
+    nested = runs(folder)
+    parent = nested.pop("sweep")
+    assert sorted(nested) == sorted(row["trial"] for row in table(folder))
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested.values()} == {parent.info.run_id}
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["sweep.best_trial"] == table(folder)[0]["trial"]
     logged = {file.path for file in client(folder).list_artifacts(parent.info.run_id)}
@@ -190,7 +178,7 @@ def test_the_best_checkpoint_is_registered_and_draws(swept):
     [
         ({"space": SPACE | {"training.r1": {"grid": [0.0, 1.0]}}}, r"space training\.r1: .*None"),
         ({"training": {"loss": "wgan"}}, r"training\.loss: .*'hinge'.*'wgan'"),
-        ({"run": {"images": 960}}, "search end: .*480.*960"),
+        ({"run": {"images": 480}}, "search end: .*960.*480"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
@@ -203,56 +191,18 @@ def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(change.get("space", SPACE)))
     files = ["--config", str(tmp_path / "tiny.yaml"), "--space", str(tmp_path / "space.yaml")]
-    same = ["--dir", str(folder / "sweep"), "--search", "grid", "--scheduler", "none"]
+    same = [
+        "--dir",
+        str(folder / "sweep"),
+        "--search",
+        "grid",
+        "--grace-images",
+        str(EVERY),
+        "--reduction",
+        "2",
+    ]
     with pytest.raises(UsageError, match=words):
         sweep.main([*files, *same])
-
-
-# Another, which is not -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def searched(digits, stack, tmp_path_factory) -> tuple[Path, str]:
-    """Two trials that optuna chose, one after the other, with successive halving."""
-    folder = tmp_path_factory.mktemp("searched")
-    space = {
-        "training.lr_generator": {"loguniform": [1e-5, 1e-3]},
-        "training.d_steps": {"choice": [1, 2]},
-    }
-    command = write(folder, digits, space, LONGER_IMAGES, every=160)
-    halving = ["--grace-images", "160", "--reduction", "2", "--concurrent", "1"]
-    optuna = ["--search", "optuna", "--trials", "2"]
-    code, output = run_command("service.sweep", *command, *optuna, *halving, **stack.environment)
-    assert code == 0, output
-    return folder, output
-
-
-def test_halving_leaves_what_it_stops_in_order(searched):
-    folder, _ = searched
-    for row in table(folder):
-        storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
-        holder, _ = read_holder(storage)
-        assert holder is not None
-        assert holder.pid == 0
-        # one that is to stop after its second score may have trained to the end when that is known
-        trained = commits.newest_clock(storage) >= LONGER_IMAGES
-        assert runs(folder)[row["trial"]].info.status == ("FINISHED" if trained else "KILLED")
-        assert (int(row["images"]) >= LONGER_IMAGES) == (row["state"] == "finished")
-    assert len(table(folder)) == 2
-
-
-def test_the_best_trial_comes_first_with_its_best_checkpoint(searched):
-    folder, output = searched
-    ranks = {}
-    for row in table(folder):
-        storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
-        names = commits.find(storage)[0]
-        best = min(ranking.read(storage, names).items(), key=lambda item: item[1].rank)
-        assert float(row["score"]) == best[1].rank
-        assert row["checkpoint"] == storage.url(best[0].folder)
-        ranks[row["trial"]] = best[1].rank
-    assert [*ranks] == sorted(ranks, key=ranks.__getitem__)
-    assert f"best: trial {table(folder)[0]['trial']}" in output
 
 
 # What is wrong is said before Ray starts ----------------------------------------------------------
@@ -267,10 +217,10 @@ def test_the_best_trial_comes_first_with_its_best_checkpoint(searched):
         (SPACE, ["--search", "random"], "grid works only with --search grid"),
         (SPACE, ["--search", "optuna"], "grid works only with --search grid"),
         (R1, ["--search", "grid"], "uniform lists no values"),
-        (SPACE, ["--search", "grid", "--trials", "7"], "the grid has 2 points"),
+        (SPACE, ["--search", "grid", "--trials", "7"], "the grid has 3 points"),
         (SPACE, ["--search", "best"], "--search best: choose random, grid or optuna"),
         (R1, ["--trials", "0"], "--trials 0: give a whole number from 1"),
-        (R1, ["--grace-images", "481"], "beyond the 480 images"),
+        (R1, ["--grace-images", "961"], "beyond the 960 images"),
         (R1, ["--model", "a/b"], "--model 'a/b': give a name without"),
         (R1, ["--dir", "runs/a.b"], "--model 'a.b': give a name without"),
         (R1, ["--alias", "v1"], "--alias v1: give letters, digits"),

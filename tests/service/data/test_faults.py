@@ -74,9 +74,9 @@ def test_the_transient_is_tried_again_and_counted(proxy, bucket, digits, fault):
     name = dataset.index.names[0]
     data = storage.get(name, 1000, 200_000)
     assert data == open_storage(str(digits)).get(name, 1000, 200_000)
-    assert storage.traffic.retries == 2
+    assert storage.traffic.retries >= 2  # more, where a busy machine lets the true server time out
     assert (storage.traffic.requests, storage.traffic.bytes) == (1, 200_000)
-    assert proxy.seen == 3
+    assert proxy.seen == storage.traffic.retries + 1
 
 
 def test_a_burst_of_faults_changes_nothing_in_the_batches(proxy, bucket, digits):
@@ -115,7 +115,7 @@ def test_the_lasting_ends_it_with_the_key_and_the_reason(proxy, bucket, fault, w
 
 
 def test_a_shard_that_was_cut_short_meanwhile_is_named(proxy, bucket, seaweed, monkeypatch):
-    dataset = dataset_of(bucket, retry_s=1.0)
+    dataset = dataset_of(bucket, timeout_s=30.0)
     straight = open_storage(bucket)
     name = dataset.index.names[1]
     content = straight.get(name)
