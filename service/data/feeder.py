@@ -7,6 +7,7 @@ ends with its parent, however that ends.
 
 import contextlib
 import itertools
+import math
 import mmap
 import os
 import queue
@@ -40,6 +41,10 @@ SIGN_EVERY_S = 1.0
 SILENT_S = 30.0
 """A process that gave no sign for so long has been stopped."""
 SPARE_SLOTS = 16
+MANY = 4
+"""With so many lanes for each decoder, one more or less makes no difference."""
+WINDOWS_SHARED = 32
+"""So many windows of a lane are kept at most for decoders that share it."""
 
 
 # The training's side -----------------------------------------------------------------------------
@@ -100,13 +105,20 @@ class Waiting:
 class Feeders:
     """One reading process, and decoding ones that each own lanes; together they fill batches.
 
+    One of several `workers` sees so many times fewer lanes. Where they are few, and no multiple of the
+    decoders, these take turns at the samples of each, so none has more to do than another.
+
     `batch_bytes` is the largest batch's size, `batches` how many may be under way. Batches are
     received in the order in which they were started; `receive` raises the processes' errors.
     """
 
-    def __init__(self, dataset: Dataset, decoders: int, batches: int, batch_bytes: int):
+    def __init__(
+        self, dataset: Dataset, decoders: int, batches: int, batch_bytes: int, workers: int = 1
+    ):
         self.dataset, self.batches, self.batch_bytes = dataset, batches, batch_bytes
-        self._owners: dict[int, int] = {}
+        lanes = max(1, dataset.order.lanes // workers)
+        self._turns = decoders // math.gcd(lanes, decoders) if lanes < MANY * decoders else 1
+        self._ranks: dict[int, int] = {}
         self._turn = 0
         self._bad = BadSamples(dataset)
         self._counts: dict[str, int] = {}
@@ -121,7 +133,7 @@ class Feeders:
         arenas = [_shared_memory(slots.count * slots.size) for _ in range(decoders)]
         lines = [(end.fileno(), arena) for (end, _), arena in zip(pairs, arenas, strict=True)]
         files = [signs, *itertools.chain(*lines)]
-        self._reader = _Process(_serve_windows, files, (dataset, slots))
+        self._reader = _Process(_serve_windows, files, (dataset, slots, self._turns))
         self._decoders = [
             _Process(
                 _serve_batches,
@@ -141,8 +153,9 @@ class Feeders:
         shape = (len(request.numbers), request.resolution, request.resolution, self.dataset.channels)
         begin = self._turn * self.batch_bytes
         self._turn = (self._turn + 1) % self.batches
-        lanes = (request.numbers % self.dataset.order.lanes).tolist()
-        owners = np.array([self._owner(lane) for lane in lanes])
+        places, lanes = np.divmod(request.numbers, self.dataset.order.lanes)
+        ranks = np.array([self._rank(lane) for lane in lanes.tolist()])
+        owners = (ranks * self._turns + places % self._turns) % len(self._decoders)
         shares = []
         for i, decoder in enumerate(self._decoders):
             places = np.flatnonzero(owners == i)
@@ -201,8 +214,9 @@ class Feeders:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _owner(self, lane: int) -> int:
-        return self._owners.setdefault(lane, len(self._owners) % len(self._decoders))
+    def _rank(self, lane: int) -> int:
+        """The lane's number among those that were seen."""
+        return self._ranks.setdefault(lane, len(self._ranks))
 
 
 class _Process:
@@ -336,21 +350,60 @@ class _Slots:
 
 def _serve_windows(parent: Connection, signs: int, *files: int) -> None:
     """Read the windows that the decoders request, until the parent ends."""
-    setup: tuple[Dataset, _Slots] = parent.recv()
-    reader = setup[0].open_reader()
+    setup: tuple[Dataset, _Slots, int] = parent.recv()
+    dataset, slots, turns = setup
+    reader = dataset.open_reader()
+    ask = _Shared(reader, turns).ask if turns > 1 else reader.ask
     _Signs(signs).give(0, reader.counts)
     for decoder, arena in zip(files[::2], files[1::2], strict=True):
-        line = _Line(socket.socket(fileno=decoder), memoryview(mmap.mmap(arena, 0)), setup[1], reader)
+        end = socket.socket(fileno=decoder)
+        line = _Line(end, memoryview(mmap.mmap(arena, 0)), slots, ask, reader.counts)
         for work in (line.take_asks, line.send_windows):
             threading.Thread(target=work, daemon=True).start()
     _await_end(parent)
 
 
-class _Line:
-    """The reading process's end of the line to one decoder."""
+class _Shared:
+    """Reads a window once for all of `decoders` that ask for it.
 
-    def __init__(self, end: socket.socket, arena: memoryview, slots: _Slots, reader: WindowReader):
-        self._socket, self._arena, self._slots, self._reader = end, arena, slots, reader
+    If one is far behind the others, or has no sample in a window, its read is forgotten some time.
+    """
+
+    def __init__(self, reader: WindowReader, decoders: int):
+        self._reader, self._decoders = reader, decoders
+        self._lock = threading.Lock()
+        self._reads: dict[int, dict[WindowKey, tuple[Future[Window], int]]] = {}
+
+    def ask(self, key: WindowKey) -> Future[Window]:
+        """Begin to read a window, or take what was begun."""
+        with self._lock:
+            reads = self._reads.setdefault(key.lane, {})
+            if key not in reads:
+                reads[key] = self._reader.ask(key), 0
+            read, times = reads.pop(key)
+            if times + 1 < self._decoders:
+                reads[key] = read, times + 1
+            for old in [*reads][:-WINDOWS_SHARED]:
+                del reads[old]
+            return read
+
+
+class _Line:
+    """The reading process's end of the line to one decoder, which may `ask` for windows.
+
+    `counts` of what was read go with each of them.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        arena: memoryview,
+        slots: _Slots,
+        ask: Callable[[WindowKey], Future[Window]],
+        counts: Callable[[], dict[str, int]],
+    ):
+        self._socket, self._arena, self._slots = end, arena, slots
+        self._ask, self._counts = ask, counts
         self._requests: queue.SimpleQueue[tuple[WindowKey, int | None, Future[Window]]] = (
             queue.SimpleQueue()
         )
@@ -361,7 +414,7 @@ class _Line:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 key, slot = connection.recv()
-                self._requests.put((key, slot, self._reader.ask(key)))
+                self._requests.put((key, slot, self._ask(key)))
 
     def send_windows(self) -> None:
         """Deliver windows in the order of the requests."""
@@ -384,7 +437,7 @@ class _Line:
             for blob in window.blobs:
                 view[: len(blob)] = blob
                 view = view[len(blob) :]
-        connection.send((key, (replace(window, blobs=[]), sizes, fits, self._reader.counts())))
+        connection.send((key, (replace(window, blobs=[]), sizes, fits, self._counts())))
         if not fits:
             for blob in window.blobs:
                 self._socket.sendall(blob)

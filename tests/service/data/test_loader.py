@@ -90,6 +90,26 @@ def test_a_batch_carries_the_clock_that_it_was_asked_for_at(digits, decoders):
     assert [read(dataset, request).clock for request in requests] == clocks
 
 
+@pytest.mark.parametrize(("workers", "decoders"), [(4, 4), (4, 3), (8, 4), (2, 3)])
+def test_a_worker_with_fewer_lanes_than_decoders_keeps_all_of_them_busy(digits, workers, decoders):
+    """They share its lanes, and each window is read once; the images are the same."""
+    dataset = dataset_of(digits)
+    shares = [np.arange(start, start + 64 * workers, workers) for start in range(0, 1024, 64 * workers)]
+    requests = [Request(numbers, 8) for numbers in shares]
+    with Feeders(dataset, decoders, BATCHES_AHEAD + 1, LARGEST, workers) as feeders:
+        ticket = feeders.start(requests[0])
+        given = [len(places) for _, places in ticket.shares]
+        assert len(given) == decoders
+        assert max(given) <= 1.5 * min(given)
+        feeders.receive(ticket)
+        with Loader(feeders, requests[1:]) as loader:
+            for batch, request in zip(loader, requests[1:], strict=True):
+                assert np.array_equal(batch.images, read(dataset, request).images)
+        shared = feeders.counts()["data_requests"]
+    alone = load(dataset, requests)[2]["data_requests"]
+    assert shared <= alone + decoders  # one may be a window ahead
+
+
 def test_a_part_of_a_request_keeps_its_flips_its_resolution_and_its_clock():
     request = Request(np.arange(10, 20), 16, np.arange(10) % 3 == 0, clock=32)
     part = request.take(np.array([9, 0, 3]))
