@@ -7,7 +7,7 @@ singular values.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,9 @@ COLUMNS = (
 
 TOP, START_ITERATIONS = 3, 8
 """Singular values to track of each weight, and iterations at the start."""
+
+_JITTER = 1e-14
+"""So much is added to the squared lengths of columns, which are 1."""
 
 
 @dataclass(frozen=True)
@@ -215,22 +218,53 @@ class Spectra:
 
         They are estimates from below; `iterations` improve them. Weights that are not finite give 0.
         """
-        rows = []
-        for name, weight in self._weights():
-            matrix, vectors = _matrix(weight), self._vectors[name]
-            for _ in range(iterations):
-                # NaN and Inf, which QR refuses, would stay in the vectors for good
-                vectors.copy_(torch.linalg.qr((matrix.T @ (matrix @ vectors)).nan_to_num(0, 0, 0)).Q)
-            values = torch.linalg.svdvals((matrix @ vectors).nan_to_num(0, 0, 0))
-            rows.append(F.pad(values, (0, TOP - len(values))))
-        table = torch.stack(rows).tolist() if rows else []
-        return {name: row for (name, _), row in zip(self._weights(), table, strict=True)}
+        matrices = {name: _matrix(weight) for name, weight in self._weights()}
+        if not matrices:
+            return {}
+        for _ in range(iterations):
+            moved = [matrix.T @ (matrix @ self._vectors[name]) for name, matrix in matrices.items()]
+            former = [self._vectors[name] for name in matrices]
+            for vectors, better in zip(former, _orthonormal(moved, former), strict=True):
+                vectors.copy_(better)
+        shown = [matrix @ self._vectors[name] for name, matrix in matrices.items()]
+        squares = torch.linalg.eigvalsh(_products(shown)).flip(1)
+        return dict(zip(matrices, squares.clamp_min(0).sqrt().tolist(), strict=True))
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for network, module in self._networks.items():
             for name, parameter in module.named_parameters():
                 if parameter.ndim > 1 and min(_matrix(parameter).shape) > 1:
                     yield f"{network}/{name}", parameter.detach()
+
+
+def _products(columns: Sequence[Tensor]) -> Tensor:
+    """Inner products [n, 3, 3], float64, of the columns of each matrix [·, at most 3].
+
+    What is not finite counts as 0. So many small matrices are one batch to a GPU, whatever their rows.
+    """
+    products = []
+    for each in columns:
+        # NaN and Inf, which factorising refuses, would stay in the vectors for good
+        exact = each.nan_to_num(0, 0, 0).double()
+        missing = TOP - exact.shape[1]
+        products.append(F.pad(exact.T @ exact, (0, missing, 0, missing)))
+    return torch.stack(products)
+
+
+def _orthonormal(columns: Sequence[Tensor], former: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Orthonormal columns that span those of each matrix [·, at most 3]; the former ones for zeros."""
+    products = _products(columns)
+    lengths = products.diagonal(dim1=1, dim2=2).sqrt()
+    scales = torch.where(lengths > 0, 1 / lengths, 0)
+    scaled = products * scales[:, :, None] * scales[:, None, :]
+    # so that parallel columns, and those of zeros, have a factor too
+    scaled.diagonal(dim1=1, dim2=2).add_(_JITTER)
+    factor = torch.linalg.cholesky_ex(scaled).L
+    change = torch.linalg.solve_triangular(factor, torch.diag_embed(scales), upper=False)
+    for each, before, turn, length in zip(columns, former, change.mT, lengths, strict=True):
+        count = each.shape[1]
+        turned = each.nan_to_num(0, 0, 0).double() @ turn[:count, :count]
+        yield torch.where(length[:count] > 0, turned, before.double()).to(each.dtype)
 
 
 def largest(values: dict[str, list[float]]) -> dict[str, float]:

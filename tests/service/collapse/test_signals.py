@@ -161,6 +161,26 @@ def test_weights_that_are_not_finite_leave_vectors_that_recover(network):
     torch.testing.assert_close(torch.tensor(top).double(), exact(good), rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize(
+    "spectrum", [(1, 0, 0, 0), (1, 1, 1, 1), (1e4, 1, 1e-3, 1e-4), (0, 0, 0, 0), (3, 2, 0, 0)]
+)
+def test_any_spectrum_is_found_of_few_directions_or_of_none(spectrum):
+    layer = nn.Linear(6, 4, bias=False)
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=draws(n)).double()).Q for n in (4, 6))
+    with torch.no_grad():
+        layer.weight.copy_(left @ torch.diag(torch.tensor(spectrum).double()) @ right[:4])
+    spectra = Spectra({"g": layer})
+    (top,) = spectra.values(40).values()
+    found, scale = torch.tensor(top), max(spectrum)
+    torch.testing.assert_close(found, torch.tensor(spectrum[:3]).float(), rtol=1e-3, atol=2e-6 * scale)
+    (vectors,) = spectra.state_dict().values()
+    assert torch.isfinite(vectors).all()
+
+
+def draws(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def test_vectors_resume_and_refuse_those_of_other_weights(network):
     spectra, other = Spectra({"g": network}), Spectra({"g": network})
     spectra.values(5)
