@@ -2,12 +2,15 @@
 
 import functools
 import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from service.config.sections import TrainingSettings
+
+_LACK = re.compile(r"CU(DNN|BLAS)_STATUS_ALLOC_FAILED|CUDA error: out of memory")
 
 
 def use_device(training: TrainingSettings, device: torch.device) -> None:
@@ -42,6 +45,11 @@ def full_precision() -> Iterator[None]:
 def _use_tf32(convolutions: bool, products: bool) -> None:
     torch.backends.cudnn.allow_tf32 = convolutions
     torch.backends.cuda.matmul.allow_tf32 = products
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether it says that the device's memory did not suffice, to PyTorch or to a library under it."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_LACK.search(str(error)))
 
 
 def release() -> None:

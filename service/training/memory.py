@@ -15,7 +15,7 @@ from service.config import Config
 from service.config.portions import Portions, portions
 from service.documents import Document
 from service.engine.curriculum import Span
-from service.engine.device import release
+from service.engine.device import lacks_memory, release
 from service.engine.distributed import Workers
 from service.errors import DataError, MemoryLackError
 from service.storage import MissingError, Storage
@@ -100,7 +100,9 @@ class Memory:
         self._images[_name(span)], fits = dealt.size, False
         try:
             trial()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             reason = str(error).partition(".")[0]
             log.warning(
                 "event=device_batch phase=%r images=%d fits=no error=%r", span.name, dealt.size, reason

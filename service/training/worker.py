@@ -10,7 +10,7 @@ from service import logs
 from service.config import Config
 from service.engine import distributed
 from service.engine.curriculum import Cycle, due
-from service.engine.device import use_device
+from service.engine.device import lacks_memory, use_device
 from service.engine.panel import draw_panel
 from service.engine.state import TrainState, new_state
 from service.errors import MemoryLackError
@@ -40,7 +40,9 @@ def train(job: Job) -> int:
     with context.feeders, contextlib.closing(context.real), context.heart:
         try:
             return _train(context, job)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             where = " ".join(getattr(error, "__notes__", ()))
             raise MemoryLackError(
                 f"the GPU's memory does not suffice ({str(error).partition('.')[0]}). {where} Set"

@@ -48,17 +48,24 @@ def test_where_one_worker_lacks_real_images_all_measure_without_and_go_on(digits
     assert commits.newest_clock(storage) == END
 
 
-@pytest.mark.parametrize(
-    "where", [(Step, "cycle"), (rehearsal, draw_panel.__name__)], ids=["a cycle", "the panel"]
-)
-def test_too_little_memory_is_told_with_its_phase_and_the_remedy(digits, tmp_path, monkeypatch, where):
+LACKING = {
+    "a cycle": ((Step, "cycle"), torch.OutOfMemoryError("CUDA out of memory. Tried to get 2.00 GiB.")),
+    "the panel": ((rehearsal, draw_panel.__name__), RuntimeError("CUDA error: out of memory")),
+    "a library": ((Step, "cycle"), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+}
+
+
+@pytest.mark.parametrize(("where", "error"), LACKING.values(), ids=LACKING)
+def test_too_little_memory_is_told_with_its_phase_and_the_remedy(
+    digits, tmp_path, monkeypatch, where, error
+):
     def lack(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+        raise error
 
     monkeypatch.setattr(*where, lack)
     config = tiny_config(digits, tmp_path / "run")
     job = Job(config.model_dump(), 1, END, SilentRecorder())
     with pytest.raises(
-        MemoryLackError, match=r"suffice \(CUDA out of memory\).*phase 'hold 8 px'.*scale.device_batch"
+        MemoryLackError, match=r"suffice \((CUDA|cuDNN) \w.*\).*phase 'hold 8 px'.*scale.device_batch"
     ):
         worker.train(job)
