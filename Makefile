@@ -22,6 +22,8 @@ export SUBCHARTS ?= $(abspath $(wildcard ../shared/subcharts))
 export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; setting the mode silences its warning.
 export RAY_AUTH_MODE := token
+# Where it is set, each of the many processes of a run would compile the service anew.
+export PYTHONDONTWRITEBYTECODE :=
 # Silences mkdocs-material's note about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
