@@ -52,6 +52,7 @@ from service.config import Config
 from service.config.yaml import load_preset
 from service.data.dataset import Batch
 from service.engine.capture import EAGER
+from service.engine.cost import costs
 from service.engine.curriculum import Curriculum
 from service.engine.device import use_device
 from service.engine.distributed import Workers
@@ -470,7 +471,11 @@ def speed_checks(device: torch.device) -> Iterator[Check]:
             size = settings.phases[0].batch * settings.training.d_steps
             with device:  # orthogonal weights of this size take a CPU long
                 call = plain_cycle(settings, device) if plain else training(settings, device).take
-            return speed(call, size, device)
+            lines = speed(call, size, device)
+            if not plain:
+                (cost,) = costs(settings, Curriculum(settings.phases, 1).spans[0], [1])
+                lines["predicted_gb"] = cost.peak_bytes / 1e9
+            return lines
 
         return check
 

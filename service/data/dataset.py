@@ -1,6 +1,8 @@
 """Samples by number, decoded: requests, where the samples come from, and which of them are bad."""
 
+import contextlib
 import logging
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +11,15 @@ from numpy.typing import NDArray
 from service.data.cache import Cache
 from service.data.decode import Pixels, decode
 from service.data.index import Index
-from service.data.order import Order
+from service.data.order import Order, WindowKey
 from service.data.stream import Stream, Window, WindowReader
 from service.data.tar import NO_LABEL
 from service.errors import DataError
 from service.storage import TIMEOUT_S, open_storage
 
 log = logging.getLogger(__name__)
+
+_LANES_TIMED, _TIMED_S = 4, 0.5
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,27 @@ def check_bad_samples(count: int, limit: int, last: str) -> None:
 def unlabelled(dataset: Dataset) -> NDArray[np.int64]:
     """Rows that are bad because they have no label."""
     return np.flatnonzero(dataset.index.label == NO_LABEL) if dataset.labelled else np.empty(0, np.int64)
+
+
+def decoding_rate(dataset: Dataset, resolution: int) -> float:
+    """Images that one process here decodes in a second, measured on those shown first.
+
+    They are the first window of each of some lanes, once, or again until half a second is over.
+    """
+    order, reader = dataset.order, dataset.open_reader()
+    keys = [WindowKey(0, lane, 0) for lane in range(min(order.lanes, _LANES_TIMED))]
+    try:
+        windows = [read.result() for read in [reader.ask(key) for key in keys]]
+    finally:
+        reader.close()
+    encoded = [window.image(i) for window in windows for i in range(len(window.rows))]
+    out = np.empty((resolution, resolution, dataset.channels), np.uint8)
+    start, done = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - start) < _TIMED_S:
+        with contextlib.suppress(DataError):
+            decode(encoded[done % len(encoded)], out)
+        done += 1
+    return done / seconds
 
 
 def read(dataset: Dataset, request: Request) -> Batch:

@@ -6,13 +6,13 @@ import numpy as np
 
 from service.config import Config
 from service.config.portions import portions
-from service.data.dataset import Dataset
+from service.data.dataset import Dataset, decoding_rate
 from service.data.index import MAX_CLASSES_NAMED, Index, class_counts
 from service.data.loader import read_ahead
 from service.data.tar import NO_LABEL
 from service.engine.cost import costs
 from service.engine.curriculum import Curriculum
-from service.training.feed import dataset_of, flips, image_bytes
+from service.training.feed import dataset_of, decoders_of, flips, image_bytes
 
 
 def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
@@ -51,7 +51,7 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
             )
     yield f"{end:>27,}  the end of the run"
     yield ""
-    yield from _costs(config, curriculum)
+    yield from _costs(config, dataset, curriculum)
 
 
 def _shares(config: Config, dataset: Dataset) -> Iterator[str]:
@@ -70,14 +70,24 @@ def _shares(config: Config, dataset: Dataset) -> Iterator[str]:
         yield f"{workers:>7} {share:>18,} {least:>18,} {most:>8,} {read / 1e6:>10,.0f} MB"
 
 
-def _costs(config: Config, curriculum: Curriculum) -> Iterator[str]:
-    """What a cycle of the last phase takes of one worker, for each number of them."""
+def _costs(config: Config, dataset: Dataset, curriculum: Curriculum) -> Iterator[str]:
+    """What a cycle of the last phase takes of one worker, for each number of them, and what feeds it."""
     span, counts = curriculum.spans[-1], config.worker_counts
     yield f"A cycle of the phase {span.name!r} takes of one worker:"
-    heads = ("workers", "launches", "exchanges", "TFLOP")
-    yield "{:>7} {:>18} {:>18} {:>13}".format(*heads)
+    heads = ("workers", "launches", "exchanges", "TFLOP", "memory")
+    yield "{:>7} {:>18} {:>18} {:>8} {:>13}".format(*heads)
     for workers, cost in zip(counts, costs(config, span, counts), strict=True):
-        yield f"{workers:>7} {cost.launches:>18,} {cost.exchanges:>18,} {cost.flops / 1e12:>13,.3g}"
+        yield (
+            f"{workers:>7} {cost.launches:>18,} {cost.exchanges:>18,} {cost.flops / 1e12:>8,.3g}"
+            f" {cost.peak_bytes / 1e9:>10,.2f} GB"
+        )
+    flop = cost.flops * workers / span.cycle_images
+    decoders = decoders_of(config)
+    rate = decoders * decoding_rate(dataset, span.resolution)
+    yield (
+        f"decoding gives a worker {rate:,.0f} images/s at {span.resolution} px here (data.decoders"
+        f" {decoders}): enough up to {rate * flop / 1e12:,.3g} TFLOP/s of computing"
+    )
 
 
 def _classes(index: Index) -> Iterator[str]:

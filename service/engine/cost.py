@@ -1,5 +1,6 @@
 """What a cycle costs, found without a device: kernels to launch, exchanges, operations."""
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from models.growth import GrowingDiscriminator, GrowingGenerator
@@ -32,12 +34,14 @@ class Cost:
     """What the first cycle of a phase takes of one worker, which is one with all lazy penalties.
 
     `launches` are kernels or more, `exchanges` collectives, `flops` the operations of matrix products
-    and convolutions.
+    and convolutions. `peak_bytes` is what tensors hold at a time at most, weights and averages included;
+    what libraries and CUDA itself take comes on top.
     """
 
     launches: int
     exchanges: int
     flops: int
+    peak_bytes: int
 
     def beside(self, other: "Cost", times: float) -> "Cost":
         """So many times as far from this as the other cost, on a line through both."""
@@ -81,7 +85,7 @@ def _cost(
         tally.clear()
         alone.exchanges.clear()
         step.cycle(cycle, _batches(cycle, config))
-    return Cost(tally.launches, alone.exchanges.total(), tally.total)
+    return Cost(tally.launches, alone.exchanges.total(), tally.total, tally.peak_bytes)
 
 
 class _Repeated(Sources):
@@ -109,26 +113,48 @@ def _batches(cycle: Cycle, config: Config) -> Iterator[Batch]:
 
 
 class _Tally(Flops):
-    """Counts what is launched, too."""
+    """Counts what is launched, too, and how much memory the tensors hold at most."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.launches = 0
+        self.launches = self.peak_bytes = 0
+        self._held: dict[int, int] = {}
+        self._holds = 0
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begin anew; what is held is held."""
         self.launches = self.total = 0
+        self.peak_bytes = self._holds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         looks = func.is_view or func.namespace == "prim" or func.overloadpacket.__name__ in _LOOKS
         self.launches += not looks
         if func is torch.ops.aten.batch_norm_update_stats.default:  # which torch knows no shape of
-            return args[0].new_empty(args[0].shape[1]), args[0].new_empty(args[0].shape[1])
-        return super().__torch_dispatch__(func, types, args, kwargs)
+            result = tuple(args[0].new_empty(args[0].shape[1]) for _ in range(2))
+        else:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+        for tensor in tree_leaves((args, result)):
+            if isinstance(tensor, FakeTensor):
+                self._hold(tensor.untyped_storage())
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        """Count this memory until nothing refers to it, in pieces as the allocator gives them."""
+        key = id(storage)
+        if key not in self._held:
+            self._held[key] = -(-storage.nbytes() // _PIECE_BYTES) * _PIECE_BYTES
+            self._holds += self._held[key]
+            self.peak_bytes = max(self.peak_bytes, self._holds)
+            weakref.finalize(storage, self._release, key).atexit = False
+
+    def _release(self, key: int) -> None:
+        self._holds -= self._held.pop(key)
 
 
 _LOOKS = ("detach", "_unsafe_view", "empty", "empty_like", "empty_strided")
 """Operations that make a tensor, and compute nothing."""
+
+_PIECE_BYTES = 512
 
 
 def _shapes(

@@ -45,9 +45,12 @@ def check_memory(config: Config, dataset: Dataset, workers: int) -> None:
 def open_feeders(config: Config, dataset: Dataset, workers: int) -> Feeders:
     """Processes that read one worker's share of any phase's batches."""
     largest = max(p.batch // workers * image_bytes(config, p) for p in config.phases)
-    # On a CPU the step takes the cores, and one decoder stays ahead of it.
-    decoders = config.data.decoders or (config.scale.cpus if config.scale.gpu else 1)
-    return Feeders(dataset, decoders, BATCHES_AHEAD + 1, largest)
+    return Feeders(dataset, decoders_of(config), BATCHES_AHEAD + 1, largest, workers)
+
+
+def decoders_of(config: Config) -> int:
+    """Decoding processes of a worker; on a CPU one stays ahead of the step, which takes the cores."""
+    return config.data.decoders or (config.scale.cpus if config.scale.gpu else 1)
 
 
 def requests(config: Config, cycles: Iterable[Cycle], share: Share, attempt: int) -> Iterator[Request]:

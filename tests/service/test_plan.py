@@ -34,6 +34,13 @@ def test_it_tells_phases_workers_and_memory_and_makes_nothing(arguments, tmp_pat
     assert re.search(r"workers  1, 2, 4 ", printed)
     assert re.search(r"96 – +224  fade to 16 px +16 +16 +8", printed)
     assert re.search(r"\n +4 +4 +4 +4 +0 MB\n", printed)  # workers, and what each holds
+    costs = re.findall(r"\n +([124]) +([\d,]+) +(\d+) +0\.00\d+", printed)
+    assert [(int(workers), int(exchanges) > 0) for workers, _, exchanges in costs] == [
+        (1, False), (2, True), (4, True)
+    ]  # fmt: skip
+    assert re.search(
+        r"decoding gives a worker [\d,]+ images/s at 32 px here \(data.decoders 1\)", printed
+    )
     assert not (tmp_path / "run").exists()
 
 
