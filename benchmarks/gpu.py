@@ -53,7 +53,7 @@ from service.config.yaml import load_preset
 from service.data.dataset import Batch
 from service.engine.capture import EAGER
 from service.engine.cost import costs
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import Curriculum, curriculum_of
 from service.engine.device import use_device
 from service.engine.distributed import Workers
 from service.engine.flops import Flops, peak_flops
@@ -85,7 +85,10 @@ SMALL: dict[str, tuple[Values, Values]] = {
         {"mapping_layers": 2},
         {"loss": "non-saturating", "r1": 2.0, "style_mixing": 0.9, "adam_beta2": 0.99},
     ),
-    "mnist-pggan": ({"resolution": 28, "base": 7, "classes": None}, {"loss": "wgan"}),
+    "mnist-pggan": (
+        {"resolution": 28, "base": 7, "classes": None},
+        {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "slope_sigma": 0.1},
+    ),
 }
 """Settings of the network, and of the training, that differ from `small`'s."""
 SMALL_CYCLES = 12
@@ -120,7 +123,7 @@ def training(config: Config, device: torch.device) -> Training:
     use_device(config.training, device)
     state = new_state(config, device)
     step = Step(config, state, Workers(0, 1, device))
-    cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**12)
+    cycles = curriculum_of(config).cycles(0, 10**12)
     data = batches(config)
     return Training(state, step, lambda: step.cycle(next(cycles), data))
 
@@ -129,7 +132,7 @@ def batches(config: Config) -> Iterator[Batch]:
     """Batches of random images for every step of the discriminator, without end."""
     ready: dict[tuple[int, int], Batch] = {}
     rng = np.random.default_rng(0)
-    for cycle in Curriculum(config.phases, config.training.d_steps).cycles(0, 10**12):
+    for cycle in curriculum_of(config).cycles(0, 10**12):
         size, resolution = cycle.span.batch, cycle.stage.resolution
         if (size, resolution) not in ready:
             shape = (size, resolution, resolution, config.model.channels)
@@ -238,7 +241,7 @@ def look_checks(device: torch.device) -> Iterator[Check]:
         def check(config: Config = config) -> Lines:
             trained, size = training(config, device), 8
             trained.take()
-            cycle = next(Curriculum(config.phases, config.training.d_steps).cycles(0, 64))
+            cycle = next(curriculum_of(config).cycles(0, 64))
             labels = np.arange(size) % (config.model.classes or 1)
             draws = Draws(0, "monitor", 0)
             images = trained.step.imagine(draws, np.arange(size), labels, cycle)
@@ -566,7 +569,7 @@ def plain_cycle(config: Config, device: torch.device) -> Callable[[], object]:
         latents, labels = drawn()
         with torch.autocast(device.type, torch.bfloat16):
             logits = discriminator(generator(latents, labels, stage), labels, stage)
-            loss_g = loss.generator(logits.float())
+            loss_g = loss.generator(logits.float(), logits.float())
         optimizer_g.zero_grad()
         loss_g.backward()
         optimizer_g.step()

@@ -24,7 +24,7 @@ from benchmarks.variant import Variant
 from service.cli import Options, parse, run_command
 from service.config import Config
 from service.driver.settle import has_bf16_units
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import curriculum_of
 from service.engine.distributed import Workers
 from service.engine.state import new_state
 from service.engine.step import Step
@@ -39,7 +39,7 @@ def member(config: Config, index: int, count: int, store: str) -> Callable[[], o
         dist.init_process_group("gloo", rank=index, world_size=count, store=dist.FileStore(store, count))
     workers = Workers(index, count, torch.device("cpu"))
     step = Step(config, new_state(config, workers.device), workers)
-    cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**9)
+    cycles = curriculum_of(config).cycles(0, 10**9)
     data = batches(every=BATCH * count)
     return lambda: step.cycle(next(cycles), data)["loss_g"].item()
 

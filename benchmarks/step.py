@@ -39,7 +39,7 @@ from service.data.dataset import Batch
 from service.data.index import read_index
 from service.driver.settle import has_bf16_units, settle
 from service.engine import distributed
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import curriculum_of
 from service.engine.state import new_state
 from service.engine.step import Step
 from service.glibc import KEEP_FREED_MEMORY
@@ -86,7 +86,7 @@ def fast_cycle(config: Config) -> Callable[[], object]:
     """The service's own step; each call of the result is one cycle."""
     state = new_state(config, torch.device("cpu"))
     step = Step(config, state, distributed.join())
-    cycles = Curriculum(config.phases, config.training.d_steps).cycles(0, 10**9)
+    cycles = curriculum_of(config).cycles(0, 10**9)
     data = batches()
     return lambda: step.cycle(next(cycles), data)["loss_g"].item()
 
@@ -118,7 +118,8 @@ def plain_cycle(config: Config) -> Callable[[], object]:
         spectral_iterate(generator)
         optimizer_g.zero_grad()
         latents = torch.randn(BATCH, config.shape.latents)
-        loss.generator(discriminator(generator(latents, labels, stage), labels, stage)).backward()
+        fake = discriminator(generator(latents, labels, stage), labels, stage)
+        loss.generator(fake, fake).backward()
         optimizer_g.step()
         with torch.no_grad():
             for mean, weight in zip(ema.parameters(), generator.parameters(), strict=True):
@@ -131,7 +132,7 @@ def look(config: Config) -> Callable[[], object]:
     """The monitor's look at a training; each call of the result is one look."""
     state, workers = new_state(config, torch.device("cpu")), distributed.join()
     step = Step(config, state, workers)
-    cycle = next(Curriculum(config.phases, config.training.d_steps).cycles(0, BATCH))
+    cycle = next(curriculum_of(config).cycles(0, BATCH))
     step.cycle(cycle, batches())
     panel = panel_of(config, dataset_of(config, read_index(open_storage(config.data.url))))
     monitor = Monitor(config, workers, panel, PanelReader(panel.dataset), step)

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Loss:
-    """`discriminator(real, fake)` and `generator(fake)`; each maps logits [n] to their mean loss.
+    """`discriminator(real, fake)` and `generator(fake, real)`; each maps logits [n] to their mean loss.
 
-    Logits above `boundary` mean "real". wgan's have no natural zero: only their differences count.
+    A loss that is `paired` compares each fake image with a real one of its label, in both steps; others
+    do not look at the real logits in the generator's. Logits above `boundary` mean "real". Those of wgan
+    and of paired losses have no natural zero: only their differences count.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
     boundary: float = 0.0
+    paired: bool = False
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -33,7 +36,7 @@ def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return fake.mean() - real.mean()
 
 
-def minus_fake(fake: Tensor) -> Tensor:
+def minus_fake(fake: Tensor, real: Tensor) -> Tensor:
     """−fake: the generator's side of hinge and Wasserstein (Miyato et al. 2018, eq. 17)."""
     return -fake.mean()
 
@@ -43,7 +46,7 @@ def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * ((real - 1).square().mean() + fake.square().mean())
 
 
-def least_squares_generator(fake: Tensor) -> Tensor:
+def least_squares_generator(fake: Tensor, real: Tensor) -> Tensor:
     """½ (fake − 1)² (Mao et al. 2017, eq. 9)."""
     return 0.5 * (fake - 1).square().mean()
 
@@ -53,9 +56,19 @@ def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-def non_saturating_generator(fake: Tensor) -> Tensor:
+def non_saturating_generator(fake: Tensor, real: Tensor) -> Tensor:
     """−log σ(fake) (Goodfellow et al. 2014, §3)."""
     return F.softplus(-fake).mean()
+
+
+def relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """−log σ(real − fake) of each pair (Jolicoeur-Martineau 2019, §4; Huang et al. 2024, eq. 2)."""
+    return F.softplus(fake - real).mean()
+
+
+def relativistic_generator(fake: Tensor, real: Tensor) -> Tensor:
+    """−log σ(fake − real) of each pair: the mirror of the discriminator's."""
+    return F.softplus(real - fake).mean()
 
 
 LOSSES: dict[str, Loss] = {
@@ -63,6 +76,7 @@ LOSSES: dict[str, Loss] = {
     "wgan": Loss(wasserstein_discriminator, minus_fake),
     "lsgan": Loss(least_squares_discriminator, least_squares_generator, boundary=0.5),
     "non-saturating": Loss(logistic_discriminator, non_saturating_generator),
+    "relativistic": Loss(relativistic_discriminator, relativistic_generator, paired=True),
 }
 
 
@@ -76,9 +90,24 @@ def drift(real: Tensor) -> Tensor:
     return real.square().mean()
 
 
-def r1_penalty(discriminate: Discriminate, reals: Tensor) -> Tensor:
-    """½ |∇ D(real)|², the mean over images [n, …]; γ times this is R1 (Mescheder et al. 2018, eq. 9)."""
-    return 0.5 * _squared_gradients(discriminate, reals).mean()
+def slope_penalty(discriminate: Discriminate, images: Tensor) -> Tensor:
+    """½ |∇ D(x)|², the mean over images [n, …].
+
+    γ times this is R1 at real images and R2 at fake ones (Mescheder et al. 2018, eq. 9 and 10).
+    """
+    return 0.5 * _squared_gradients(discriminate, images).mean()
+
+
+def rough_slope_penalty(
+    discriminate: Discriminate, images: Tensor, noise: Tensor, sigma: float
+) -> Tensor:
+    """½ ((D(x) − D(x + σ ε)) / σ)²: in the mean over normal ε, `slope_penalty` for a small σ.
+
+    It needs no gradient of a gradient (Lin et al. 2025, "Diffusion Adversarial Post-Training").
+    """
+    images = images.detach()
+    moved = discriminate(images + sigma * noise)
+    return 0.5 * ((discriminate(images) - moved) / sigma).square().mean()
 
 
 def gradient_penalty(

@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> None:
     # here because they load torch, which errors and --help do not need
     from service.driver.plan import explain, plan
     from service.driver.preflight import check_data
-    from service.engine.curriculum import Curriculum
+    from service.engine.curriculum import curriculum_of
 
     index = check_data(config)
-    curriculum = Curriculum(config.phases, config.training.d_steps)
+    curriculum = curriculum_of(config)
     number = options.explain_batch
     lines = (
         plan(config, index, curriculum) if number is None else explain(config, index, curriculum, number)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from service.cli import suggest
 from service.config.describe import explain
+from service.config.schedule import Schedule
 from service.config.sections import Amendment, TrainingSettings
 
 SECTION = "training."
@@ -17,6 +18,8 @@ AMENDABLE = (
     "training.d_steps",
     "training.r1",
     "training.r1_every",
+    "training.r2",
+    "training.r2_every",
     "training.gradient_penalty",
     "training.gradient_penalty_every",
     "training.drift",
@@ -38,7 +41,11 @@ def resolve(training: TrainingSettings, amendment: Amendment, where: str) -> dic
             raise ValueError(f"{where}: {key} cannot be amended; {hint}")
         before = getattr(training, key.removeprefix(SECTION))
         try:
-            values[key] = _amended(before, change)
+            if isinstance(before, Schedule) and str(change).startswith("x"):
+                values[f"{key}.from"] = _amended(before.start, change)
+                values[f"{key}.to"] = _amended(before.end, change)
+            else:
+                values[key] = _amended(before, change)
         except (ValueError, OverflowError) as error:
             whole = "a whole number" if isinstance(before, int) else "a value"
             raise ValueError(
@@ -47,10 +54,13 @@ def resolve(training: TrainingSettings, amendment: Amendment, where: str) -> dic
     return values
 
 
-def _amended(before: float, change: float | str) -> float:
+def _amended(before: float | Schedule, change: float | str) -> float:
     """The setting after the change. A whole number stays whole: its product with a factor is rounded."""
     text = str(change)
-    value = before * float(text[1:]) if text.startswith("x") else float(text)
+    if text.startswith("x") and not isinstance(before, Schedule):
+        value = before * float(text[1:])
+    else:
+        value = float(text)
     if not math.isfinite(value):
         raise ValueError("not finite")
     if not isinstance(before, int):
@@ -65,8 +75,11 @@ def amend(training: TrainingSettings, values: Mapping[str, float], where: str) -
 
     ValueError, naming `where`, if a value is out of its bounds.
     """
-    changes = {key.removeprefix(SECTION): value for key, value in values.items()}
+    changed = training.model_dump()
+    for key, value in values.items():
+        setting, _, part = key.removeprefix(SECTION).partition(".")
+        changed[setting] = changed[setting] | {part: value} if part else value
     try:
-        return TrainingSettings(**training.model_dump() | changes)
+        return TrainingSettings(**changed)
     except ValidationError as error:
         raise ValueError(explain(error, where, TrainingSettings, SECTION)) from error

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from service.address import SecretError
 from service.cli import suggest
 from service.config.former import REPLACED
+from service.config.schedule import Schedule
 from service.text import HIDDEN
 
 
@@ -35,6 +36,8 @@ def _type_name(kind: Any) -> str:
         return " | ".join(_type_name(argument) for argument in arguments)
     if kind is NoneType:
         return "null"
+    if kind is Schedule:
+        return "schedule"
     return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
@@ -46,10 +49,23 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel], prefix:
     rows, names = describe(model, prefix), list(_names(model))
     lines = []
     for finding in error.errors():
-        parts = (str(part) for part in finding["loc"])
-        key = prefix + ".".join(part for part in parts if not part.startswith("constrained"))
+        parts = [str(part) for part in finding["loc"]]
+        if _is_of_the_other_kind(finding, parts):
+            continue
+        key = prefix + ".".join(part for part in parts if not part.startswith(_KINDS))
         lines.append(_line(finding, key, rows, names, origin))
     return f"the configuration from {origin} is invalid:\n  " + "\n  ".join(dict.fromkeys(lines))
+
+
+_KINDS = "constrained", "function-after[check(), Schedule]"
+"""Of a setting that may be a number or a schedule, pydantic names the kind that it tried."""
+
+
+def _is_of_the_other_kind(finding: Any, parts: list[str]) -> bool:
+    """Whether it says that a schedule is no number, or what is meant as a number no schedule."""
+    if any(part.startswith(_KINDS[1]) for part in parts):
+        return bool(finding["type"] == "model_type")
+    return isinstance(finding["input"], dict) and finding["type"] in ("float_type", "int_type")
 
 
 def _line(
@@ -74,10 +90,17 @@ def _line(
 def _names(model: type[BaseModel]) -> Iterator[str]:
     """Plain names of all settings, including those in lists of sections."""
     for name, field in model.model_fields.items():
-        yield name
-        for kind in (field.annotation, *get_args(field.annotation)):
+        yield field.alias or name
+        for kind in _kinds(field.annotation):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _names(kind)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """A type and all that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds(part)
 
 
 def _meaning(key: str, rows: dict[str, tuple[str, str, str]]) -> str:

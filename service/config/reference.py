@@ -27,6 +27,9 @@ shows the result. Nothing is read from the environment, and an unknown key is an
 in `_images` counts real images shown to the discriminator, over all workers; `_s` means seconds and
 `_bytes` bytes.
 
+A *schedule* lets a value go with the clock, from 0 to `images`, linear or along half a cosine, and then
+stay: `{"from": 0.0002, "to": 0.00005, "images": 20000000, "shape": "cosine"}`.
+
 *Change*: with **resume**, the same run may resume with another value; with **amend**, a rewind may
 change it (`collapse.amendments`). Another value of any other key makes another run, with its own
 `run.dir`.

@@ -3,17 +3,25 @@
 A setting's docstring is what `--help` and docs/configuration.md say of it.
 """
 
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from service.address import Address
+from service.config.schedule import (
+    Scheduled,
+    ScheduledDecay,
+    ScheduledHalfLife,
+    ScheduledRate,
+    ScheduledWeight,
+    at,
+)
 from service.config.vocabulary import FeaturesName, ScoreName
 
 Count = Annotated[int, Field(ge=1)]
 Images = Annotated[int, Field(ge=1)]
 """Real images shown to the discriminator, over all workers."""
-Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 def _to_number(value: Any) -> Any:
@@ -97,12 +105,18 @@ class Phase(Section):
 class TrainingSettings(Section):
     """The step."""
 
-    loss: Literal["hinge", "wgan", "lsgan", "non-saturating"] = "hinge"
-    """Adversarial loss."""
-    r1: float = Field(default=0.0, ge=0)
+    loss: Literal["hinge", "wgan", "lsgan", "non-saturating", "relativistic"] = "hinge"
+    """Adversarial loss; relativistic compares each fake image with a real one."""
+    r1: ScheduledWeight = 0.0
     """γ of R1, which adds γ/2 times the squared gradient of the logits at real images; 0 for none."""
     r1_every: Count = 1
     """Apply it at one discriminator step in this many, with its weight multiplied by this number."""
+    r2: ScheduledWeight = 0.0
+    """γ of R2, which is R1 at fake images; 0 for none."""
+    r2_every: Count = 1
+    """Apply it at one discriminator step in this many, with its weight multiplied by this number."""
+    slope_sigma: float = Field(default=0.0, ge=0)
+    """Size of the noise over which R1 and R2 take differences, not second derivatives; 0: exact ones."""
     gradient_penalty: float = Field(default=0.0, ge=0)
     """λ of the gradient penalty, taken at images between real and fake; 0 for none."""
     gradient_penalty_target: float = Field(default=1.0, gt=0)
@@ -119,19 +133,19 @@ class TrainingSettings(Section):
     """Half-life of the running average of w, towards which truncation pulls (stylegan)."""
     d_steps: Count = 1
     """Discriminator steps in a cycle, each on its own batch, before one generator step."""
-    lr_generator: Rate
+    lr_generator: ScheduledRate
     """Adam's learning rate."""
-    lr_discriminator: Rate
+    lr_discriminator: ScheduledRate
     """Adam's learning rate."""
     adam_beta1: float = Field(default=0.0, ge=0, lt=1)
     """Adam's decay of the mean gradient."""
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_beta2: ScheduledDecay = 0.999
     """Adam's decay of the mean squared gradient."""
     adam_eps: float = Field(default=1e-6, gt=0)
     """Adam's epsilon, added to the root of the mean squared gradient."""
     reset_adam: bool = False
     """Forget Adam's averages when a new rung begins."""
-    ema_half_life_images: Images
+    ema_half_life_images: ScheduledHalfLife
     """Half-life of the running average of the generator's weights."""
     ema_rampup: float = Field(default=0.05, gt=0)
     """The half-life is at most this share of the clock, so that early weights are soon forgotten."""
@@ -151,6 +165,10 @@ class TrainingSettings(Section):
     """How workers exchange gradients: as they are, or rounded to bf16, which is half as much to send."""
     fused_resampling: bool = True
     """Enlarge or halve images inside the convolution; it changes only the speed."""
+
+    def at(self, clock: int) -> Scheduled:
+        """The values at this clock of what may have a schedule."""
+        return Scheduled(**{f.name: at(getattr(self, f.name), clock) for f in fields(Scheduled)})
 
 
 class DataSettings(Section):

@@ -11,7 +11,7 @@ from service.data.heads import look_at_heads
 from service.data.index import Index
 from service.data.indexing import find_index, passed_over_in_words
 from service.data.tar import Choice
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import curriculum_of
 from service.errors import DataError
 from service.run.directory import RunData, same_run
 from service.run.failure import check_failure
@@ -46,7 +46,7 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
     TrainingError if the run has failed for a reason that lasts, unless it is to be tried `again`.
     """
     index = check_data(config)
-    curriculum = Curriculum(config.phases, config.training.d_steps)
+    curriculum = curriculum_of(config)
     early = open_storage(config.run.dir, min(config.storage.retry_s, EARLY_RETRY_S))
     lock = RunLock(early)  # which tries again at each renewal
     token = lock.acquire(patience_s)

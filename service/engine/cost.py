@@ -19,7 +19,7 @@ from service.collapse.signals import Spectra
 from service.config import Config
 from service.config.portions import Portions, portions
 from service.data.dataset import Batch
-from service.engine.curriculum import Curriculum, Cycle, Span
+from service.engine.curriculum import Cycle, Span, curriculum_of
 from service.engine.distributed import Workers
 from service.engine.flops import Flops
 from service.engine.inputs import Arrays, Sources
@@ -78,7 +78,7 @@ def _cost(
         state = state_of(config, generator, discriminator, ema, Spectra({}))
         step = Step(config, state, alone, lambda _: dealt.size)
         step.sources = _Repeated(config, batch, dealt.size * count)
-        cycle = Curriculum(config.phases, config.training.d_steps).at(span.start)
+        cycle = curriculum_of(config).at(span.start)
         images = span.cycle_images // span.batch * batch
         cycle = replace(cycle, span=replace(span, batch=batch, cycle_images=images))
         step.cycle(cycle, _batches(cycle, config))  # in which Adam begins its averages

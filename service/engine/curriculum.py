@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models import Stage
+from models.losses import LOSSES
 from service.config import Config, Phase
 
 
@@ -12,7 +13,8 @@ class Span:
     """A phase's fade or hold, or a part of it: images [start, end), in whole cycles of one kind.
 
     The whole fade or hold is images [whole_start, whole_end). `new_rung` is True if the span before was
-    at another resolution, and for the first span.
+    at another resolution, and for the first span. The last `generator_images` of a cycle are those that
+    the generator's step compares with its own.
     """
 
     start: int
@@ -24,6 +26,7 @@ class Span:
     batch: int
     lr_scale: float
     cycle_images: int
+    generator_images: int
     new_rung: bool
 
     @property
@@ -34,7 +37,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Cycle:
-    """One cycle: the discriminator's steps on real images [start, end), then the generator's."""
+    """One cycle on real images [start, end): the discriminator's steps, then the generator's."""
 
     start: int
     span: Span
@@ -46,19 +49,32 @@ class Cycle:
         return self.start + self.span.cycle_images
 
     def batches(self) -> Iterator[int]:
-        """The first sample number of the batch of each of the discriminator's steps."""
+        """The first sample number of each batch of real images."""
         yield from range(self.start, self.end, self.span.batch)
+
+    @property
+    def steps(self) -> range:
+        """The first sample number of the batch of each of the discriminator's steps."""
+        return range(self.start, self.end - self.span.generator_images, self.span.batch)
 
 
 class Curriculum:
     """The phase table, with fades and holds rounded up to whole cycles.
 
     `changes` are (clock, d_steps), in force from that clock on, which is a boundary of cycles. Of two
-    at one clock the later counts. A change inside a fade or hold cuts it.
+    at one clock the later counts. A change inside a fade or hold cuts it. With `paired`, the generator's
+    step has a batch of real images too.
     """
 
-    def __init__(self, phases: Sequence[Phase], d_steps: int, changes: Sequence[tuple[int, int]] = ()):
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        d_steps: int,
+        changes: Sequence[tuple[int, int]] = (),
+        paired: bool = False,
+    ):
         self._steps = [(0, d_steps), *sorted(changes, key=lambda change: change[0])]
+        self._paired = paired
         spans: list[Span] = []
         clock = 0
         for phase in phases:
@@ -76,6 +92,7 @@ class Curriculum:
                             phase.batch,
                             phase.lr_scale,
                             cycle,
+                            phase.batch if paired else 0,
                             new_rung=not spans or spans[-1].resolution != phase.resolution,
                         )
                     )
@@ -87,7 +104,7 @@ class Curriculum:
         """Parts (start, end, images of a cycle) of a stretch of `images`, cut into whole cycles."""
         left = images
         while left > 0:
-            cycle = batch * [steps for at, steps in self._steps if at <= start][-1]
+            cycle = batch * ([steps for at, steps in self._steps if at <= start][-1] + self._paired)
             end = start + -(-left // cycle) * cycle
             end = min([end, *(at for at, _ in self._steps if at > start)])
             yield start, end, cycle
@@ -122,7 +139,7 @@ class Curriculum:
         return self.at(clock - (clock - span.start) % span.cycle_images)
 
     def batch_start(self, number: int) -> int:
-        """The clock at which the discriminator's batch `number` begins, counted from 0."""
+        """The clock at which the batch `number` of real images begins, counted from 0."""
         for span in self.spans[:-1]:
             batches = (span.end - span.start) // span.batch
             if number < batches:
@@ -143,10 +160,13 @@ class Curriculum:
             clock = cycle.end
 
 
-def curriculum_of(config: Config, amendments: Sequence[tuple[int, Mapping[str, float]]]) -> Curriculum:
+def curriculum_of(
+    config: Config, amendments: Sequence[tuple[int, Mapping[str, float]]] = ()
+) -> Curriculum:
     """The phase table with a run's amendments, each (clock, values) in force from that clock on."""
     changes = [(at, int(v["training.d_steps"])) for at, v in amendments if "training.d_steps" in v]
-    return Curriculum(config.phases, config.training.d_steps, changes)
+    paired = LOSSES[config.training.loss].paired
+    return Curriculum(config.phases, config.training.d_steps, changes, paired)
 
 
 def due(interval: int, before: int, after: int) -> bool:

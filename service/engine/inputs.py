@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.losses import LOSSES
 from service.config import Config
 from service.data.dataset import Batch
 from service.engine.curriculum import Cycle
@@ -35,18 +36,23 @@ class Sources:
         self._config, self._workers = config, workers
         self.draws_d = Draws(seed, "discriminator", attempt)
         self.draws_g = Draws(seed, "generator", attempt)
+        self._paired = LOSSES[config.training.loss].paired
         self._float = np.float64 if config.training.precision == "fp64" else np.float32
 
     def cycle(self, cycle: Cycle, batches: Iterator[Batch], layers: int) -> Iterator[Arrays]:
         """The inputs of the discriminator's steps, then the generator's, then the numbers of the cycle.
 
+        For a paired loss a real image comes with each generated one, which has its label.
+
         `batches` yields this worker's share of each batch, which stays until the next is taken. `layers`
         are those of a generator with styles. RuntimeError if a batch is for another clock.
         """
-        for start in cycle.batches():
+        for start in cycle.steps:
             yield self._discriminator(cycle, start, batches, layers)
-        numbers = self._workers.share(cycle.start, cycle.span.batch)
-        yield self.drawn(self.draws_g, numbers, layers)
+        arrays = self.drawn(self.draws_g, self._workers.share(cycle.start, cycle.span.batch), layers)
+        if self._paired:
+            arrays |= self._reals(batches, cycle.steps.stop)
+        yield arrays
         yield self._numbers(cycle)
 
     def drawn(self, draws: Draws, numbers: NDArray[np.int64], layers: int) -> Arrays:
@@ -69,20 +75,28 @@ class Sources:
         return arrays
 
     def _discriminator(self, cycle: Cycle, start: int, batches: Iterator[Batch], layers: int) -> Arrays:
+        training, draws = self._config.training, self.draws_d
+        numbers = self._workers.share(start, cycle.span.batch)
+        arrays = self.drawn(draws, numbers, layers) | self._reals(batches, start)
+        if training.gradient_penalty:
+            arrays["between"] = draws.uniforms(numbers, "penalty", 1)[:, 0].astype(self._float)
+        if training.slope_sigma:
+            for side in ("real", "fake"):
+                arrays[f"{side}_nudges"] = np.array(draws.seeds(numbers, f"{side} nudge"))
+        return arrays
+
+    def _reals(self, batches: Iterator[Batch], start: int) -> Arrays:
         batch = next(batches)
         if batch.clock != start:
             raise RuntimeError(f"the loader gave the batch for clock {batch.clock}, but it is {start}")
-        numbers = self._workers.share(start, cycle.span.batch)
-        arrays = self.drawn(self.draws_d, numbers, layers)
-        arrays |= {"images": batch.images, "real_labels": batch.labels}
-        if self._config.training.gradient_penalty:
-            arrays["between"] = self.draws_d.uniforms(numbers, "penalty", 1)[:, 0].astype(self._float)
-        return arrays
+        arrays: Arrays = {"images": batch.images, "real_labels": batch.labels}
+        return arrays | {"labels": batch.labels} if self._paired else arrays
 
     def _numbers(self, cycle: Cycle) -> Arrays:
         """Alpha, and the shares of today's weights and of today's w in their running averages."""
         training, images = self._config.training, cycle.span.cycle_images
-        half_life = min(float(training.ema_half_life_images), training.ema_rampup * cycle.end)
+        half_life = training.at(cycle.start).ema_half_life_images
+        half_life = min(half_life, training.ema_rampup * cycle.end)
         values = {
             "alpha": cycle.stage.alpha,
             "weights_share": 1 - _decay(images, half_life),
@@ -92,8 +106,8 @@ class Sources:
 
 
 def _decay(images: int, half_life: float) -> float:
-    """The share that remains after `images`."""
-    return 0.5 ** (images / half_life)
+    """The share that remains after `images`; of a half-life of 0, nothing."""
+    return 0.5 ** (images / half_life) if half_life else 0.0
 
 
 class Places:

@@ -83,13 +83,13 @@ def state_of(
     spectra: Spectra,
 ) -> TrainState:
     """The state at image 0 of these networks; `spectra` watches their weights."""
-    training = config.training
+    training, begun = config.training, config.training.at(0)
     return TrainState(
         generator,
         discriminator,
         ema,
-        _adam(generator.parameters(), training.lr_generator, training),
-        _adam(discriminator.parameters(), training.lr_discriminator, training),
+        _adam(generator.parameters(), begun.lr_generator, training),
+        _adam(discriminator.parameters(), begun.lr_discriminator, training),
         spectra,
         seed=config.run.seed,
     )
@@ -104,4 +104,5 @@ def _prepare(network: nn.Module, training: TrainingSettings, device: torch.devic
 
 
 def _adam(parameters: Iterable[nn.Parameter], rate: float, training: TrainingSettings) -> Adam:
-    return Adam(parameters, rate, (training.adam_beta1, training.adam_beta2), training.adam_eps)
+    betas = training.adam_beta1, training.at(0).adam_beta2
+    return Adam(parameters, rate, betas, training.adam_eps)

@@ -8,6 +8,8 @@ as one graph; measurements stay on the device.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +25,18 @@ from models.layers import (
     use_groups,
     use_workers,
 )
-from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
+from models.losses import (
+    LOSSES,
+    add_orthogonal_gradient,
+    drift,
+    gradient_penalty,
+    rough_slope_penalty,
+    slope_penalty,
+)
+from models.noise import normals
 from service.config import Config
 from service.config.portions import Portions, portions
+from service.config.schedule import Scheduled
 from service.data.dataset import Batch
 from service.engine.capture import EAGER, Replays, can_capture
 from service.engine.compile import Compiled
@@ -61,8 +72,14 @@ COUNTED = 2
 """A kind's cycle whose operations are counted: the first one is where networks are compiled."""
 
 Call = Callable[..., Tensor]
-Due = tuple[bool, bool]
-"""Whether R1 and the gradient penalty are due at a discriminator step."""
+
+
+class Due(NamedTuple):
+    """Which penalties are due at a discriminator step."""
+
+    r1: bool
+    r2: bool
+    between: bool
 
 
 class Step:
@@ -99,12 +116,14 @@ class Step:
         self._ema_buffers = list(state.ema.buffers())
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
+        self._values: Scheduled | None = None
         self.flops = 0
         self.waited_s = 0.0
         self._flops: dict[Sequence[Due], int] = {}
         self._taken: Counter[Sequence[Due]] = Counter()
         if fuses_attention(workers.device):
-            once = not (config.training.r1 or config.training.gradient_penalty)
+            exact = (config.training.r1 or config.training.r2) and not config.training.slope_sigma
+            once = not (exact or config.training.gradient_penalty)
             use_fused_attention(state.generator, True)
             use_fused_attention(state.discriminator, once)
 
@@ -118,10 +137,11 @@ class Step:
         span = cycle.span
         if span is not self._span:
             self._enter(cycle)
+        self._follow_schedules(cycle)
         inputs = self._places.fill(self.sources.cycle(cycle, batches, self._layers(cycle.stage)))
         self.waited_s += self._places.waited_s
         dealt = self.deal(span, span.batch)
-        due = tuple(self._due(cycle, start) for start in cycle.batches())
+        due = self._due(cycle)
         stage = LiveStage(span.resolution, inputs[-1]["alpha"]) if span.fading else cycle.stage
 
         def work() -> Measures:
@@ -190,15 +210,24 @@ class Step:
         self._gradients_d = Gradients(self._active_d, self.workers, compression)
         self._places = Places(device)
         self._flops, self._taken = {}, Counter()
+        if self.training.reset_adam and span.new_rung and cycle.start == span.start:
+            state.optimizer_g.forget()
+            state.optimizer_d.forget()
+        self._span, self._values = span, None
+
+    def _follow_schedules(self, cycle: Cycle) -> None:
+        """Take over the values of now, and capture anew where they are others: graphs hold them."""
+        values = self.training.at(cycle.start)
+        if values == self._values:
+            return
+        self._values, device = values, self.workers.device
         self._replays = Replays(device) if can_capture(device) and self.training.capture else None
         for optimizer, rate in (
-            (state.optimizer_g, self.training.lr_generator),
-            (state.optimizer_d, self.training.lr_discriminator),
+            (self.state.optimizer_g, values.lr_generator),
+            (self.state.optimizer_d, values.lr_discriminator),
         ):
-            optimizer.rate = rate * span.lr_scale
-            if self.training.reset_adam and span.new_rung and cycle.start == span.start:
-                optimizer.forget()
-        self._span = span
+            optimizer.rate = rate * cycle.span.lr_scale
+            optimizer.betas = self.training.adam_beta1, values.adam_beta2
 
     def _count(self, due: Sequence[Due], work: Callable[[], Measures]) -> Measures:
         """Do the work, and count its operations; they are counted where nothing is compiled."""
@@ -213,11 +242,17 @@ class Step:
         self.flops += counted.total * (COUNTED - 1)  # those before took as many
         return measures
 
-    def _due(self, cycle: Cycle, start: int) -> Due:
-        training, step = self.training, (start - cycle.span.start) // cycle.span.batch
-        return (
-            bool(training.r1) and step % training.r1_every == 0,
-            bool(training.gradient_penalty) and step % training.gradient_penalty_every == 0,
+    def _due(self, cycle: Cycle) -> Sequence[Due]:
+        """What is due at each of the discriminator's steps, which are counted from the span's start."""
+        training, values, steps = self.training, self.training.at(cycle.start), len(cycle.steps)
+        first = (cycle.start - cycle.span.start) // cycle.span.cycle_images * steps
+        return tuple(
+            Due(
+                bool(values.r1) and step % training.r1_every == 0,
+                bool(values.r2) and step % training.r2_every == 0,
+                bool(training.gradient_penalty) and step % training.gradient_penalty_every == 0,
+            )
+            for step in range(first, first + steps)
         )
 
     def _advance(
@@ -292,20 +327,32 @@ class Step:
 
         Images between real and fake have the real image's label.
         """
-        training, total = self.training, reals.new_zeros(())
+        training, values, total = self.training, self._values, reals.new_zeros(())
+        assert values is not None
 
-        def discriminate(images: Tensor) -> Tensor:
-            return self.state.discriminator(images, inputs["real_labels"], stage)
+        def discriminate(images: Tensor, labels: str = "real_labels") -> Tensor:
+            return self.state.discriminator(images, inputs[labels], stage)
 
-        r1, between = due
-        if r1:
-            total = total + training.r1 * training.r1_every * r1_penalty(discriminate, reals)
-        if between:
+        if due.r1:
+            penalty = self._slope(discriminate, reals, inputs.get("real_nudges"))
+            total = total + values.r1 * training.r1_every * penalty
+        if due.r2:
+            judge_fakes = partial(discriminate, labels="labels")
+            penalty = self._slope(judge_fakes, fakes, inputs.get("fake_nudges"))
+            total = total + values.r2 * training.r2_every * penalty
+        if due.between:
             weight = training.gradient_penalty * training.gradient_penalty_every
             target = training.gradient_penalty_target
             penalty = gradient_penalty(discriminate, reals, fakes, inputs["between"], target)
             total = total + weight * penalty
         return total
+
+    def _slope(self, discriminate: Call, images: Tensor, nudges: Tensor | None) -> Tensor:
+        """Half the squared slope at these images, exactly or from differences over seeded noise."""
+        if nudges is None:
+            return slope_penalty(discriminate, images)
+        noise = normals(nudges, images[0].numel()).to(images.dtype).view_as(images)
+        return rough_slope_penalty(discriminate, images, noise, self.training.slope_sigma)
 
     def _generator_step(self, stage: Stage, inputs: Inputs, dealt: Portions) -> Measures:
         state = self.state
@@ -317,7 +364,9 @@ class Step:
                 with self._autocast():
                     fakes = self._generate(self._generator, portion, stage)
                     logits = self._discriminator(fakes.to(self.dtype), portion["labels"], stage)
-                loss = self.loss.generator(logits.to(self.dtype))
+                fake = logits.to(self.dtype)
+                real = self._compared(portion, stage) if self.loss.paired else fake
+                loss = self.loss.generator(fake, real)
                 (loss / dealt.count).backward()
                 losses.append(loss.detach())
         self._gradients_g.exchange()
@@ -326,6 +375,14 @@ class Step:
         norm = self._gradients_g.norm()
         state.optimizer_g.step()
         return {"loss_g": torch.stack(losses).mean(), "grad_norm_g": norm}
+
+    @torch.no_grad()
+    def _compared(self, inputs: Inputs, stage: Stage) -> Tensor:
+        """Logits of the real images that the generator's are compared with."""
+        with self._autocast():
+            reals = self._pixels(inputs["images"], stage)
+            logits = self._discriminator(reals, inputs["real_labels"], stage)
+        return logits.to(self.dtype)
 
     @torch.no_grad()
     def _average(self, inputs: Inputs, numbers: Inputs) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from service.collapse.state import Verdict
 from service.config import Config
 from service.documents import Document, reason
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import curriculum_of
 from service.errors import DataError, UsageError
 from service.recording.status import STATUS_KEY, STATUS_S, StatusDocument
 from service.run import commits, ranking
@@ -160,7 +160,7 @@ def _end(run: RunDocument) -> int:
         raise DataError(
             f"{RUN_KEY}: its configuration is invalid ({reason(error)}); {run.remedy}"
         ) from error
-    return config.run.images or Curriculum(config.phases, config.training.d_steps).end
+    return config.run.images or curriculum_of(config).end
 
 
 def _lock(holder: Holder, now: float) -> Lock:

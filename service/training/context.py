@@ -45,7 +45,7 @@ class Context:
         self.recorder, self._scorer = recorder, scorer
         self._committed: commits.Name | None = None
         self._scored: commits.Name | None = None
-        self.curriculum = Curriculum(config.phases, config.training.d_steps)
+        self.curriculum = curriculum_of(config)
         self.storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
         self.relay = Relay(self.storage, workers)
         self.memory = Memory(config, workers)

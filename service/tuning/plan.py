@@ -11,7 +11,7 @@ from pydantic import Field
 from service.config import Config
 from service.config.identity import differences
 from service.documents import Clock, Count, Document, Plain
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import curriculum_of
 from service.errors import UsageError
 from service.run.directory import RUN_KEY, SWEEP_KEY
 from service.storage import MissingError, Storage, open_storage
@@ -118,7 +118,7 @@ class Plan:
 
 def end_of(config: Config) -> int:
     """The clock at which a run of this configuration ends."""
-    return config.run.images or Curriculum(config.phases, config.training.d_steps).end
+    return config.run.images or curriculum_of(config).end
 
 
 def settle_plan(plan: Plan) -> str:

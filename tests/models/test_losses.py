@@ -11,22 +11,37 @@ from torch import nn
 import models
 from models import Stage
 from models.layers import Grouping
-from models.losses import LOSSES, add_orthogonal_gradient, drift, gradient_penalty, r1_penalty
+from models.losses import (
+    LOSSES,
+    add_orthogonal_gradient,
+    drift,
+    gradient_penalty,
+    rough_slope_penalty,
+    slope_penalty,
+)
 
-REAL, FAKE = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0])
+REAL, FAKE = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
 
 
 def log_sigmoid(x: float) -> float:
     return -math.log(1 + math.exp(-x))
 
 
+def mean(values) -> float:
+    return sum(values) / 3
+
+
 EXPECTED = {
-    "hinge": ((0 + 0.5 + 2) / 3 + (0 + 1) / 2, 1.0),
-    "wgan": (-1.0 - 0.5, 1.0),
-    "lsgan": (0.5 * ((1 + 0.25 + 4) / 3 + (4 + 0) / 2), 0.5 * (9 + 1) / 2),
+    "hinge": ((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3, (2 - 0 - 1) / 3),
+    "wgan": ((-2 + 0 + 1) / 3 - (2 + 0.5 - 1) / 3, (2 - 0 - 1) / 3),
+    "lsgan": (0.5 * ((1 + 0.25 + 4) / 3 + (4 + 0 + 1) / 3), 0.5 * (9 + 1 + 0) / 3),
     "non-saturating": (
-        -sum(map(log_sigmoid, [2.0, 0.5, -1.0])) / 3 - sum(map(log_sigmoid, [2.0, 0.0])) / 2,
-        -sum(map(log_sigmoid, [-2.0, 0.0])) / 2,
+        -mean(map(log_sigmoid, [2.0, 0.5, -1.0])) - mean(map(log_sigmoid, [2.0, 0.0, -1.0])),
+        -mean(map(log_sigmoid, [-2.0, 0.0, 1.0])),
+    ),
+    "relativistic": (
+        -mean(map(log_sigmoid, [4.0, 0.5, -2.0])),
+        -mean(map(log_sigmoid, [-4.0, -0.5, 2.0])),
     ),
 }
 
@@ -35,7 +50,7 @@ EXPECTED = {
 def test_losses_are_the_papers(name):
     discriminator, generator = EXPECTED[name]
     assert LOSSES[name].discriminator(REAL, FAKE).item() == pytest.approx(discriminator, rel=1e-6)
-    assert LOSSES[name].generator(FAKE).item() == pytest.approx(generator, rel=1e-6)
+    assert LOSSES[name].generator(FAKE, REAL).item() == pytest.approx(generator, rel=1e-6)
 
 
 def test_drift_is_the_mean_square():
@@ -51,7 +66,7 @@ def test_loss_gradients_agree_with_finite_differences(name, logits):
         real.requires_grad_()
         fake = fake.detach().requires_grad_()
         assert torch.autograd.gradcheck(LOSSES[name].discriminator, (real, fake))
-        assert torch.autograd.gradcheck(LOSSES[name].generator, (fake,))
+        assert torch.autograd.gradcheck(LOSSES[name].generator, (fake, real.detach()))
 
 
 # Penalties on tiny networks of all kinds: batch norm, minibatch stddev, spectral norm and attention.
@@ -113,7 +128,7 @@ def _differences(discriminate, images, image: int, places: torch.Tensor, step: f
 def penalties(discriminate, images):
     reals, fakes = images
     shares = torch.tensor([[0.1], [0.9], [0.5], [0.3]], dtype=torch.float64)
-    yield lambda: r1_penalty(discriminate, reals)
+    yield lambda: slope_penalty(discriminate, reals)
     yield lambda: gradient_penalty(discriminate, reals, fakes, shares, 1.5)
 
 
@@ -127,6 +142,34 @@ def test_penalties_are_their_formulas_with_differences_for_gradients(judge, imag
     torch.testing.assert_close(r1, slopes(discriminate, network, reals).mean() / 2, rtol=1e-3, atol=1e-9)
     expected = ((slopes(discriminate, network, between).sqrt() - 1.5) / 1.5).square().mean()
     torch.testing.assert_close(gp, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_differences_over_small_noise_are_the_slope_in_the_mean(judge, images):
+    """For a linear function exactly, whatever the step; for a network with enough draws, in float64."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(256, generator=draw, dtype=torch.float64)
+    flat = torch.randn(20_000, 256, generator=draw, dtype=torch.float64)
+
+    def linear(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ weight
+
+    for sigma in (1e-3, 1.0):
+        rough = rough_slope_penalty(linear, torch.zeros_like(flat), flat, sigma)
+        assert rough.item() == pytest.approx(slope_penalty(linear, flat).item(), rel=0.03)
+
+    discriminate, _ = judge
+    reals, _ = images
+    exact = slope_penalty(discriminate, reals)
+    along, step = torch.randn(4, 1, 16, 16, generator=draw, dtype=torch.float64), 1e-6
+    with torch.no_grad():  # the derivative along one direction, by central differences
+        moved = discriminate(reals + step * along) - discriminate(reals - step * along)
+    expected = 0.5 * (moved / (2 * step)).square().mean()
+    torch.testing.assert_close(
+        rough_slope_penalty(discriminate, reals, along, step), expected, rtol=1e-2, atol=1e-9
+    )
+    draws = [torch.randn(4, 1, 16, 16, generator=draw, dtype=torch.float64) for _ in range(400)]
+    mean_of_all = torch.stack([rough_slope_penalty(discriminate, reals, e, step) for e in draws]).mean()
+    assert mean_of_all.item() == pytest.approx(exact.item(), rel=0.35)
 
 
 def test_gradients_of_penalties_agree_with_finite_differences(judge, images):

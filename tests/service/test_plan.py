@@ -11,7 +11,7 @@ import yaml
 from service import plan
 from service.data.dataset import read
 from service.data.index import read_index
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import Curriculum, curriculum_of
 from service.errors import DataError, UsageError
 from service.storage import open_storage
 from service.training.feed import dataset_of, requests
@@ -53,7 +53,7 @@ def test_the_samples_of_a_batch_are_those_that_a_training_is_shown(
     lines = capsys.readouterr().out.splitlines()
     samples = [line.split() for line in lines if "shard-" in line and "shard and key" not in line]
     config = tiny_config(digits, tmp_path / "run", data={"flip": True})
-    curriculum = Curriculum(config.phases, config.training.d_steps)
+    curriculum = curriculum_of(config)
     first = int(samples[0][0].replace(",", ""))
     index = read_index(open_storage(str(digits)))
     dataset = dataset_of(config, index)

@@ -93,10 +93,10 @@ def test_bad_settings_name_the_key_the_value_and_the_remedy(arguments, words, ca
             r"--run\.image: no such setting; did you mean --run\.images\?",
         ),
         (["--preset", "digits", "--run.images", "5", "6"], r"unrecognized arguments: 6"),
-        (["--preset", "digits", "--training.r1", "-1"], r"training\.r1: '-1': Input should be greater"),
+        (["--preset", "digits", "--training.r1", "-1"], r"training\.r1: -1: Input should be greater"),
         (
             ["--preset", "digits", "--training.r1=-1e-3"],
-            r"training\.r1: '-1e-3': Input should be greater",
+            r"training\.r1: -0\.001: Input should be greater",
         ),
         (["--config", "/nowhere.yaml"], r"/nowhere\.yaml: no such file"),
         (["--config", "/"], r"/: cannot be read as YAML"),

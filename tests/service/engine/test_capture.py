@@ -18,7 +18,7 @@ from service.data.dataset import Batch
 from service.engine import step as steps
 from service.engine.capture import Replays
 from service.engine.cost import costs
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import Curriculum, curriculum_of
 from service.engine.distributed import Workers
 from service.engine.gradients import Gradients
 from service.engine.state import new_state
@@ -35,7 +35,7 @@ OPERATIONS = {
     "biggan-deep": 2950,
     "progan": 980,
     "stylegan": 1530,
-    "mnist-pggan": 680,
+    "mnist-pggan": 1400,
 }
 """What the longest cycle of a fade dispatches in fp32, views left out; each is a kernel or more."""
 
@@ -137,7 +137,7 @@ def exchanges(config: Config, count: int) -> Counter[str]:
     """The collectives of the first cycle among so many workers."""
     state = new_state(config, CPU)
     step = Step(config, state, Workers(0, count, CPU))
-    cycle = Curriculum(config.phases, config.training.d_steps).at(0)
+    cycle = curriculum_of(config).at(0)
     size = config.phases[0].batch // count
     side = cycle.stage.resolution
     images = np.zeros((size, side, side, config.model.channels), np.uint8)

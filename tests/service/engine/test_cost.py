@@ -6,7 +6,7 @@ import torch
 from benchmarks import gpu
 from service.config import Config
 from service.engine.cost import costs
-from service.engine.curriculum import Curriculum
+from service.engine.curriculum import curriculum_of
 from service.engine.distributed import Workers
 from service.engine.flops import Flops
 from service.engine.state import networks, new_state
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def first_span(config: Config):
-    return Curriculum(config.phases, config.training.d_steps).spans[0]
+    return curriculum_of(config).spans[0]
 
 
 def taken(config: Config) -> tuple[int, int]:
@@ -27,7 +27,7 @@ def taken(config: Config) -> tuple[int, int]:
     state = new_state(config, CPU)
     step = Step(config, state, Workers(0, 1, CPU), lambda span: config.scale.most_at_once)
     cycles, data = (
-        Curriculum(config.phases, config.training.d_steps).cycles(0, 10**6),
+        curriculum_of(config).cycles(0, 10**6),
         gpu.batches(config),
     )
     step.cycle(next(cycles), data)

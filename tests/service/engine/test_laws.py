@@ -163,6 +163,22 @@ FAMILIES = {
         {"family": "stylegan", "width": 8, "mapping_layers": 2},
         {"loss": "non-saturating", "r1": 2.0, "style_mixing": 0.9, "adam_beta2": 0.99},
     ),
+    "dcgan with pairs, R1 and R2": (
+        {"family": "dcgan", "width": 4},
+        {
+            "loss": "relativistic",
+            "r1": {"from": 1.0, "to": 0.1, "images": 96},
+            "r2": 0.5,
+            "r2_every": 2,
+            "lr_generator": {"from": 1e-3, "to": 1e-4, "images": 64, "shape": "cosine"},
+            "adam_beta2": {"from": 0.9, "to": 0.99, "images": 96},
+            "ema_half_life_images": {"from": 0, "to": 500, "images": 96},
+        },
+    ),
+    "progan with pairs and rough slopes": (
+        {"family": "progan", "width": 8},
+        {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "slope_sigma": 0.1},
+    ),
     "sagan with orthogonal regularisation": (
         {"family": "sagan", "width": 4, "attention": 8},
         {"loss": "lsgan", "gradient_penalty": 1, "gradient_penalty_every": 3, "orthogonal": 1e-4},
@@ -207,7 +223,9 @@ def test_law_2_holds_for_every_regulariser_and_every_layer_that_looks_at_the_bat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["progan with gradient penalty", "stylegan"])
+@pytest.mark.parametrize(
+    "name", ["progan with gradient penalty", "stylegan", "dcgan with pairs, R1 and R2"]
+)
 def test_law_3_holds_with_penalties_noise_and_adam_reset_where_a_rung_begins(name, digits, tmp_path):
     torch.set_num_threads(1)
     config = family_config(name, digits, tmp_path / "run", "fp32")

@@ -10,6 +10,8 @@ import torch
 
 from service.config import Config
 from service.engine import distributed
+from service.engine.curriculum import curriculum_of
+from service.engine.inputs import Sources
 from service.engine.state import TrainState, new_state
 from service.engine.step import MEASURES, Step
 from service.training.context import Context
@@ -56,6 +58,32 @@ def test_a_batch_for_another_clock_is_refused(digits):
         pytest.raises(RuntimeError, match="the batch for clock 16, but it is 0"),
     ):
         step.cycle(first, batches)
+
+
+def test_schedules_are_followed_cycle_by_cycle(digits):
+    half, whole = ({"from": 2e-3, "to": 1e-3, "images": images} for images in (32, 64))
+    config = config_of(digits, lr_generator=half, r1=whole, adam_beta2={**whole, "from": 0.9, "to": 0.5})
+    state, measured = take(config, 3)
+    assert (state.optimizer_g.rate, state.optimizer_d.rate) == (1e-3, config.training.lr_discriminator)
+    assert state.optimizer_g.betas == (0.0, pytest.approx(0.7))
+    fixed = take(config_of(digits, lr_generator=2e-3, r1=2e-3, adam_beta2=0.9), 1)[1][0]["penalty"]
+    assert measured[0]["penalty"] == fixed
+
+
+def test_a_paired_loss_shows_a_batch_to_each_step_with_the_labels_of_the_real_images(digits):
+    config = config_of(digits, loss="relativistic", d_steps=2)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"classes": 10})})
+    curriculum = curriculum_of(config)
+    first, second = list(curriculum.cycles(0, 96))
+    assert (list(first.batches()), list(first.steps)) == ([0, 16, 32], [0, 16])
+    assert second.start == 48
+    context = Context(config, distributed.join(), 0, None)
+    with context.feeders, context.load([first], 0) as batches:
+        inputs = list(Sources(config, 0, 0, context.workers).cycle(first, batches, 0))
+    reals = [each["images"] for each in inputs[:3]]
+    assert all(len(images) == 16 for images in reals)
+    for each in inputs[:3]:
+        assert each["labels"].tolist() == each["real_labels"].tolist()
 
 
 @pytest.mark.slow
