@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def command(data, tmp_path) -> list[str]:
         f"s3://{BUCKET}/unused",
         run={"images": TRIAL_IMAGES},
         checkpoint={"every_images": EVERY},
-        tracking={"every_images": EVERY},
+        tracking={"every_images": EVERY, "uri": os.environ["MLFLOW_TRACKING_URI"]},
         evaluation={"images": 64, "scores": ["swd"], "best": "swd"},
     )
     space = {
