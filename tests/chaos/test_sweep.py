@@ -21,6 +21,8 @@ from service.storage.lock import read_holder
 from tests.chaos.conftest import LIMIT_S, tell
 from tests.conftest import run_command, start_command, tiny_values
 
+pytestmark = pytest.mark.long
+
 TRIALS, TRIAL_IMAGES, EVERY = 2, 480, 80
 ADDRESS = f"s3://{BUCKET}/sweeps/chaos"
 
