@@ -22,6 +22,8 @@ AMENDABLE = (
     "training.r2_every",
     "training.gradient_penalty",
     "training.gradient_penalty_every",
+    "training.augment_p",
+    "training.augment_target",
     "training.drift",
     "training.orthogonal",
     "training.style_mixing",
@@ -54,10 +56,12 @@ def resolve(training: TrainingSettings, amendment: Amendment, where: str) -> dic
     return values
 
 
-def _amended(before: float | Schedule, change: float | str) -> float:
+def _amended(before: float | Schedule | None, change: float | str) -> float:
     """The setting after the change. A whole number stays whole: its product with a factor is rounded."""
     text = str(change)
     if text.startswith("x") and not isinstance(before, Schedule):
+        if before is None:
+            raise ValueError("nothing to multiply")
         value = before * float(text[1:])
     else:
         value = float(text)

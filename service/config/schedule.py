@@ -64,11 +64,13 @@ def _within(kind: Any) -> Callable[[Schedule], Schedule]:
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 HalfLife = Annotated[int, Field(ge=1)]
 
 ScheduledRate = Rate | Annotated[Schedule, AfterValidator(_within(Rate))]
 ScheduledWeight = Weight | Annotated[Schedule, AfterValidator(_within(Weight))]
+ScheduledShare = Share | Annotated[Schedule, AfterValidator(_within(Share))]
 ScheduledDecay = Decay | Annotated[Schedule, AfterValidator(_within(Decay))]
 ScheduledHalfLife = HalfLife | Annotated[Schedule, AfterValidator(_within(Weight))]
 
@@ -83,8 +85,9 @@ class Scheduled:
     r2: float
     adam_beta2: float
     ema_half_life_images: float
+    augment_p: float | None
 
 
-def at(setting: float | Schedule, clock: int) -> float:
+def at(setting: float | Schedule | None, clock: int) -> float | None:
     """A setting's value at this clock."""
     return setting.at(clock) if isinstance(setting, Schedule) else setting

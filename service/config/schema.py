@@ -33,6 +33,11 @@ from service.storage.base import BLOCK_BYTES
 
 MLFLOW_DATABASE = "mlflow.db"
 
+LEAST_AUGMENTED = 8
+"""Pixels per side that images have at least where they are augmented."""
+NO_ZERO = ("wgan", "relativistic")
+"""Losses of which only differences of logits count."""
+
 
 class Config(BaseModel):
     """Everything that a run is made of."""
@@ -171,6 +176,24 @@ def _check_styles(config: Config) -> None:
         )
 
 
+def _check_augmentation(config: Config) -> None:
+    training, first = config.training, config.phases[0].resolution
+    if training.augment == "none":
+        if training.augment_p is not None:
+            raise ValueError("training.augment_p: given, but training.augment is none; set it to ada")
+        return
+    if first < LEAST_AUGMENTED:
+        raise ValueError(
+            f"training.augment: {training.augment} moves images by an eighth of their side, which at"
+            f" {first} px is no pixel; begin at {LEAST_AUGMENTED} px or more, or set none"
+        )
+    if training.augment == "ada" and training.augment_p is None and training.loss in NO_ZERO:
+        raise ValueError(
+            f"training.augment_p: null, but the logits of {training.loss} have no zero that tells how"
+            " often to augment; give a chance such as 0.5, or a schedule"
+        )
+
+
 def _check_workers(config: Config) -> None:
     if not config.worker_counts:
         raise ValueError(_no_worker_count(config))
@@ -257,6 +280,7 @@ RULES: tuple[Callable[[Config], None], ...] = (
     _check_phases,
     _check_shape,
     _check_styles,
+    _check_augmentation,
     _check_workers,
     _check_rewinds,
     _check_tracking,

@@ -14,6 +14,7 @@ from service.config.schedule import (
     ScheduledDecay,
     ScheduledHalfLife,
     ScheduledRate,
+    ScheduledShare,
     ScheduledWeight,
     at,
 )
@@ -127,6 +128,14 @@ class TrainingSettings(Section):
     """Weight of the squared logits of real images; it keeps the logits of wgan near 0."""
     orthogonal: float = Field(default=0.0, ge=0)
     """Weight of orthogonal regularisation of the generator, without its embeddings; 0 for none."""
+    augment: Literal["none", "diffaugment", "ada"] = "none"
+    """How images are changed before the discriminator sees them, real and generated: for few images."""
+    augment_p: ScheduledShare | None = None
+    """Chance of each change; null: always (diffaugment), or as high as augment_target asks (ada)."""
+    augment_target: float = Field(default=0.6, gt=0, lt=1)
+    """Mean sign of the logits of real images that ada goes for; a lower one augments more."""
+    augment_images: Images = 500_000
+    """Images in which ada may go from never to always."""
     style_mixing: float = Field(default=0.0, ge=0, le=1)
     """Share of generated images that mix two styles (stylegan)."""
     w_average_half_life_images: Images = 5000
@@ -168,7 +177,8 @@ class TrainingSettings(Section):
 
     def at(self, clock: int) -> Scheduled:
         """The values at this clock of what may have a schedule."""
-        return Scheduled(**{f.name: at(getattr(self, f.name), clock) for f in fields(Scheduled)})
+        values: dict[str, Any] = {f.name: at(getattr(self, f.name), clock) for f in fields(Scheduled)}
+        return Scheduled(**values)
 
 
 class DataSettings(Section):

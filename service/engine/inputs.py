@@ -16,6 +16,7 @@ from torch import Tensor
 from models.losses import LOSSES
 from service.config import Config
 from service.data.dataset import Batch
+from service.engine.augment import DRAWS
 from service.engine.curriculum import Cycle
 from service.engine.device import side_stream
 from service.engine.distributed import Workers
@@ -49,9 +50,10 @@ class Sources:
         """
         for start in cycle.steps:
             yield self._discriminator(cycle, start, batches, layers)
-        arrays = self.drawn(self.draws_g, self._workers.share(cycle.start, cycle.span.batch), layers)
+        numbers, draws = self._workers.share(cycle.start, cycle.span.batch), self.draws_g
+        arrays = self.drawn(draws, numbers, layers) | self._changes(draws, numbers, "fake")
         if self._paired:
-            arrays |= self._reals(batches, cycle.steps.stop)
+            arrays |= self._reals(batches, cycle.steps.stop) | self._changes(draws, numbers, "real")
         yield arrays
         yield self._numbers(cycle)
 
@@ -83,7 +85,15 @@ class Sources:
         if training.slope_sigma:
             for side in ("real", "fake"):
                 arrays[f"{side}_nudges"] = np.array(draws.seeds(numbers, f"{side} nudge"))
-        return arrays
+        return arrays | self._changes(draws, numbers, "real") | self._changes(draws, numbers, "fake")
+
+    def _changes(self, draws: Draws, numbers: NDArray[np.int64], side: str) -> Arrays:
+        """What decides how images are augmented."""
+        count = DRAWS.get(self._config.training.augment, 0)
+        if not count:
+            return {}
+        changes = draws.uniforms(numbers, f"augment {side}", count)
+        return {f"{side}_changes": changes.astype(self._float)}
 
     def _reals(self, batches: Iterator[Batch], start: int) -> Arrays:
         batch = next(batches)
@@ -101,6 +111,7 @@ class Sources:
             "alpha": cycle.stage.alpha,
             "weights_share": 1 - _decay(images, half_life),
             "styles_share": 1 - _decay(images, training.w_average_half_life_images),
+            "augment_move": images / training.augment_images,
         }
         return {name: np.array(value, self._float) for name, value in values.items()}
 

@@ -24,3 +24,4 @@ class PlainState:
     attempt: Count = 0
     amendments: Annotated[tuple[Amended, ...], Field(max_length=1000)] = ()
     collapse: CollapseState = field(default_factory=CollapseState)
+    augment_p: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -20,7 +20,10 @@ from service.engine.plain import PARTS, Amended, PlainState
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds. `attempt` counts rewinds; `amendments` are their changes."""
+    """What a checkpoint holds. `attempt` counts rewinds; `amendments` are their changes.
+
+    `augment_p`, the chance of an augmentation, is a scalar on the device, which moves it.
+    """
 
     generator: GrowingGenerator
     discriminator: GrowingDiscriminator
@@ -28,6 +31,7 @@ class TrainState:
     optimizer_g: Adam
     optimizer_d: Adam
     spectra: Spectra
+    augment_p: Tensor
     seed: int
     clock: int = 0
     attempt: int = 0
@@ -45,7 +49,14 @@ class TrainState:
 
     def plain(self) -> PlainState:
         """The plain values of the state."""
-        return PlainState(self.seed, self.clock, self.attempt, self.amendments, self.collapse)
+        return PlainState(
+            self.seed,
+            self.clock,
+            self.attempt,
+            self.amendments,
+            self.collapse,
+            self.augment_p.item(),
+        )
 
     def load(self, tensors: dict[str, dict[str, Any]], plain: PlainState) -> None:
         """Take over the state of `tensors` and `plain`; RuntimeError if parts or shapes differ."""
@@ -55,6 +66,7 @@ class TrainState:
             getattr(self, name).load_state_dict(content)
         self.seed, self.clock, self.attempt = plain.seed, plain.clock, plain.attempt
         self.amendments, self.collapse = plain.amendments, plain.collapse
+        self.augment_p.fill_(plain.augment_p)
 
 
 def new_state(config: Config, device: torch.device) -> TrainState:
@@ -91,8 +103,16 @@ def state_of(
         _adam(generator.parameters(), begun.lr_generator, training),
         _adam(discriminator.parameters(), begun.lr_discriminator, training),
         spectra,
+        _first_chance(training, next(generator.parameters()).device),
         seed=config.run.seed,
     )
+
+
+def _first_chance(training: TrainingSettings, device: torch.device) -> Tensor:
+    """The chance of an augmentation at image 0: 0 where it is driven."""
+    given = training.at(0).augment_p
+    always = 1.0 if training.augment == "diffaugment" else 0.0
+    return torch.tensor(always if given is None else given, dtype=torch.float64, device=device)
 
 
 def _prepare(network: nn.Module, training: TrainingSettings, device: torch.device) -> None:

@@ -38,6 +38,7 @@ from service.config import Config
 from service.config.portions import Portions, portions
 from service.config.schedule import Scheduled
 from service.data.dataset import Batch
+from service.engine.augment import augment
 from service.engine.capture import EAGER, Replays, can_capture
 from service.engine.compile import Compiled
 from service.engine.curriculum import Cycle, Span
@@ -64,6 +65,7 @@ MEASURES = (
     "grad_norm_d",
     "grad_norm_g",
     "nonfinite",
+    "augment_p",
 )
 FINITE = ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g")
 """A cycle in which one of these is not finite counts as `nonfinite`."""
@@ -106,6 +108,7 @@ class Step:
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
         self.sources = Sources(config, state.seed, state.attempt, workers)
         self._most = most
+        self._drives_augmentation = self.training.augment == "ada" and self.training.augment_p is None
         self._generator: Call = state.generator
         self._discriminator: Call = state.discriminator
         if config.training.compile:
@@ -228,6 +231,8 @@ class Step:
         ):
             optimizer.rate = rate * cycle.span.lr_scale
             optimizer.betas = self.training.adam_beta1, values.adam_beta2
+        if values.augment_p is not None:
+            self.state.augment_p.fill_(values.augment_p)
 
     def _count(self, due: Sequence[Due], work: Callable[[], Measures]) -> Measures:
         """Do the work, and count its operations; they are counted where nothing is compiled."""
@@ -260,12 +265,16 @@ class Step:
     ) -> Measures:
         """The cycle on the device: a function of the state and of its inputs."""
         *steps, generator, numbers = inputs
+        augmented = self.state.augment_p.to(self.dtype, copy=True)
         parts = [
             self._discriminator_step(stage, step, dealt, each)
             for step, each in zip(steps, due, strict=True)
         ]
         measures = _mean(parts) | self._generator_step(stage, generator, dealt)
         self._average(generator, numbers)
+        measures["augment_p"] = augmented
+        if self._drives_augmentation:
+            self._drive_augmentation(measures["accuracy_real"], numbers["augment_move"])
         watched = torch.stack([measures[name] for name in FINITE])
         measures["margin"] = measures["logit_real"] - measures["logit_fake"]
         measures["nonfinite"] = 1 - watched.sum().isfinite().to(watched.dtype)
@@ -287,8 +296,10 @@ class Step:
                     penalty.requires_grad
                 ):  # the backward frees its activations before the loss has its own
                     (penalty / dealt.count).backward()
+            seen_reals = self._augment(reals, portion, "real")
+            seen_fakes = self._augment(fakes, portion, "fake")
             with self._autocast():
-                real, fake = self._judge(reals, fakes, portion, stage)
+                real, fake = self._judge(seen_reals, seen_fakes, portion, stage)
             loss = self.loss.discriminator(real, fake)
             ((loss + self.training.drift * drift(real)) / dealt.count).backward()
             parts.append(self._measure(loss.detach(), penalty.detach(), real.detach(), fake.detach()))
@@ -330,14 +341,15 @@ class Step:
         training, values, total = self.training, self._values, reals.new_zeros(())
         assert values is not None
 
-        def discriminate(images: Tensor, labels: str = "real_labels") -> Tensor:
-            return self.state.discriminator(images, inputs[labels], stage)
+        def discriminate(images: Tensor, side: str = "real") -> Tensor:
+            labels = inputs["real_labels" if side == "real" else "labels"]
+            return self.state.discriminator(self._augment(images, inputs, side), labels, stage)
 
         if due.r1:
             penalty = self._slope(discriminate, reals, inputs.get("real_nudges"))
             total = total + values.r1 * training.r1_every * penalty
         if due.r2:
-            judge_fakes = partial(discriminate, labels="labels")
+            judge_fakes = partial(discriminate, side="fake")
             penalty = self._slope(judge_fakes, fakes, inputs.get("fake_nudges"))
             total = total + values.r2 * training.r2_every * penalty
         if due.between:
@@ -363,7 +375,9 @@ class Step:
             for portion in _portions(inputs, dealt):
                 with self._autocast():
                     fakes = self._generate(self._generator, portion, stage)
-                    logits = self._discriminator(fakes.to(self.dtype), portion["labels"], stage)
+                fakes = self._augment(fakes.to(self.dtype), portion, "fake")
+                with self._autocast():
+                    logits = self._discriminator(fakes, portion["labels"], stage)
                 fake = logits.to(self.dtype)
                 real = self._compared(portion, stage) if self.loss.paired else fake
                 loss = self.loss.generator(fake, real)
@@ -380,9 +394,26 @@ class Step:
     def _compared(self, inputs: Inputs, stage: Stage) -> Tensor:
         """Logits of the real images that the generator's are compared with."""
         with self._autocast():
-            reals = self._pixels(inputs["images"], stage)
+            reals = self._augment(self._pixels(inputs["images"], stage), inputs, "real")
             logits = self._discriminator(reals, inputs["real_labels"], stage)
         return logits.to(self.dtype)
+
+    def _augment(self, images: Tensor, inputs: Inputs, side: str) -> Tensor:
+        """The images as the discriminator sees them; `side` says whether they are real or fake."""
+        if self.training.augment == "none":
+            return images
+        chance = self.state.augment_p
+        return augment(self.training.augment, images, inputs[f"{side}_changes"], chance)
+
+    @torch.no_grad()
+    def _drive_augmentation(self, accuracy: Tensor, move: Tensor) -> None:
+        """Augment more where real images are told too well, else less (Karras et al. 2020, §3.1).
+
+        The mean sign of their logits is twice the share of those that are taken for real, minus 1.
+        """
+        told = 2 * self.workers.mean(accuracy.double()) - 1
+        sign = torch.sign((told - self.training.augment_target).round(decimals=6))
+        self.state.augment_p.add_(sign * move).clamp_(0, 1)
 
     @torch.no_grad()
     def _average(self, inputs: Inputs, numbers: Inputs) -> None:

@@ -179,6 +179,14 @@ FAMILIES = {
         {"family": "progan", "width": 8},
         {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "slope_sigma": 0.1},
     ),
+    "progan with ada and R1": (
+        {"family": "progan", "width": 8},
+        {"loss": "non-saturating", "r1": 1.0, "augment": "ada", "augment_images": 64},
+    ),
+    "dcgan with DiffAugment": (
+        {"family": "dcgan", "width": 4},
+        {"loss": "non-saturating", "r1": 1.0, "augment": "diffaugment"},
+    ),
     "sagan with orthogonal regularisation": (
         {"family": "sagan", "width": 4, "attention": 8},
         {"loss": "lsgan", "gradient_penalty": 1, "gradient_penalty_every": 3, "orthogonal": 1e-4},
@@ -224,7 +232,13 @@ def test_law_2_holds_for_every_regulariser_and_every_layer_that_looks_at_the_bat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["progan with gradient penalty", "stylegan", "dcgan with pairs, R1 and R2"]
+    "name",
+    [
+        "progan with gradient penalty",
+        "stylegan",
+        "dcgan with pairs, R1 and R2",
+        "progan with ada and R1",
+    ],
 )
 def test_law_3_holds_with_penalties_noise_and_adam_reset_where_a_rung_begins(name, digits, tmp_path):
     torch.set_num_threads(1)

@@ -1,5 +1,7 @@
 """One cycle at a time: when penalties are due, in which precision, and what a new rung forgets."""
 
+import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,21 @@ def test_schedules_are_followed_cycle_by_cycle(digits):
     assert state.optimizer_g.betas == (0.0, pytest.approx(0.7))
     fixed = take(config_of(digits, lr_generator=2e-3, r1=2e-3, adam_beta2=0.9), 1)[1][0]["penalty"]
     assert measured[0]["penalty"] == fixed
+
+
+@pytest.mark.parametrize(("target", "direction"), [(0.01, 1), (0.99, -1)])
+def test_the_chance_of_augmentation_goes_towards_the_target_and_is_measured(digits, target, direction):
+    config = config_of(digits, augment="ada", augment_target=target, augment_images=160)
+    state, measured = take(config, 4)
+    told = [each["augment_p"] for each in measured]
+    moves = [after - before for before, after in itertools.pairwise([*told, state.augment_p.item()])]
+    signs = [each["accuracy_real"] * 2 - 1 - target for each in measured]
+    for before, move, sign in zip(told, moves, signs, strict=True):
+        expected = min(1, max(0, before + math.copysign(0.1, sign)))
+        assert before + move == pytest.approx(expected, abs=1e-6)
+    assert told[0] == 0
+    assert state.plain().augment_p == state.augment_p.item()
+    assert (max(told) > 0) == (direction > 0)
 
 
 def test_a_paired_loss_shows_a_batch_to_each_step_with_the_labels_of_the_real_images(digits):
