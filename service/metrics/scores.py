@@ -17,6 +17,7 @@ from service.metrics.feature_set import FeatureSet
 from service.metrics.frechet import frechet_distance, moments
 from service.metrics.kid import kid
 from service.metrics.real import RealStatistics
+from service.metrics.settled import settled
 
 _OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 _MEMORISATION = ("z", "p_value", "nearer", "copies")
@@ -116,11 +117,12 @@ def compute(
 
     All scores but SWD and MS-SSIM need `features` and `real`; only SWD needs `held_out_images` uint8
     [m, h, w, c]. All images are measured, but SWD cuts the larger set. Scores depend on the number of
-    images: compare at equal counts. Equal arguments give equal values, whichever workers measured the
-    images. UsageError if scores are unknown or impossible with so few images; ValueError if an argument
-    is missing.
+    images, not on their order: compare at equal counts. Equal arguments give equal values, whichever
+    workers measured the images. UsageError if scores are unknown or impossible with so few images;
+    ValueError if an argument is missing.
     """
     check_scores(scores)
+    generated = _settle(generated, need_images(scores))
     result: dict[str, float] = {}
     if need_features(scores):
         if features is None or real is None or generated.features is None:
@@ -140,10 +142,21 @@ def compute(
     if "swd" in scores:
         if held_out_images is None:
             raise ValueError("swd: give the held-out images")
-        result |= _swd(held_out_images, generated.images, seed)
+        result |= _swd(held_out_images[settled(held_out_images)], generated.images, seed)
     if "ms_ssim" in scores:
         result["ms_ssim"] = ms_ssim.ms_ssim(generated.images, generated.labels, seed=seed)
     return result
+
+
+def _settle(generated: Generated, with_images: bool) -> Generated:
+    """The same in an order of their own: data in the order of its classes would give unfair parts."""
+    features = generated.features
+    order = settled(generated.images if features is None else features)
+    return Generated(
+        generated.images[order] if with_images else generated.images,
+        generated.labels[order],
+        None if features is None else features[order],
+    )
 
 
 def _of_features(
@@ -158,7 +171,7 @@ def _of_features(
     if "fd" in scores:
         values["fd"] = frechet_distance(real.moments, moments(generated))
     if "kid" in scores:
-        values["kid"], values["kid_std"] = kid(held_out, generated, seed)
+        values["kid"], values["kid_std"] = kid(held_out[settled(held_out)], generated, seed)
     if "is" in scores:
         probabilities = features.probabilities(generated)
         values["is"], values["is_std"] = inception_score.inception_score(probabilities)

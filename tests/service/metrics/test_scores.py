@@ -24,6 +24,7 @@ from service.metrics.scores import (
     name,
     obstacles,
 )
+from service.metrics.settled import settled
 
 ENOUGH = Setting(resolution=32, held_out=200, training=300, generated=250)
 
@@ -65,11 +66,14 @@ def measured(features: FeatureSet, scores=SCORES, images=GENERATED, **options) -
 def test_every_score_is_the_one_of_its_module():
     features = thumbnails()
     held_out, training, generated = (features(x) for x in (HELD_OUT, TRAINING, GENERATED))
+    order = settled(generated)
+    shown, labels = GENERATED[order], LABELS[order]
+    generated = generated[order]
     around = prdc.prdc(held_out, generated)
     copying = memorisation.memorisation(generated, held_out, training)
-    distance = kid.kid(held_out, generated)
+    distance = kid.kid(held_out[settled(held_out)], generated)
     sureness = inception_score.inception_score(features.probabilities(generated))
-    slices = swd.swd(HELD_OUT, GENERATED[:200])
+    slices = swd.swd(HELD_OUT[settled(HELD_OUT)], shown[:200])
     assert measured(features) == {
         "fd_thumbnail": frechet_distance(moments(held_out), moments(generated)),
         "kid_thumbnail": distance[0],
@@ -86,8 +90,32 @@ def test_every_score_is_the_one_of_its_module():
         "memorisation_copies_thumbnail": copying.copies,
         "swd": slices[16],
         "swd_16": slices[16],
-        "ms_ssim": ms_ssim.ms_ssim(GENERATED, LABELS),
+        "ms_ssim": ms_ssim.ms_ssim(shown, labels),
     }
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_score_does_not_depend_on_the_order_of_the_images(score):
+    """Shards may be in the order of their classes; parts of them would show one class each."""
+    features, rng = thumbnails(), np.random.default_rng(3)
+    expected = measured(features, [score])
+    mine, theirs, seen = (rng.permutation(len(x)) for x in (GENERATED, HELD_OUT, TRAINING))
+    reality = RealStatistics(
+        FeatureSample(features(HELD_OUT)[theirs], theirs),
+        FeatureSample(features(TRAINING)[seen], 200 + seen),
+    )
+    images = GENERATED[mine]
+    generated = Generated(images, LABELS[mine], features(images))
+    found = compute([score], generated, features, reality, HELD_OUT[theirs])
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_images_of_a_class_in_a_row_show_as_many_classes_as_shuffled_ones():
+    """A perfect generator of ten classes, in their order: its parts would show one each."""
+    sure = np.repeat(np.eye(10), 30, axis=0) * 0.98 + 0.002
+    order = settled(sure.astype(np.float32))
+    assert inception_score.inception_score(sure)[0] == pytest.approx(1, abs=0.01)
+    assert inception_score.inception_score(sure[order])[0] > 7
 
 
 @pytest.mark.parametrize("score", SCORES)
