@@ -153,7 +153,7 @@ class TrainingSettings(Section):
     adam_eps: float = Field(default=1e-6, gt=0)
     """Adam's epsilon, added to the root of the mean squared gradient."""
     reset_adam: bool = False
-    """Forget Adam's averages when a new rung begins."""
+    """Forget Adam's averages where a rung begins, and where its fade ends."""
     ema_half_life_images: ScheduledHalfLife
     """Half-life of the running average of the generator's weights."""
     ema_rampup: float = Field(default=0.05, gt=0)

@@ -12,9 +12,9 @@ from service.config import Config, Phase
 class Span:
     """A phase's fade or hold, or a part of it: images [start, end), in whole cycles of one kind.
 
-    The whole fade or hold is images [whole_start, whole_end). `new_rung` is True if the span before was
-    at another resolution, and for the first span. The last `generator_images` of a cycle are those that
-    the generator's step compares with its own.
+    The whole fade or hold is images [whole_start, whole_end). `turns` is True where a fade begins or
+    ends, or a rung without one, and for the first span. The last `generator_images` of a cycle are those
+    that the generator's step compares with its own.
     """
 
     start: int
@@ -27,7 +27,7 @@ class Span:
     lr_scale: float
     cycle_images: int
     generator_images: int
-    new_rung: bool
+    turns: bool
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Curriculum:
                             phase.lr_scale,
                             cycle,
                             phase.batch if paired else 0,
-                            new_rung=not spans or spans[-1].resolution != phase.resolution,
+                            turns=start == clock and _turns(spans, phase.resolution),
                         )
                     )
                 clock = parts[-1][1] if parts else clock
@@ -117,8 +117,8 @@ class Curriculum:
         last = spans[-1]
         beyond = max(self._steps[-1][0] + 1, last.end) - last.start
         for start, end, cycle in self._parts(last.start, beyond, last.batch):
-            rung = last.new_rung and start == last.start
-            yield replace(last, start=start, end=end, cycle_images=cycle, new_rung=rung)
+            turns = last.turns and start == last.start
+            yield replace(last, start=start, end=end, cycle_images=cycle, turns=turns)
 
     def span_at(self, clock: int) -> Span:
         """The span that contains the clock; beyond the table the last one."""
@@ -158,6 +158,11 @@ class Curriculum:
             cycle = self.at(clock)
             yield cycle
             clock = cycle.end
+
+
+def _turns(before: Sequence[Span], resolution: int) -> bool:
+    """Whether a fade or hold at this resolution, after these spans, begins with other networks."""
+    return not before or before[-1].resolution != resolution or before[-1].fading
 
 
 def curriculum_of(

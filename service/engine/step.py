@@ -213,7 +213,7 @@ class Step:
         self._gradients_d = Gradients(self._active_d, self.workers, compression)
         self._places = Places(device)
         self._flops, self._taken = {}, Counter()
-        if self.training.reset_adam and span.new_rung and cycle.start == span.start:
+        if self.training.reset_adam and span.turns and cycle.start == span.start:
             state.optimizer_g.forget()
             state.optimizer_d.forget()
         self._span, self._values = span, None
@@ -393,8 +393,8 @@ class Step:
     @torch.no_grad()
     def _compared(self, inputs: Inputs, stage: Stage) -> Tensor:
         """Logits of the real images that the generator's are compared with."""
+        reals = self._augment(self._pixels(inputs["images"], stage), inputs, "real")
         with self._autocast():
-            reals = self._augment(self._pixels(inputs["images"], stage), inputs, "real")
             logits = self._discriminator(reals, inputs["real_labels"], stage)
         return logits.to(self.dtype)
 

@@ -75,10 +75,10 @@ def test_the_cycle_before_a_clock_is_the_one_that_ended_there():
     assert curriculum.before(0) == cycles[0]
 
 
-def test_a_new_rung_is_told_from_a_phase_at_the_same_one():
+def test_a_turn_is_told_from_a_phase_at_the_same_rung():
     again = Phase(resolution=16, hold_images=16, batch=16)
     curriculum = Curriculum([*PHASES, again], d_steps=1)
-    assert [span.new_rung for span in curriculum.spans] == [True, True, False, False]
+    assert [span.turns for span in curriculum.spans] == [True, True, True, False]
 
 
 def test_an_amendment_of_the_steps_cuts_a_fade_which_goes_on_to_its_end():
@@ -87,7 +87,7 @@ def test_an_amendment_of_the_steps_cuts_a_fade_which_goes_on_to_its_end():
     # the fade of 50 images, from 112 on, is 64 with the rounding of its larger cycles
     stages = [amended.at(images).stage for images in (112, 128, 144, 160, 176)]
     assert stages == [Stage(16, alpha) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    assert [span.new_rung for span in amended.spans] == [True, True, False, False]
+    assert [span.turns for span in amended.spans] == [True, True, False, True]
     assert Curriculum(PHASES, 1, [(128, 3), (128, 1)]).end == plain.end  # of two the later counts
 
 

@@ -168,13 +168,13 @@ def test_penalties_of_both_kinds_add_up(digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reset", [True, False])
-def test_adam_forgets_where_a_rung_begins_if_it_is_told_to(reset, digits):
+def test_adam_forgets_where_a_fade_begins_and_ends_if_it_is_told_to(reset, digits):
     state, _ = take(config_of(digits, reset_adam=reset), 6)
     steps = {int(entry["step"]) for entry in state.optimizer_g.state.values()}
     assert max(steps) == (2 if reset else 6)
-    state, _ = take(config_of(digits, reset_adam=reset), 7)  # the hold of a rung is no new rung
+    state, _ = take(config_of(digits, reset_adam=reset), 7)  # and where its fade ends
     steps = {int(entry["step"]) for entry in state.optimizer_g.state.values()}
-    assert max(steps) == (3 if reset else 7)
+    assert max(steps) == (1 if reset else 7)
 
 
 @pytest.mark.slow
