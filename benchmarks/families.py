@@ -15,27 +15,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from benchmarks.fashion import FOLDER, images_of, samples_of
 from service import pack
 from service.cli import Options, Positional, Shown, parse, run_command
-from service.data.dataset import Dataset, Request, read
-from service.data.index import read_index
-from service.data.order import Order
-from service.engine.sampler import Sampler
 from service.errors import ServiceError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
 from service.metrics.scores import name
-from service.random.draws import Draws
 from service.recording.pictures import GridLook, Pixels, grid_png
-from service.run.best import Trained, load
-from service.storage import open_storage
+from service.run.best import load
 
-SOURCE = "/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"
+SOURCE = str(FOLDER / "train-images-idx3-ubyte.gz")
 FamilyName = Literal["dcgan", "sagan", "biggan", "biggan-deep", "progan", "stylegan", "mnist-pggan"]
 PRESETS: dict[FamilyName, str] = {
     "dcgan": "dcgan-fashion",
@@ -110,7 +104,7 @@ def _train_and_score(family: FamilyName, options: FamiliesOptions) -> Result:
     run = options.out / family
     minutes = _train(PRESETS[family], data, run)
     trained = load(str(run))
-    held_out = _held_out(data, resolution)
+    held_out = images_of(data, resolution)
     reference, others = held_out[0::2], held_out[1::2]
     features = open_features(FEATURES)
 
@@ -118,7 +112,7 @@ def _train_and_score(family: FamilyName, options: FamiliesOptions) -> Result:
         return frechet_distance(target, moments(features(images)))
 
     target = moments(features(reference))
-    samples = _sample(trained, len(others))
+    samples = samples_of(trained, len(others))
     shown = samples[: GRID_ROWS * GRID_COLUMNS]
     (options.docs / "families").mkdir(parents=True, exist_ok=True)
     grid = grid_png(shown, GridLook(GRID_COLUMNS, resolution))
@@ -156,29 +150,12 @@ def _train(preset: str, data: Path, run: Path) -> float:
     return minutes
 
 
-def _held_out(data: Path, resolution: int) -> Pixels:
-    """All held-out images, uint8 [n, r, r, 1]."""
-    index = read_index(open_storage(str(data)))
-    rows = index.rows(held_out=True)
-    dataset = Dataset(str(data), index, Order(index, rows, 0, 1, 64), channels=1)
-    return read(dataset, Request(np.arange(len(rows)), resolution)).images
-
-
 def _blobs(images: Pixels) -> Pixels:
     """The images shrunk to 4 px and smoothly enlarged again: right shades in the right places."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     small = F.adaptive_avg_pool2d(pixels, BLOB_PIXELS)
     blobs = F.interpolate(small, size=images.shape[1], mode="bicubic").round().clamp(0, 255)
     return blobs.byte().permute(0, 2, 3, 1).numpy()
-
-
-def _sample(trained: Trained, count: int) -> Pixels:
-    """Samples of the EMA. Labels take turns, so that each column of a grid shows one class."""
-    draws, numbers = Draws(0, "benchmark", 0), np.arange(count)
-    labels = numbers % (trained.shape.classes or 1)
-    latents = draws.latents(numbers, trained.shape.latents)
-    sampler = Sampler(trained.generator, trained.shape, trained.stage, seed=0)
-    return sampler.draw(latents, labels, noise_seeds=draws.seeds(numbers, "noise"))
 
 
 HEAD = f"| family | preset | images | minutes | {SCORE} | blobs | real |\n|{' --- |' * 7}"

@@ -237,7 +237,7 @@ RULES = (
         _d_overfit,
         _sentence(
             "the discriminator has memorised its training images: right on {accuracy_real:.0%} of them,"
-            " on {accuracy_held_out:.0%} of held-out ones; add data, training.augment or training.r1, or stop"
+            " on {accuracy_held_out:.0%} of held-out ones; add data, training.augment or training.r1"
         ),
     ),
     Rule(

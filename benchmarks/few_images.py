@@ -1,0 +1,242 @@
+"""Does augmentation help with few images? `python -m benchmarks.few_images [VARIANT …]`, half an hour.
+
+A small ProGAN is trained on 1,000 images of Fashion-MNIST, 100 of each class, as they are and augmented,
+for as many images shown. Its score is the Fréchet distance of the EMA's samples to the 10,000 test
+images. Finished variants are not trained again; an interrupted one resumes.
+"""
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import mlflow
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from benchmarks.fashion import FOLDER, images_of, samples_of
+from service import pack
+from service.cli import Options, Positional, Shown, parse, run_command
+from service.config.identity import flatten
+from service.errors import ServiceError
+from service.metrics.features import open_features
+from service.metrics.frechet import frechet_distance, moments
+from service.metrics.scores import name
+from service.recording.pictures import GridLook, grid_png
+from service.run.best import load
+
+Variant = Literal["plain", "ada", "diffaugment"]
+VARIANTS: dict[Variant, dict[str, str]] = {
+    "plain": {},
+    "ada": {"training.augment": "ada", "training.augment_images": "50000"},
+    "diffaugment": {"training.augment": "diffaugment"},
+}
+TRAINING = {
+    "phases": json.dumps(
+        [
+            {"resolution": 8, "hold_images": 20_000, "batch": 128},
+            {"resolution": 16, "fade_images": 8_000, "hold_images": 22_000, "batch": 64},
+            {"resolution": 32, "fade_images": 8_000, "hold_images": 142_000, "batch": 64},
+        ]
+    ),
+    "training.loss": "non-saturating",
+    "training.r1": "0.1",
+    "training.r1_every": "4",
+    "training.gradient_penalty": "0",
+    "training.drift": "0",
+    "data.window": "8",
+    "scale.workers": "1",
+    "collapse.action": "alert",
+}
+PER_CLASS, CLASSES, RESOLUTION = 100, 10, 32
+HELD_OUT = 0.2
+FEATURES = "efficientnet_lite0"
+SCORE = name("fd", FEATURES)
+LAST_LOOKS = 10
+GRID_ROWS, GRID_COLUMNS = 4, 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """A variant's result; `told` and `told_held_out` are shares of real images that D takes for real."""
+
+    variant: str
+    images: int
+    distance: float
+    told: float
+    told_held_out: float
+    augment_p: float
+
+
+class FewImagesOptions(Options):
+    """What to train, and where the results go."""
+
+    variants: Annotated[Positional[list[Variant]], Shown("VARIANT")] = Field(default=[])
+    """plain, ada or diffaugment (default: all)"""
+    out: Path = Path("runs/few-images")
+    """folder for the data and the runs"""
+    docs: Path = Path("docs")
+    """folder for the page and the grids"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, train and score the unfinished variants, write the table and the grids."""
+    options = parse(FewImagesOptions, arguments, "benchmarks.few_images", __doc__ or "")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for variant in options.variants or VARIANTS:
+        if not _finished(options.out, variant):
+            _train_and_score(variant, options)
+    results = [result for variant in VARIANTS if (result := _finished(options.out, variant))]
+    for line in _lines(results):
+        print(line)
+    _write_page(options.docs, results)
+
+
+def _finished(out: Path, variant: str) -> Result | None:
+    file = out / f"{variant}.json"
+    return Result(**json.loads(file.read_text())) if file.exists() else None
+
+
+def _train_and_score(variant: Variant, options: FewImagesOptions) -> None:
+    data, test = _few(options.out), _test(options.out)
+    run = options.out / variant
+    settings = TRAINING | VARIANTS[variant] | {"data.url": str(data), "run.dir": str(run)}
+    flags = [part for key, value in flatten(settings).items() for part in (f"--{key}", value)]
+    command = [sys.executable, "-m", "service.train", "--preset", "progan-fashion", *flags]
+    try:
+        subprocess.run(command, env=os.environ | {"RAY_ADDRESS": "local"}, check=True)
+    except subprocess.CalledProcessError as error:
+        raise ServiceError(f"{variant}: the training failed; run the same command to resume") from error
+    trained, real = load(str(run)), images_of(test, RESOLUTION)
+    features = open_features(FEATURES)
+    samples = samples_of(trained, len(real))
+    distance = frechet_distance(moments(features(real)), moments(features(samples)))
+    (options.docs / "few-images").mkdir(parents=True, exist_ok=True)
+    grid = grid_png(samples[: GRID_ROWS * GRID_COLUMNS], GridLook(GRID_COLUMNS, RESOLUTION))
+    (options.docs / "few-images" / f"{variant}.png").write_bytes(grid)
+    told, told_held_out, chance = _last_looks(run)
+    result = Result(variant, trained.clock, distance, told, told_held_out, chance)
+    (options.out / f"{variant}.json").write_text(json.dumps(asdict(result), indent=2))
+
+
+def _few(out: Path) -> Path:
+    """The first images of each class, packed."""
+    files = [FOLDER / f"train-{kind}.gz" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    images, labels = (_read_idx(file) for file in files)
+    kept = np.sort(np.concatenate([np.flatnonzero(labels == c)[:PER_CLASS] for c in range(CLASSES)]))
+    for file, array in zip(files, (images, labels), strict=True):
+        _write_idx(out / file.name, array[kept])
+    return _packed(out / files[0].name, out / "data", HELD_OUT)
+
+
+def _test(out: Path) -> Path:
+    """All test images, packed, every one held out."""
+    return _packed(FOLDER / "t10k-images-idx3-ubyte.gz", out / "test", 0.999999)
+
+
+def _packed(source: Path, destination: Path, held_out: float) -> Path:
+    pack.main(
+        [str(source), str(destination), "--channels", "gray", "--resolution", str(RESOLUTION),
+         "--held-out", str(held_out)]
+    )  # fmt: skip
+    return destination
+
+
+def _read_idx(file: Path) -> NDArray[np.uint8]:
+    content = gzip.decompress(file.read_bytes())
+    rank = content[3]
+    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _write_idx(file: Path, array: NDArray[np.uint8]) -> None:
+    head = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    file.write_bytes(gzip.compress(head + array.tobytes(), mtime=0))
+
+
+def _last_looks(run: Path) -> tuple[float, ...]:
+    """Means over the last looks of what D takes for real, trained on and held out, and of the chance."""
+    client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
+    experiment = client.get_experiment_by_name("gan-training")
+    (recorded,) = client.search_runs([experiment.experiment_id])
+    means = []
+    for metric in ("accuracy_real", "accuracy_held_out", "augment_p"):
+        points = client.get_metric_history(recorded.info.run_id, metric)
+        last = sorted(points, key=lambda point: point.step)[-LAST_LOOKS:]
+        means.append(float(np.mean([point.value for point in last])))
+    return tuple(means)
+
+
+def _lines(results: Sequence[Result]) -> Iterator[str]:
+    for result in results:
+        yield f"{result.variant}_fd {result.distance:.1f}"
+        yield f"{result.variant}_gap {result.told - result.told_held_out:.3f}"
+    distances = {result.variant: result.distance for result in results}
+    for variant in ("ada", "diffaugment"):
+        if {"plain", variant} <= distances.keys():
+            yield f"{variant}_ratio {distances[variant] / distances['plain']:.3f}"
+
+
+HEAD = f"| images | {SCORE} | D says real: trained on | held out | chance at the end |\n|{' --- |' * 5}"
+
+
+def _row(result: Result) -> str:
+    return (
+        f"| {result.variant} | {result.distance:.0f} | {result.told:.0%} | {result.told_held_out:.0%}"
+        f" | {result.augment_p:.2f} |"
+    )
+
+
+def _write_page(docs: Path, results: list[Result]) -> None:
+    table = "\n".join([HEAD, *map(_row, results)])
+    grids = "\n".join(
+        f"## {result.variant}\n\n![{result.variant}](few-images/{result.variant}.png)\n"
+        for result in results
+    )
+    shown = results[0].images if results else 0
+    page = PAGE.format(table=table, grids=grids, name=SCORE, shown=shown)
+    (docs / "few-images.md").write_text(page)
+
+
+PAGE = """# Few images
+
+With few images, the discriminator learns them by heart: it takes those that it trains on for real,
+and others not, and the generator gets worse from then on. `training.augment` changes at random what
+the discriminator sees, real and generated images alike, in both networks' steps, so that the
+generator does not learn the changes.
+
+| setting | what it does |
+| --- | --- |
+| `training.augment: ada` | each change with a chance that is driven, see below |
+| `training.augment: diffaugment` | all changes, always |
+| `training.augment_p` | a fixed chance, or a schedule |
+
+ADA (Karras et al. 2020) flips, turns, moves, stretches and recolours images. Its chance follows the
+sign of the logits of real images towards `training.augment_target`: a discriminator that is too sure
+of its training images gets more. Losses whose logits have no zero, such as `relativistic`, need
+`training.augment_p`. DiffAugment (Zhao et al. 2020) shades, moves and blanks a part of every image.
+
+The curve `augment_p` shows the chance. It is part of the state: a resumed run goes on with the same
+one. A rewind can raise it: name `training.augment_target` or `training.augment_p` in
+`collapse.amendments`.
+
+## Measured
+
+`python -m benchmarks.few_images` trains a small ProGAN at 32 px on 1,000 images of Fashion-MNIST,
+{shown:,} images shown each. `{name}` is the distance of 10,000 samples of the EMA to the 10,000
+test images; lower is better.
+
+{table}
+
+{grids}"""
+
+
+if __name__ == "__main__":
+    run_command(main)
