@@ -163,10 +163,11 @@ FAMILIES = {
         {"family": "stylegan", "width": 8, "mapping_layers": 2},
         {"loss": "non-saturating", "r1": 2.0, "style_mixing": 0.9, "adam_beta2": 0.99},
     ),
-    "dcgan with pairs, R1 and R2": (
+    "dcgan with pairs, R1, R2 and DiffAugment": (
         {"family": "dcgan", "width": 4},
         {
             "loss": "relativistic",
+            "augment": "diffaugment",
             "r1": {"from": 1.0, "to": 0.1, "images": 96},
             "r2": 0.5,
             "r2_every": 2,
@@ -175,17 +176,16 @@ FAMILIES = {
             "ema_half_life_images": {"from": 0, "to": 500, "images": 96},
         },
     ),
-    "progan with pairs and rough slopes": (
+    "progan with ada and rough slopes": (
         {"family": "progan", "width": 8},
-        {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "slope_sigma": 0.1},
-    ),
-    "progan with ada and R1": (
-        {"family": "progan", "width": 8},
-        {"loss": "non-saturating", "r1": 1.0, "augment": "ada", "augment_images": 64},
-    ),
-    "dcgan with DiffAugment": (
-        {"family": "dcgan", "width": 4},
-        {"loss": "non-saturating", "r1": 1.0, "augment": "diffaugment"},
+        {
+            "loss": "non-saturating",
+            "r1": 1.0,
+            "r2": 1.0,
+            "slope_sigma": 0.1,
+            "augment": "ada",
+            "augment_images": 64,
+        },
     ),
     "sagan with orthogonal regularisation": (
         {"family": "sagan", "width": 4, "attention": 8},
@@ -236,8 +236,8 @@ def test_law_2_holds_for_every_regulariser_and_every_layer_that_looks_at_the_bat
     [
         "progan with gradient penalty",
         "stylegan",
-        "dcgan with pairs, R1 and R2",
-        "progan with ada and R1",
+        "dcgan with pairs, R1, R2 and DiffAugment",
+        "progan with ada and rough slopes",
     ],
 )
 def test_law_3_holds_with_penalties_noise_and_adam_reset_where_a_rung_begins(name, digits, tmp_path):
