@@ -18,6 +18,7 @@ from service.errors import UsageError
 from service.generation.look import STANDING_BATCHES
 from service.generation.names import CARD_KEY, ONNX_KEY, WEIGHTS_KEY
 from service.storage import Storage, open_storage
+from service.text import some_of
 
 if TYPE_CHECKING:
     from service.generation.onnx import Drawing, Styling
@@ -149,9 +150,8 @@ def _check_destination(destination: Storage, force: bool) -> list[str]:
     present = list(destination.sizes())
     if present and not force:
         raise UsageError(
-            f"{destination.address}: not empty, it holds {present[0]}"
-            + (f" and {len(present) - 1} more" if present[1:] else "")
-            + "; choose another destination, or write there anyway with --force"
+            f"{destination.address}: not empty, it holds {some_of(present)}; choose another"
+            " destination, or write there anyway with --force"
         )
     return present
 

@@ -1,6 +1,7 @@
 """Text for people: names from elsewhere in it made printable, secrets of addresses hidden."""
 
 import re
+from collections.abc import Sequence
 
 # C0, DEL and C1; and what ends a line or turns the direction of what follows
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -31,3 +32,8 @@ def redact(text: str) -> str:
     text = USER.sub(lambda found: f"{found['scheme']}{HIDDEN}@", text)
     text = BARE_USER.sub(f"{HIDDEN}@", text)
     return _QUERY.sub(lambda found: f"{found['url']}{found['mark']}{HIDDEN}", text)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first name, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1:,} more" if names[1:] else "")

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar
@@ -36,6 +36,7 @@ from service.storage.lock import RunLock
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Made = TypeVar("Made")
 
 MODES: dict[str, Mode] = {"gray": "L", "rgb": "RGB"}
 CHANNELS: dict[str, Literal[1, 3]] = {"gray": 1, "rgb": 3}
@@ -255,9 +256,16 @@ def _images(
         except DataError as error:
             return error
 
-    made: deque[Future[bytes | DataError]] = deque()
-    for number in numbers:
-        made.append(threads.submit(make, number))
+    return made_ahead(make, numbers, threads, ahead)
+
+
+def made_ahead(
+    make: Callable[[T], Made], items: Iterable[T], threads: ThreadPoolExecutor, ahead: int
+) -> Iterator[Made]:
+    """`make(item)` of each item in turn, `ahead` of them in preparation by the threads."""
+    made: deque[Future[Made]] = deque()
+    for item in items:
+        made.append(threads.submit(make, item))
         if len(made) > ahead:
             yield made.popleft().result()
     while made:
@@ -271,20 +279,35 @@ def _write_shard(
     name: str,
     images: Iterable[tuple[int, bytes | DataError]],
 ) -> Part:
-    """Upload a shard while it is made; it appears only if all of it succeeds."""
+    """Upload the shard of those images that can be read."""
     part = Part(recipe.digest(), name)
-    suffix = SUFFIXES[recipe.encoding]
-    with storage.writer(name) as writer:
+
+    def readable() -> Iterator[tuple[int, int, bytes]]:
+        for number, image in images:
+            if isinstance(image, DataError):
+                part.unreadable.append(f"{source.names[number]}: {image}")
+                tqdm.write(f"unreadable: {part.unreadable[-1]}", file=sys.stderr)
+            else:
+                yield number, int(source.labels[number]), image
+
+    write_shard(storage, part, readable(), SUFFIXES[recipe.encoding])
+    return part
+
+
+def write_shard(
+    storage: Storage, part: Part, samples: Iterable[tuple[int, int, bytes]], suffix: str
+) -> None:
+    """Upload a shard while it is made, and enter it into `part`; it appears only if all of it succeeds.
+
+    A sample is its number, its label and its encoded image, a file with this suffix.
+    """
+    with storage.writer(part.name) as writer:
         import webdataset  # imports torch, which --help and usage errors do not need
 
         file = DigestingFile(writer)
         with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
-            for number, image in images:
-                if isinstance(image, DataError):
-                    part.unreadable.append(f"{source.names[number]}: {image}")
-                    tqdm.write(f"unreadable: {part.unreadable[-1]}", file=sys.stderr)
-                    continue
-                key, label = f"{number:08d}", int(source.labels[number])
+            for number, label, image in samples:
+                key = f"{number:08d}"
                 tar.write({"__key__": key, "cls": str(label).encode(), suffix: image})
                 part.keys.append(key)
                 part.labels.append(label)
@@ -292,8 +315,7 @@ def _write_shard(
                 # Members of a sample are written in the order of their names: the image comes last.
                 part.offsets.append(tar.tarstream.offset - -(-len(image) // TAR_BLOCK) * TAR_BLOCK)
     part.size, part.digest = file.count, file.sha256.hexdigest()
-    part.etag = storage.entries(name)[name].etag
-    return part
+    part.etag = storage.entries(part.name)[part.name].etag
 
 
 def _finish(recipe: Recipe, source: ImageSource, storage: Storage, parts: list[Part]) -> Index:
@@ -303,7 +325,6 @@ def _finish(recipe: Recipe, source: ImageSource, storage: Storage, parts: list[P
         raise DataError(f"{recipe.source}: no image could be read")
     names = {part.name for part in full}
     storage.delete(k for k in storage.sizes("shard-") if k.endswith(".tar") and k not in names)
-    keys = [key for part in full for key in part.keys]
     about = About(
         source=recipe.source,
         held_out=recipe.held_out,
@@ -313,17 +334,23 @@ def _finish(recipe: Recipe, source: ImageSource, storage: Storage, parts: list[P
         unreadable=tuple(name for part in parts for name in part.unreadable),
         recipe=asdict(recipe),
     )
+    return write_index_of(storage, full, about, recipe.held_out)
+
+
+def write_index_of(storage: Storage, parts: Sequence[Part], about: About, held_out: float) -> Index:
+    """Write the index of these shards, with this share held out, and return it."""
+    keys = [key for part in parts for key in part.keys]
     index = Index(
-        {part.name: part.size for part in full},
-        np.repeat(np.arange(len(full), dtype=np.int32), [len(part.keys) for part in full]),
-        np.array([offset for part in full for offset in part.offsets], np.int64),
-        np.array([size for part in full for size in part.sizes], np.int32),
-        np.array([label for part in full for label in part.labels], np.int32),
-        np.array([is_held_out(key, recipe.held_out) for key in keys], bool),
+        {part.name: part.size for part in parts},
+        np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.keys) for part in parts]),
+        np.array([offset for part in parts for offset in part.offsets], np.int64),
+        np.array([size for part in parts for size in part.sizes], np.int32),
+        np.array([label for part in parts for label in part.labels], np.int32),
+        np.array([is_held_out(key, held_out) for key in keys], bool),
         pa.array(keys, pa.string()),
-        {part.name: part.etag for part in full if part.etag},
+        {part.name: part.etag for part in parts if part.etag},
         about,
-        {part.name: part.digest for part in full if part.digest},
+        {part.name: part.digest for part in parts if part.digest},
     )
     write_index(storage, index)
     write_marks(storage, index, storage.entries("shard-"))
