@@ -1,6 +1,7 @@
 """Draw from a trained generator: `python -m service.sample CHECKPOINT SHEET --out FILE`."""
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,13 +13,14 @@ from service.address import Address
 from service.cli import Count, Options, Positional, Seed, Shown, Text, parse, run_command
 from service.config.vocabulary import WeightsName
 from service.errors import UsageError
+from service.generation.destinations import Destination, Format, format_of
 from service.generation.look import (
     ANIMATED,
     NEEDS_STYLES,
     SHOWN_PIXELS,
     STANDING_BATCHES,
+    Drawn,
     Look,
-    SheetName,
 )
 from service.recording import pictures
 from service.storage import open_storage, split_address
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from service.generation.sheets import Frames, Subject
     from service.run.best import Trained
 
-DESCRIPTION = "Draw pictures from a checkpoint. The same command gives the same file."
+DESCRIPTION = """Draw pictures from a checkpoint: a sheet, or any number of separate images. The same
+command gives the same file."""
 EPILOG = """sheets:
   grid           images of each class, one class per column
   truncation     the same images at falling truncation, one threshold or psi per column
@@ -37,6 +40,15 @@ EPILOG = """sheets:
                  layers (stylegan)
   noise          the same styles without noise, and with several draws of it (stylegan)
 
+separate images:
+  images         --count of them, the classes in turn, as
+                   a new folder or s3:// prefix: PNGs named by number, labels in dataset.json
+                   .zip: the same files
+                   .npz: images (uint8 [n, h, w, c]) and labels (int64 [n]), as FID tools take them
+                   --format shards: a new folder or s3:// prefix to train on with --data.url
+                 Seed and number decide an image, whatever else is drawn. So --start 500 --count 500
+                 draws the second half of --count 1000.
+
 CHECKPOINT is a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://.
 
 examples:
@@ -45,10 +57,16 @@ examples:
   python -m service.sample runs/flowers grid --out daisies.png --classes daisy,rose
   python -m service.sample runs/digits interpolation --out walk.webp --steps 24
   python -m service.sample runs/digits timelapse --out training.webp
-  python -m service.sample s3://gan/runs/faces mixing --out mixing.png --psi 0.7 --cutoff 8"""
+  python -m service.sample s3://gan/runs/faces mixing --out mixing.png --psi 0.7 --cutoff 8
+  python -m service.sample runs/digits images --out digits.npz --count 50000
+  python -m service.sample runs/flowers images --out daisies.zip --count 100 --classes daisy
+  python -m service.sample runs/faces images --out s3://gan/drawn --count 10000 --format shards"""
 
 LONGEST_FRAME_MS = 60_000
 WRITE_RETRY_S = 20.0
+MOST_IMAGES = 10**8
+SHEETS_ONLY = ("rows", "columns", "steps", "frame_ms", "pixels")
+IMAGES_ONLY = ("count", "start", "format", "batch", "shard_samples")
 
 Side = Annotated[int, Field(ge=1, le=1000)]
 
@@ -79,10 +97,21 @@ class SampleOptions(Options):
 
     checkpoint: Positional[Address]
     """a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://"""
-    sheet: Annotated[Positional[SheetName], Shown("SHEET")] = "grid"
-    """grid, truncation, interpolation, timelapse, mixing or noise"""
+    sheet: Annotated[Positional[Drawn], Shown("SHEET")] = "grid"
+    """grid, truncation, interpolation, timelapse, mixing or noise; or images, separate ones"""
     out: Text
-    """file or s3:// object to write: .png, or .webp or .gif for animations"""
+    """file or s3:// object to write: .png, or .webp or .gif for animations; of images: a new folder or
+    s3:// prefix, .zip or .npz"""
+    count: Annotated[int | None, Field(ge=1, le=MOST_IMAGES)] = None
+    """how many separate images"""
+    start: Annotated[int, Field(ge=0, le=MOST_IMAGES - 1)] = 0
+    """number of the first separate image, to draw a share of a larger set"""
+    format: Format | None = None
+    """how separate images are written (default: zip or npz by the suffix of --out, else folder)"""
+    shard_samples: Count = 1000
+    """separate images per shard"""
+    batch: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """how many separate images may wait in memory to be written; changes no image"""
     seed: Seed = 0
     """seed of latents, noise and standing statistics"""
     rows: Side = 8
@@ -90,7 +119,7 @@ class SampleOptions(Options):
     columns: Side = 10
     """columns of a sheet, if classes do not set them"""
     classes: Annotated[tuple[str, ...] | None, BeforeValidator(_parts), Shown("CLASSES")] = None
-    """labels or names, such as 0,3,5 or daisy,rose (default: all, up to --columns of them)"""
+    """labels or names, such as 0,3,5 or daisy,rose (default: all; on sheets up to --columns of them)"""
     weights: WeightsName = "ema"
     """ema for the running average, generator for the last weights"""
     resolution: Annotated[Count | None, Shown("PX")] = None
@@ -132,6 +161,35 @@ class SampleOptions(Options):
 
     @model_validator(mode="after")
     def _go_together(self) -> "SampleOptions":
+        if not all(map(math.isfinite, self.psis)):
+            raise ValueError(f"--psi {self.psi}: give a number, such as 0.7")
+        if self.sheet == "images":
+            self._refuse(SHEETS_ONLY, "only sheets take it, images do not")
+            self._check_images()
+        else:
+            self._refuse(IMAGES_ONLY, f"only images take it, sheets such as {self.sheet} do not")
+            self._check_sheet()
+        return self
+
+    def _refuse(self, names: Sequence[str], reason: str) -> None:
+        """ValueError if one of these options is given."""
+        for name in names:
+            if name in self.model_fields_set:
+                raise ValueError(f"--{name.replace('_', '-')}: {reason}; leave it out")
+
+    def _check_images(self) -> None:
+        if self.count is None:
+            raise ValueError("--count: missing; say how many images, such as --count 50000")
+        if self.start + self.count > MOST_IMAGES:
+            raise ValueError(
+                f"--start {self.start}: --count {self.count} from there ends beyond image"
+                f" {MOST_IMAGES:,}, the last there is; start earlier, or use another --seed"
+            )
+        kind = format_of(self.out, self.format)
+        if "shard_samples" in self.model_fields_set and kind != "shards":
+            raise ValueError(f"--shard-samples: only --format shards takes it, and {kind} is written")
+
+    def _check_sheet(self) -> None:
         allowed = [".png"] if self.sheet not in ANIMATED else [".png", *pictures.ANIMATIONS]
         if self.sheet == "timelapse":
             allowed.remove(".png")
@@ -141,18 +199,17 @@ class SampleOptions(Options):
             raise ValueError(f"--out {error}") from error
         if self.suffix not in allowed:
             raise ValueError(f"--out {self.out}: a {self.sheet} is written as {' or '.join(allowed)}")
-        if not all(map(math.isfinite, self.psis)):
-            raise ValueError(f"--psi {self.psi}: give a number, such as 0.7")
         if self.sheet == "truncation" and self.psi != 1.0:
             raise ValueError("--psi: a truncation sheet shows several values; leave it out")
         if self.sheet == "timelapse" and self.resolution is not None:
             raise ValueError("--resolution: a timelapse shows what the run drew; leave it out")
-        return self
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, build, run, close."""
     options = parse(SampleOptions, arguments, "service.sample", DESCRIPTION, EPILOG)
+    if options.sheet == "images":
+        _destination(options).check()
     # here because they load torch, which errors and --help do not need
     from service.generation.sheets import SHEETS, Subject
     from service.run.best import load
@@ -164,7 +221,10 @@ def main(arguments: Sequence[str]) -> None:
         f"{trained.address}: {trained.family}, {options.weights} after {trained.clock:,} images,"
         f" drawn at {subject.stage.resolution} px"
     )
-    _write(options, SHEETS[options.sheet](subject))
+    if options.sheet == "images":
+        _write_images(options, subject)
+    else:
+        _write(options, SHEETS[options.sheet](subject))
 
 
 def _look(options: SampleOptions) -> Look:
@@ -192,6 +252,23 @@ def _write(options: SampleOptions, frames: "Frames") -> None:
     open_storage(folder, WRITE_RETRY_S).put(name, data)
     count = f", {len(frames)} frames" if len(frames) > 1 else ""
     print(f"{options.out}: {len(data) / 1e6:.2f} MB{count}")
+
+
+def _destination(options: SampleOptions) -> Destination:
+    kind = format_of(options.out, options.format)
+    return Destination(options.out, kind, WRITE_RETRY_S, options.batch, options.shard_samples)
+
+
+def _write_images(options: SampleOptions, subject: "Subject") -> None:
+    from service.generation.images import draw_images, image_set
+
+    begun, images = time.monotonic(), image_set(subject, options.start, options.count or 0)
+    size = _destination(options).write(images, draw_images(subject, images))
+    seconds = time.monotonic() - begun
+    print(
+        f"{options.out}: {images.count:,} images, {size / 1e6:.2f} MB, in {seconds:.1f} s"
+        f" ({images.count / seconds:,.0f} per second)"
+    )
 
 
 def _check_family(options: SampleOptions, subject: "Subject") -> None:
@@ -232,7 +309,8 @@ def _chosen(trained: "Trained", options: SampleOptions) -> list[int]:
     """The labels to draw in turn."""
     count = trained.shape.classes
     if options.classes is None:
-        return list(range(min(count or 1, options.columns)))
+        limit = count if options.sheet == "images" else options.columns
+        return list(range(min(count or 1, limit or 1)))
     if count is None:
         given = ",".join(options.classes)
         raise UsageError(f"--classes {given}: this model has no classes; leave it out")

@@ -104,7 +104,10 @@ def _check_settings(place: Storage, index: Index, held_out: float | None, choice
 
 def _index_anew(shards: Storage, entries: dict[str, Entry], held_out: float, choice: Choice) -> Index:
     if CLAIM_KEY in entries:
-        raise DataError(f"{shards.address}: packing is unfinished; run the same pack command again")
+        raise DataError(
+            f"{shards.address}: packing is unfinished; run the same pack command again, or draw the"
+            " images again into a new folder"
+        )
     if not any(_is_shard(key) or COMPRESSED.fullmatch(key) for key in entries):
         raise NoIndexError(
             f"{shards.address}: no {INDEX_KEY} and no shards; correct the address, which names a folder"

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 SheetName = Literal["grid", "truncation", "interpolation", "timelapse", "mixing", "noise"]
+Drawn = Literal[SheetName, "images"]
+"""A sheet, or separate images."""
 ANIMATED: set[SheetName] = {"interpolation", "timelapse"}
 NEEDS_STYLES: set[SheetName] = {"mixing", "noise"}
 

@@ -66,10 +66,13 @@ class Subject:
             self.look.standing_batches,
         )
 
-    def inputs(self, count: int, truncation: float | None = None) -> Inputs:
-        """Inputs for `count` images, with the labels in turn; truncation shrinks the same latents."""
+    def inputs(self, count: int, truncation: float | None = None, first: int = 0) -> Inputs:
+        """Inputs for `count` images from number `first`, with the labels in turn.
+
+        Truncation shrinks the same latents.
+        """
         draws = Draws(self.look.seed, "sample", 0)
-        numbers = np.arange(count)
+        numbers = np.arange(first, first + count)
         return Inputs(
             draws.truncated(numbers, self.trained.shape.latents, truncation),
             np.array(self.labels)[numbers % len(self.labels)],

@@ -317,7 +317,7 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
         ("dcgan", ["--classes", "a"], "--classes a: no such class; give a whole number from 0 to 2"),
         ("dcgan", ["--classes", "1,,2"], "write classes as 0,3,5 or daisy,rose"),
         ("dcgan", ["--step", "3"], r"--step: no such option; did you mean --steps\?"),
-        ("dcgan", ["collage"], "sheet collage: choose grid, truncation, .* or noise"),
+        ("dcgan", ["collage"], "sheet collage: choose grid, truncation, .*, noise or images"),
         ("dcgan", ["--seed", "-1"], "--seed -1: give a whole number from 0 to 2147483647"),
         ("dcgan", ["--frame-ms", "9"], "--frame-ms 9: give a whole number from 10 to 60000"),
         ("dcgan", ["--truncation", "-1"], "above 0"),

@@ -1,0 +1,63 @@
+"""Separate images in bulk. Seed and number decide an image, whatever is drawn beside it."""
+
+import itertools
+
+from tqdm import tqdm
+
+from service.engine.sampler import BATCH
+from service.generation.destinations import ImageSet, Numbered
+from service.generation.sheets import Subject
+from service.recording.pictures import Pixels
+
+PORTION_PIXELS = 1 << 20
+"""Pixels that go through the network together: 64 images of 128 px, one of 1024 px."""
+
+
+class Portions:
+    """Draws portions of the images: portion p begins with image p × `size`.
+
+    The last bit of a sum may depend on how many images go through a network together. So an image is
+    always drawn at the same place of the same portion, even if only a part of the portion is wanted.
+    """
+
+    def __init__(self, subject: Subject):
+        self.size = portion_size(subject.stage.resolution)
+        self._subject = subject
+        self._sampler = subject.sampler(subject.look.truncation)
+
+    def draw(self, portion: int) -> Pixels:
+        """uint8 [size, r, r, c]."""
+        look = self._subject.look
+        inputs = self._subject.inputs(self.size, look.truncation, first=portion * self.size)
+        return self._subject.draw(self._sampler, inputs, look.psi)
+
+
+def portion_size(resolution: int) -> int:
+    """How many images of this resolution are drawn together."""
+    return max(1, min(BATCH, PORTION_PIXELS // resolution**2))
+
+
+def image_set(subject: Subject, first: int, count: int) -> ImageSet:
+    """The set of `count` images from number `first`."""
+    trained = subject.trained
+    return ImageSet(
+        first=first,
+        count=count,
+        side=subject.stage.resolution,
+        channels=trained.config.model.channels,
+        labels=tuple(subject.labels),
+        conditional=trained.shape.classes is not None,
+        classes=trained.classes,
+        source=trained.address,
+    )
+
+
+def draw_images(subject: Subject, images: ImageSet) -> Numbered:
+    """The images of the set with their numbers, in turn; shows progress on a terminal."""
+    portions, end = Portions(subject), images.first + images.count
+    chosen = range(images.first // portions.size, -(-end // portions.size))
+    drawn = itertools.chain.from_iterable(map(portions.draw, chosen))
+    before = images.first - chosen.start * portions.size
+    wanted = itertools.islice(drawn, before, before + images.count)
+    numbered = enumerate(wanted, images.first)
+    yield from tqdm(numbered, "drawing", images.count, unit=" images", disable=None)
