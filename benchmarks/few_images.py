@@ -195,14 +195,15 @@ def _row(result: Result) -> str:
 
 
 def _write_page(docs: Path, results: list[Result]) -> None:
-    table = "\n".join([HEAD, *map(_row, results)])
     grids = "\n".join(
-        f"## {result.variant}\n\n![{result.variant}](few-images/{result.variant}.png)\n"
+        f"### {result.variant}\n\n![{result.variant}](few-images/{result.variant}.png)\n"
         for result in results
     )
-    shown = results[0].images if results else 0
-    page = PAGE.format(table=table, grids=grids, name=SCORE, shown=shown)
-    (docs / "few-images.md").write_text(page)
+    measured = ""
+    if results:
+        table = "\n".join([HEAD, *map(_row, results)])
+        measured = MEASURED.format(table=table, grids=grids, name=SCORE, shown=results[0].images)
+    (docs / "few-images.md").write_text(PAGE + measured)
 
 
 PAGE = """# Few images
@@ -226,7 +227,9 @@ of its training images gets more. Losses whose logits have no zero, such as `rel
 The curve `augment_p` shows the chance. It is part of the state: a resumed run goes on with the same
 one. A rewind can raise it: name `training.augment_target` or `training.augment_p` in
 `collapse.amendments`.
+"""
 
+MEASURED = """
 ## Measured
 
 `python -m benchmarks.few_images` trains a small ProGAN at 32 px on 1,000 images of Fashion-MNIST,
