@@ -19,6 +19,8 @@ CHROMIUM := chromium chromium-driver fonts-dejavu-core
 export KUBERAY_CRDS ?= $(abspath $(wildcard ../shared/kuberay-crds))
 # So are the values for its dependencies, against what these publish.
 export SUBCHARTS ?= $(abspath $(wildcard ../shared/subcharts))
+# And so are other projects' weights, with what their networks answer.
+export ORACLES ?= $(abspath $(wildcard ../shared/oracles))
 export RAY_USAGE_STATS_ENABLED := 0
 # Ray makes its token by itself; setting the mode silences its warning.
 export RAY_AUTH_MODE := token

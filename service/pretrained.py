@@ -11,7 +11,7 @@ It needs only torch and safetensors. The file's header holds the settings of the
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     """Like `load`, with everything that the header holds."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = _read_header(path, file.metadata())
+            header = read_header(path, file.metadata())
             # copies are aligned as torch aligns memory: the last bit of a sum depends on it
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
@@ -133,7 +133,8 @@ def to_bytes(
     return safetensors.torch.save(tensors, metadata)
 
 
-def _read_header(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> Header:
+def read_header(path: str | os.PathLike[str], metadata: Mapping[str, str] | None) -> Header:
+    """The description of the network in a file's metadata; DataError if there is none, or none valid."""
     text = (metadata or {}).get(HEADER)
     if text is None:
         raise DataError(

@@ -1,6 +1,7 @@
 """A trained generator: the best checkpoint of a run, or a given one, verified and ready to use."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -90,9 +91,7 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
     The best is the one with the best score, or the newest if none has a score. UsageError if there is
     no checkpoint at the address, DataError if it is damaged.
     """
-    place = place_of(address)
-    storage = open_storage(place.run_dir if place else address, RETRY_S)
-    name, tensors, manifest = _read(storage, address, place, weights)
+    storage, name, tensors, manifest = read_parts(address, [weights])
     try:
         config = Config.stored(manifest.config)
         generator = _build(config, tensors[weights])
@@ -114,16 +113,21 @@ def load(address: str, weights: WeightsName = "ema") -> Trained:
     )
 
 
-def _read(
-    storage: Storage, address: str, place: CheckpointPlace | None, weights: WeightsName
-) -> tuple[commits.Name, checkpoint.Tensors, commits.Manifest]:
-    """The chosen checkpoint, pinned meanwhile; where a sweep was faster, choose again."""
+def read_parts(
+    address: str, parts: Collection[str]
+) -> tuple[Storage, commits.Name, checkpoint.Tensors, commits.Manifest]:
+    """These parts of a checkpoint, chosen as `load` does it, with its run, its name and its manifest.
+
+    It is pinned meanwhile; where a sweep was faster, another is chosen.
+    """
+    place = place_of(address)
+    storage = open_storage(place.run_dir if place else address, RETRY_S)
     while True:
         name = _choose(storage, address, place)
         with pinned(storage, name):
             try:
                 largest = _largest(storage, name)
-                return name, *checkpoint.read(storage, name, [weights], largest)
+                return storage, name, *checkpoint.read(storage, name, parts, largest)
             except MissingError:
                 if name in commits.find(storage)[0]:
                     raise

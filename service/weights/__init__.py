@@ -1,0 +1,1 @@
+"""Given weights: other runs, exports, other projects' state dictionaries, fitted to new networks."""
