@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     from service.driver.plan import explain, plan
     from service.driver.preflight import check_data
     from service.engine.curriculum import curriculum_of
+    from service.weights import start
 
     index = check_data(config)
     curriculum = curriculum_of(config)
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     for line in lines:
         print(line)
+    prepared = start.prepare(config)
+    if prepared:
+        print(f"\ninit     {prepared}")
 
 
 if __name__ == "__main__":

@@ -77,8 +77,10 @@ def main(arguments: Sequence[str]) -> None:
     model = _model(options, plan)
     from service.driver.description import check_tracking
     from service.driver.preflight import check_data  # loads torch, which errors do not need
+    from service.weights.start import prepare
 
     check_data(plan.trial("", {}))
+    prepare(config)
     check_tracking(plan.config)
     _run(plan, options, model)
 

@@ -54,6 +54,8 @@ class RunSettings(Section):
     """Stop at this clock; the default is the end of the phase table."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Key of every random draw, of the data order and of the initial weights."""
+    init: Address | None = None
+    """First weights: a run.dir, a checkpoint, an export, or files of BigGAN-PyTorch; null draws them."""
 
     @property
     def name(self) -> str:

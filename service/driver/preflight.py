@@ -1,4 +1,4 @@
-"""What happens before Ray starts: the data is checked and the run is locked."""
+"""What happens before Ray starts: data and given weights are checked, and the run is locked."""
 
 import contextlib
 import sys
@@ -19,6 +19,7 @@ from service.scoring.check import check_evaluation
 from service.storage import Storage, open_storage
 from service.storage.lock import RunLock
 from service.training.feed import check_memory, dataset_of
+from service.weights import start
 
 EARLY_RETRY_S = 10.0
 
@@ -42,8 +43,9 @@ class RunDir:
 def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iterator[RunDir]:
     """Check the data, take the run's lock within `patience_s`, and check that it is still the same run.
 
-    Raises DataError, StorageError, LockError, UsageError if the configuration has changed, and
-    TrainingError if the run has failed for a reason that lasts, unless it is to be tried `again`.
+    A new run keeps a copy of the weights that `run.init` gives it. Raises DataError, StorageError,
+    LockError, UsageError if the configuration has changed, and TrainingError if the run has failed for a
+    reason that lasts, unless it is to be tried `again`.
     """
     index = check_data(config)
     curriculum = curriculum_of(config)
@@ -53,7 +55,11 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
     try:
         before = tuple(part.fingerprint for part in index.grown)
         data = RunData(index.fingerprint(), index.about.classes, before)
+        prepared = None if start.is_kept(early) else start.prepare(config)
         key = same_run(early, config, data)
+        if prepared:
+            print(f"run.init {prepared} ({early.url(start.INIT_KEY)} lists them)")
+            start.keep(early, prepared)
         check_failure(early, config, again)
         storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
         yield RunDir(storage, lock, token, key, index, config.run.images or curriculum.end)

@@ -13,7 +13,9 @@ BF16_UNITS = {"avx512_bf16", "amx_bf16"}
 
 def settle(config: Config) -> Config:
     """Fill in what depends on this machine: absolute paths and precision. UsageError if that fails."""
-    run_dir = _absolute("run.dir", config.run.dir)
+    run = {"dir": _absolute("run.dir", config.run.dir)}
+    if config.run.init:
+        run["init"] = _absolute("run.init", config.run.init)
     data = {"url": _absolute("data.url", config.data.url)}
     if config.data.index_url:
         data["index_url"] = _absolute("data.index_url", config.data.index_url)
@@ -22,7 +24,7 @@ def settle(config: Config) -> Config:
         precision = "bf16" if config.scale.gpu or has_bf16_units() else "fp32"
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update={"dir": run_dir}),
+            "run": config.run.model_copy(update=run),
             "data": config.data.model_copy(update=data),
             "training": config.training.model_copy(update={"precision": precision}),
         }

@@ -72,7 +72,7 @@ class TrainState:
 def new_state(config: Config, device: torch.device) -> TrainState:
     """The state at image 0: weights drawn from the seed, on `device`, in the configured layout."""
     generator, discriminator = networks(config, device)
-    spectra = Spectra({"generator": generator, "discriminator": discriminator})
+    spectra = spectra_of(generator, discriminator)
     ema = copy.deepcopy(generator).requires_grad_(False)
     return state_of(config, generator, discriminator, ema, spectra)
 
@@ -85,6 +85,11 @@ def networks(config: Config, device: torch.device) -> tuple[GrowingGenerator, Gr
     for network in (generator, discriminator):
         _prepare(network, config.training, device)
     return generator, discriminator
+
+
+def spectra_of(generator: GrowingGenerator, discriminator: GrowingDiscriminator) -> Spectra:
+    """What watches the weights of both networks, aligned with them as they are now."""
+    return Spectra({"generator": generator, "discriminator": discriminator})
 
 
 def state_of(

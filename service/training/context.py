@@ -26,6 +26,7 @@ from service.training.memory import Memory
 from service.training.monitor import PanelReader, panel_of
 from service.training.pace import Pace
 from service.training.relay import Relay
+from service.weights import start
 
 
 class Context:
@@ -96,6 +97,16 @@ class Context:
                 " earlier checkpoint, or start a new run elsewhere"
             ) from error
         return config, curriculum_of(self.config, state.amendments)
+
+    def follow_first(self, state: TrainState) -> None:
+        """Make the weights those of the first worker: hosts round their linear algebra differently."""
+        self.workers.follow_(tensor for part in state.weights() for tensor in part)
+
+    def take_given(self, state: TrainState) -> None:
+        """Give the networks of a state at image 0 what `run.init` names; nothing without it."""
+        if self.config.run.init:
+            start.take(self.relay, state)
+            self.follow_first(state)
 
     def load(self, cycles: Iterable[Cycle], attempt: int) -> Loader:
         """This worker's share of the batches of the cycles."""

@@ -66,5 +66,6 @@ def _go_back(context: Context, state: TrainState, limit: int) -> commits.Name | 
         state.load(tensors, manifest.state)
         return name
     start = new_state(context.config, context.workers.device)
+    context.take_given(start)
     state.load(start.tensors(), start.plain())
     return None

@@ -52,8 +52,7 @@ def train(job: Job) -> int:
 
 def _train(context: Context, job: Job) -> int:
     state = new_state(context.config, context.workers.device)
-    # orthogonal weights come from each host's own LAPACK, whose last bits may differ
-    context.workers.follow_(tensor for part in state.weights() for tensor in part)
+    context.follow_first(state)  # orthogonal weights come from each host's own LAPACK
     context.memory.found(context.relay)
     start = None
     if not job.rehearsed or context.workers.count < job.rehearsed:  # fewer need more memory each
@@ -66,8 +65,10 @@ def _train(context: Context, job: Job) -> int:
         # again: the last driver may have died right after the commit
         context.record_checkpoint(*resumed)
         _tell_size(context, state, resumed[1])
-    elif start:
-        state.load(*start)
+    else:
+        if start:
+            state.load(*start)
+        context.take_given(state)
     del start
     saver = context.saver()
     while not _advance(context, job.end, state, saver):

@@ -33,6 +33,7 @@ from service.run.ranking import Score, ScoreDocument
 from service.storage.lock import Holder
 from service.training.memory import FittedDocument
 from service.tuning.plan import Search, SweepDocument
+from service.weights.start import InitDocument
 
 ADDRESS = "s3://bucket/runs/faces/sample.json"
 
@@ -305,6 +306,13 @@ DOCUMENTS: dict[type[Document], Document] = {
         shards={"shard-000000.tar": 10240},
         etags={"shard-000000.tar": '"0a0a"'},
         about=About("digits", 0.05, 32, 1, ("0", "1"), ("broken.png: why",), 2, {"seed": 0}),
+    ),
+    InitDocument: InitDocument(
+        address="s3://bucket/runs/faces/checkpoints/000000000640-000001-000002",
+        digest="0a" * 32,
+        file=FileEntry(10, "0a" * 32),
+        taken=("generator/dense.weight",),
+        drawn=("generator/embedding.table.weight",),
     ),
     FailureDocument: FailureDocument(message="why", config=CONFIG),
     StatusDocument: StatusDocument(
