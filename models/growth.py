@@ -78,10 +78,15 @@ class Growing(nn.Module):
         if stage.fading and stage.resolution == self.rungs[0]:
             raise ValueError(f"the lowest rung, {self.rungs[0]} px, has none below to fade from")
 
-    def activate(self, stage: Stage) -> list[nn.Parameter]:
-        """Require gradients of exactly those parameters that the stage uses, and return them."""
+    def activate(self, stage: Stage, frozen: Iterable[str] = ()) -> list[nn.Parameter]:
+        """Require gradients of exactly those parameters that the stage uses, and return them.
+
+        Those of the `frozen` modules need none. ValueError if there is no such module.
+        """
         self.check_stage(stage)
         idle = {id(p) for p in self._idle_parameters(stage)}
+        for name in frozen:
+            idle |= {id(p) for p in self.parameters_of(name, stage)}
         active = []
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) not in idle)
@@ -90,6 +95,23 @@ class Growing(nn.Module):
             else:
                 parameter.grad = None
         return active
+
+    def parameters_of(self, name: str, stage: Stage) -> list[nn.Parameter]:
+        """The parameters of the module, or the one, with this name; ValueError if there are none."""
+        below = [p for other, p in self.named_parameters() if f"{other}.".startswith(f"{name}.")]
+        if not below:
+            raise ValueError(f"no module {name!r} has weights; its parts are {', '.join(self._parts())}")
+        return below
+
+    def _parts(self) -> list[str]:
+        """The names of modules with weights; of those that list others, the names of these."""
+        parts = []
+        for name, module in self.named_children():
+            many = isinstance(module, nn.ModuleDict | nn.Sequential | nn.ModuleList)
+            inner = module.named_children() if many else ()
+            parts += [f"{name}.{key}" for key, each in inner if any(True for _ in each.parameters())]
+            parts += [] if many else [name]
+        return parts
 
     def _idle_parameters(self, stage: Stage) -> Iterable[nn.Parameter]:
         heads = {stage.resolution} | ({stage.resolution // 2} if stage.fading else set())
@@ -182,11 +204,13 @@ class GrowingDiscriminator(Growing):
     """The generator mirrored: heads read images, `descents` lead from rung to rung, then a tail.
 
     `descents[r]` leads from the features that `heads[r]` yields to those that `heads[r / 2]` yields.
-    `mixes_batch` is True if a logit depends on other images of the batch. A family defines the input
-    of its last layer (`features`) and the logits from it (`judge`).
+    The tail is a sequence of blocks, too. `mixes_batch` is True if a logit depends on other images of
+    the batch. A family defines the input of its last layer (`features`) and the logits from it
+    (`judge`).
     """
 
     mixes_batch = False
+    tail: nn.Sequential
 
     def __init__(self, rungs: tuple[int, ...]):
         super().__init__(rungs)
@@ -235,6 +259,20 @@ class GrowingDiscriminator(Growing):
                 below = self.heads[str(rung)](downsample(images))
                 features = blend(below, features, stage.alpha)
         return features
+
+    @override
+    def parameters_of(self, name: str, stage: Stage) -> list[nn.Parameter]:
+        """Also of `first.N`: the N blocks nearest the image at this stage, attention counted as one."""
+        word, _, count = name.partition(".")
+        if word != "first" or not count.isdigit() or not int(count):
+            return super().parameters_of(name, stage)
+        lower = stage.resolution // 2 if stage.fading else stage.resolution
+        near = [self.heads[str(rung)] for rung in {lower, stage.resolution}]
+        rungs = [rung for rung in reversed(self.rungs[1:]) if rung <= stage.resolution]
+        way = [block for rung in rungs for block in self.descents[str(rung)].children()]
+        way += self.tail.children()
+        blocks = [*near, *way[: int(count) - 1]]
+        return [parameter for block in blocks for parameter in block.parameters()]
 
     @override
     def joins_at(self, rung: int) -> Iterable[nn.Module]:

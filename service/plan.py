@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> None:
         return
     # here because they load torch, which errors and --help do not need
     from service.driver.plan import explain, plan
-    from service.driver.preflight import check_data
+    from service.driver.preflight import check_data, check_networks
     from service.engine.curriculum import curriculum_of
-    from service.weights import start
 
     index = check_data(config)
+    prepared = check_networks(config)
     curriculum = curriculum_of(config)
     number = options.explain_batch
     lines = (
@@ -46,7 +46,6 @@ def main(arguments: Sequence[str]) -> None:
     )
     for line in lines:
         print(line)
-    prepared = start.prepare(config)
     if prepared:
         print(f"\ninit     {prepared}")
 

@@ -76,11 +76,10 @@ def main(arguments: Sequence[str]) -> None:
     plan = Plan(config, space, _search(options, space, end_of(config)))
     model = _model(options, plan)
     from service.driver.description import check_tracking
-    from service.driver.preflight import check_data  # loads torch, which errors do not need
-    from service.weights.start import prepare
+    from service.driver.preflight import check_data, check_networks  # load torch; errors need none
 
     check_data(plan.trial("", {}))
-    prepare(config)
+    check_networks(config)
     check_tracking(plan.config)
     _run(plan, options, model)
 

@@ -30,8 +30,10 @@ def describe(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, s
 def _type_name(kind: Any) -> str:
     """A type as people write it: `int`, `str | null`, `list`."""
     arguments = get_args(kind)
-    if get_origin(kind) in (Annotated, list):
-        return "list" if get_origin(kind) is list else _type_name(arguments[0])
+    if get_origin(kind) is Annotated:
+        return _type_name(arguments[0])
+    if get_origin(kind) in (list, dict):
+        return get_origin(kind).__name__
     if arguments:
         return " | ".join(_type_name(argument) for argument in arguments)
     if kind is NoneType:

@@ -3,6 +3,7 @@
 A setting's docstring is what `--help` and docs/configuration.md say of it.
 """
 
+import re
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -54,8 +55,24 @@ class RunSettings(Section):
     """Stop at this clock; the default is the end of the phase table."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Key of every random draw, of the data order and of the initial weights."""
+    freeze: dict[str, Images] = {}
+    """What stays as it is up to a clock, as {"discriminator.first.2": 10000}: blocks by their names."""
     init: Address | None = None
     """First weights: a run.dir, a checkpoint, an export, or files of BigGAN-PyTorch; null draws them."""
+
+    @field_validator("freeze")
+    @classmethod
+    def _names_parts(cls, value: dict[str, int]) -> dict[str, int]:
+        for name in value:
+            if not re.fullmatch(r"(generator|discriminator)(\.\w+)+", name):
+                raise ValueError(
+                    f"{name} names no part of a network; write generator.PART or discriminator.PART"
+                )
+        return value
+
+    def frozen_at(self, clock: int) -> tuple[str, ...]:
+        """The names of what is frozen in a cycle that begins at this clock."""
+        return tuple(name for name, images in self.freeze.items() if clock < images)
 
     @property
     def name(self) -> str:

@@ -5,6 +5,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
+
+import models
+from models import Stage
 from service.config import Config
 from service.data.checks import check_channels, check_labels, check_unlabelled
 from service.data.heads import look_at_heads
@@ -12,7 +16,8 @@ from service.data.index import Index
 from service.data.indexing import find_index, passed_over_in_words
 from service.data.tar import Choice
 from service.engine.curriculum import curriculum_of
-from service.errors import DataError
+from service.engine.step import active
+from service.errors import DataError, UsageError
 from service.run.directory import RunData, same_run
 from service.run.failure import check_failure
 from service.scoring.check import check_evaluation
@@ -55,7 +60,7 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
     try:
         before = tuple(part.fingerprint for part in index.grown)
         data = RunData(index.fingerprint(), index.about.classes, before)
-        prepared = None if start.is_kept(early) else start.prepare(config)
+        prepared = check_networks(config, early)
         key = same_run(early, config, data)
         if prepared:
             print(f"run.init {prepared} ({early.url(start.INIT_KEY)} lists them)")
@@ -65,6 +70,30 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
         yield RunDir(storage, lock, token, key, index, config.run.images or curriculum.end)
     finally:
         lock.release()
+
+
+def check_networks(config: Config, run_dir: Storage | None = None) -> start.Prepared | None:
+    """What `run.init` gives to the networks; None without it, or if the run there has its copy.
+
+    Raises what reading it raises, and UsageError if `run.freeze` does not fit the networks.
+    """
+    _check_freeze(config)
+    return None if run_dir and start.is_kept(run_dir) else start.prepare(config)
+
+
+def _check_freeze(config: Config) -> None:
+    if not config.run.freeze:
+        return
+    with torch.device("meta"):
+        generator, discriminator = models.build(config.model.family, **config.model_settings)
+    for span in curriculum_of(config).spans:
+        stage = Stage(span.resolution, 0.5 if span.fading else 1.0)
+        frozen = config.run.frozen_at(span.start)
+        try:
+            active(generator, "generator", stage, frozen)
+            active(discriminator, "discriminator", stage, frozen)
+        except ValueError as error:
+            raise UsageError(f"run.freeze: {error}; name other parts") from error
 
 
 def check_data(config: Config) -> Index:

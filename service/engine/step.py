@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import Stage, growth
-from models.growth import LiveStage, Mixing
+from models.growth import Growing, LiveStage, Mixing
 from models.layers import (
     Groups,
     spectral_iterate,
@@ -119,6 +119,7 @@ class Step:
         self._ema_buffers = list(state.ema.buffers())
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
+        self._frozen: Sequence[str] = ()
         self._values: Scheduled | None = None
         self.flops = 0
         self.waited_s = 0.0
@@ -138,8 +139,9 @@ class Step:
         clock.
         """
         span = cycle.span
-        if span is not self._span:
-            self._enter(cycle)
+        frozen = self.config.run.frozen_at(cycle.start)
+        if span is not self._span or frozen != self._frozen:
+            self._enter(cycle, frozen)
         self._follow_schedules(cycle)
         inputs = self._places.fill(self.sources.cycle(cycle, batches, self._layers(cycle.stage)))
         self.waited_s += self._places.waited_s
@@ -202,13 +204,13 @@ class Step:
         """Real images uint8 [n, h, w, c] as the discriminator sees them: [n, c, h, w] in [-1, 1]."""
         return self._pixels(self._to_device(images), cycle.stage)
 
-    def _enter(self, cycle: Cycle) -> None:
-        """Freeze what the span does not use, and set up gradients, optimizers and places for inputs."""
+    def _enter(self, cycle: Cycle, frozen: Sequence[str]) -> None:
+        """Freeze this and what the span does not use; set up gradients, Adam and places for inputs."""
         state, span, device = self.state, cycle.span, self.workers.device
         use_workers(state.generator, self.workers.sum)
-        self._active_d = state.discriminator.activate(cycle.stage)
+        self._active_d = active(state.discriminator, "discriminator", cycle.stage, frozen)
+        active_g = active(state.generator, "generator", cycle.stage, frozen)
         compression = self.training.gradient_compression
-        active_g = state.generator.activate(cycle.stage)
         self._gradients_g = Gradients(active_g, self.workers, compression)
         self._gradients_d = Gradients(self._active_d, self.workers, compression)
         self._places = Places(device)
@@ -216,7 +218,7 @@ class Step:
         if self.training.reset_adam and span.turns and cycle.start == span.start:
             state.optimizer_g.forget()
             state.optimizer_d.forget()
-        self._span, self._values = span, None
+        self._span, self._frozen, self._values = span, frozen, None
 
     def _follow_schedules(self, cycle: Cycle) -> None:
         """Take over the values of now, and capture anew where they are others: graphs hold them."""
@@ -454,6 +456,18 @@ class Step:
     def _autocast(self) -> torch.autocast:
         enabled = self.training.precision == "bf16"
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=enabled)
+
+
+def active(network: Growing, part: str, stage: Stage, frozen: Sequence[str]) -> list[nn.Parameter]:
+    """What is trained of a network at a stage; `frozen` are names like `discriminator.first.2`.
+
+    ValueError if the network has no such part, or if nothing of it is left.
+    """
+    names = [name.removeprefix(f"{part}.") for name in frozen if name.startswith(f"{part}.")]
+    parameters = network.activate(stage, names)
+    if not parameters:
+        raise ValueError(f"nothing of the {part} is left to train at {stage.resolution} px")
+    return parameters
 
 
 def _portions(inputs: Inputs, dealt: Portions) -> Iterator[Inputs]:

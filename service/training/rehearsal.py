@@ -27,6 +27,8 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
     forecast is recorded.
     """
     config, curriculum = context.amended(state)
+    thawed = config.run.model_copy(update={"freeze": {}})  # which takes the most memory
+    config = config.model_copy(update={"run": thawed})
     step = Step(config, state, context.workers, context.memory.most)
     monitor = Monitor(config, context.workers, context.panel, context.real, step)
     seconds: dict[str, float] = {}
