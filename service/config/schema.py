@@ -27,7 +27,7 @@ from service.config.sections import (
     TrackingSettings,
     TrainingSettings,
 )
-from service.config.vocabulary import RANKING
+from service.config.vocabulary import NO_ZERO, RANKING
 from service.storage import is_s3
 from service.storage.base import BLOCK_BYTES
 
@@ -35,8 +35,6 @@ MLFLOW_DATABASE = "mlflow.db"
 
 LEAST_AUGMENTED = 8
 """Pixels per side that images have at least where they are augmented."""
-NO_ZERO = ("wgan", "relativistic")
-"""Losses of which only differences of logits count."""
 
 
 class Config(BaseModel):

@@ -29,6 +29,11 @@ def need_features(scores: Collection[str]) -> bool:
     return not set(scores) <= set(OF_PIXELS)
 
 
+PAIRED_LOSSES = ("relativistic",)
+"""Losses that compare each generated image with a real one, in both steps."""
+NO_ZERO = ("wgan", *PAIRED_LOSSES)
+"""Losses of which only differences of logits count."""
+
 WeightsName = Literal["ema", "generator"]
 """Which copy of the generator: its running average, or the last weights."""
 

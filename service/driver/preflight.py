@@ -4,10 +4,8 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-import models
 from models import Stage
 from service.config import Config
 from service.data.checks import check_channels, check_labels, check_unlabelled
@@ -16,7 +14,6 @@ from service.data.index import Index
 from service.data.indexing import find_index, passed_over_in_words
 from service.data.tar import Choice
 from service.engine.curriculum import curriculum_of
-from service.engine.step import active
 from service.errors import DataError, UsageError
 from service.run.directory import RunData, same_run
 from service.run.failure import check_failure
@@ -24,7 +21,9 @@ from service.scoring.check import check_evaluation
 from service.storage import Storage, open_storage
 from service.storage.lock import RunLock
 from service.training.feed import check_memory, dataset_of
-from service.weights import start
+
+if TYPE_CHECKING:
+    from service.weights.start import Prepared
 
 EARLY_RETRY_S = 10.0
 
@@ -63,8 +62,7 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
         prepared = check_networks(config, early)
         key = same_run(early, config, data)
         if prepared:
-            print(f"run.init {prepared} ({early.url(start.INIT_KEY)} lists them)")
-            start.keep(early, prepared)
+            print(f"run.init {prepared}, listed in {prepared.keep(early)}")
         check_failure(early, config, again)
         storage = open_storage(config.run.dir, config.storage.retry_s, config.storage.timeout_s)
         yield RunDir(storage, lock, token, key, index, config.run.images or curriculum.end)
@@ -72,18 +70,26 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
         lock.release()
 
 
-def check_networks(config: Config, run_dir: Storage | None = None) -> start.Prepared | None:
+def check_networks(config: Config, run_dir: Storage | None = None) -> "Prepared | None":
     """What `run.init` gives to the networks; None without it, or if the run there has its copy.
 
     Raises what reading it raises, and UsageError if `run.freeze` does not fit the networks.
     """
-    _check_freeze(config)
-    return None if run_dir and start.is_kept(run_dir) else start.prepare(config)
+    if config.run.freeze:
+        _check_freeze(config)
+    if config.run.init is None:
+        return None
+    from service.weights import start  # it loads torch, as few runs need before their workers do
+
+    return None if run_dir and start.is_kept(run_dir) else start.prepare(config, config.run.init)
 
 
 def _check_freeze(config: Config) -> None:
-    if not config.run.freeze:
-        return
+    import torch
+
+    import models
+    from service.engine.step import active
+
     with torch.device("meta"):
         generator, discriminator = models.build(config.model.family, **config.model_settings)
     for span in curriculum_of(config).spans:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models import Stage
-from models.losses import LOSSES
 from service.config import Config, Phase
+from service.config.vocabulary import PAIRED_LOSSES
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def curriculum_of(
 ) -> Curriculum:
     """The phase table with a run's amendments, each (clock, values) in force from that clock on."""
     changes = [(at, int(v["training.d_steps"])) for at, v in amendments if "training.d_steps" in v]
-    paired = LOSSES[config.training.loss].paired
+    paired = config.training.loss in PAIRED_LOSSES
     return Curriculum(config.phases, config.training.d_steps, changes, paired)
 
 

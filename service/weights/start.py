@@ -54,37 +54,35 @@ class Prepared:
         count, drawn = len(self.fitted.taken), len(self.fitted.drawn)
         return f"{self.given.address}: {count} of {count + drawn} tensors are taken, {drawn} are drawn"
 
+    def keep(self, storage: Storage) -> str:
+        """Write the copy into the run's directory, and its list last; returns the list's address."""
+        given, fitted = self.given, self.fitted
+        contiguous = {name: tensor.contiguous() for name, tensor in fitted.taken.items()}
+        data = safetensors.torch.save(contiguous)
+        storage.put(TENSORS_KEY, data)
+        document = InitDocument(
+            address=given.address,
+            digest=given.digest,
+            file=FileEntry(len(data), hashlib.sha256(data).hexdigest()),
+            taken=tuple(fitted.taken),
+            drawn=fitted.drawn,
+        )
+        storage.put(INIT_KEY, document.to_bytes())
+        return storage.url(INIT_KEY)
 
-def prepare(config: Config) -> Prepared | None:
-    """What `run.init` gives to this configuration's networks; None if it is not set.
+
+def prepare(config: Config, address: str) -> Prepared:
+    """What the weights at an address give to this configuration's networks.
 
     UsageError if there is nothing, or nothing that fits; DataError if it is damaged; StorageError.
     """
-    if config.run.init is None:
-        return None
-    given = source.read(config.run.init)
+    given = source.read(address)
     return Prepared(given, fit(given, config))
 
 
 def is_kept(storage: Storage) -> bool:
     """Whether the run in this directory has its copy."""
     return INIT_KEY in storage.sizes(INIT_KEY)
-
-
-def keep(storage: Storage, prepared: Prepared) -> None:
-    """Write the copy into the run's directory, and its list last."""
-    given, fitted = prepared.given, prepared.fitted
-    contiguous = {name: tensor.contiguous() for name, tensor in fitted.taken.items()}
-    data = safetensors.torch.save(contiguous)
-    storage.put(TENSORS_KEY, data)
-    document = InitDocument(
-        address=given.address,
-        digest=given.digest,
-        file=FileEntry(len(data), hashlib.sha256(data).hexdigest()),
-        taken=tuple(fitted.taken),
-        drawn=fitted.drawn,
-    )
-    storage.put(INIT_KEY, document.to_bytes())
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from models.losses import LOSSES
 from service.config import Config, TrainingSettings
 from service.config.describe import explain
 from service.config.sections import ModelSettings
+from service.config.vocabulary import PAIRED_LOSSES
 from service.config.yaml import load_preset, preset_names
 from service.errors import UsageError
 from tests.conftest import digits_config
@@ -192,6 +193,7 @@ def test_a_configuration_of_an_earlier_version_is_read_in_todays_settings():
 def test_every_family_and_loss_can_be_configured():
     assert typing.get_args(ModelSettings.model_fields["family"].annotation) == (*FAMILIES,)
     assert typing.get_args(TrainingSettings.model_fields["loss"].annotation) == (*LOSSES,)
+    assert [name for name, loss in LOSSES.items() if loss.paired] == [*PAIRED_LOSSES]
 
 
 def test_every_family_has_a_small_preset_and_those_of_its_paper():

@@ -34,12 +34,15 @@ def configure(folder: Path, source: str, family: str, data: Any = "unused", **mo
     return Config(**values)
 
 
+def prepare(config: Config) -> start.Prepared:
+    return start.prepare(config, config.run.init or "")
+
+
 def begin(config: Config) -> tuple[TrainState, TrainState, InitDocument]:
     """The state that the run begins with, the same as drawn, and the list."""
     storage = open_storage(config.run.dir)
-    prepared = start.prepare(config)
-    assert prepared
-    start.keep(storage, prepared)
+    prepared = prepare(config)
+    prepared.keep(storage)
     state, drawn = new_state(config, CPU), new_state(config, CPU)
     start.take(storage, state)
     document = InitDocument.from_bytes(storage.get(INIT_KEY), INIT_KEY)
@@ -167,10 +170,10 @@ def test_the_watched_singular_values_are_those_of_the_taken_weights(tmp_path):
 def test_weights_of_another_family_or_that_fit_nothing_are_refused_with_the_remedy(tmp_path):
     source = make_run(tmp_path / "source", "biggan")
     with pytest.raises(UsageError, match=r"holds biggan, but model\.family is sagan; make them equal"):
-        start.prepare(configure(tmp_path / "new", source, "sagan"))
+        prepare(configure(tmp_path / "new", source, "sagan"))
     other = configure(tmp_path / "new", source, "biggan", width=16, embedding=5, latents=15, classes=4)
     with pytest.raises(UsageError, match=r"no weight of the .* fits.*width is 8 there, 16 here.*make"):
-        start.prepare(other)
+        prepare(other)
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.safetensors", "nothing.pth"])
@@ -189,7 +192,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     data[-4:] = b"\xff\xff\xff\xff"
     file.write_bytes(data)
     with pytest.raises(DataError, match="holds NaN or infinity"):
-        start.prepare(configure(tmp_path / "new", str(file), "dcgan"))
+        prepare(configure(tmp_path / "new", str(file), "dcgan"))
 
 
 # A whole run --------------------------------------------------------------------------------------
