@@ -1,23 +1,29 @@
 """Separate images in bulk. Seed and number decide an image, whatever is drawn beside it."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from tqdm import tqdm
 
+from service.data.packing import made_ahead
 from service.engine.sampler import BATCH
 from service.generation.destinations import ImageSet, Numbered
 from service.generation.sheets import Subject
 from service.recording.pictures import Pixels
 
-PORTION_PIXELS = 1 << 20
-"""Pixels that go through the network together: 64 images of 128 px, one of 1024 px."""
+PORTION_PIXELS = 1 << 17
+"""Pixels that go through the network together, on one core: 64 images of 32 px, 8 of 128 px."""
 
 
 class Portions:
     """Draws portions of the images: portion p begins with image p × `size`.
 
-    The last bit of a sum may depend on how many images go through a network together. So an image is
-    always drawn at the same place of the same portion, even if only a part of the portion is wanted.
+    The last bit of a sum may depend on how many images go through a network together, and on how many
+    cores share it. So an image is always drawn at the same place of the same portion, even if only a
+    part of the portion is wanted, and a portion by one core.
     """
 
     def __init__(self, subject: Subject):
@@ -54,10 +60,22 @@ def image_set(subject: Subject, first: int, count: int) -> ImageSet:
 
 def draw_images(subject: Subject, images: ImageSet) -> Numbered:
     """The images of the set with their numbers, in turn; shows progress on a terminal."""
-    portions, end = Portions(subject), images.first + images.count
-    chosen = range(images.first // portions.size, -(-end // portions.size))
-    drawn = itertools.chain.from_iterable(map(portions.draw, chosen))
-    before = images.first - chosen.start * portions.size
-    wanted = itertools.islice(drawn, before, before + images.count)
-    numbered = enumerate(wanted, images.first)
-    yield from tqdm(numbered, "drawing", images.count, unit=" images", disable=None)
+    with _one_core_each() as cores, ThreadPoolExecutor(cores, thread_name_prefix="draw") as threads:
+        portions, end = Portions(subject), images.first + images.count
+        chosen = range(images.first // portions.size, -(-end // portions.size))
+        drawn = itertools.chain.from_iterable(made_ahead(portions.draw, chosen, threads, cores))
+        before = images.first - chosen.start * portions.size
+        wanted = itertools.islice(drawn, before, before + images.count)
+        numbered = enumerate(wanted, images.first)
+        yield from tqdm(numbered, "drawing", images.count, unit=" images", disable=None)
+
+
+@contextlib.contextmanager
+def _one_core_each() -> Iterator[int]:
+    """Let torch compute on one core in each thread; yields how many cores it may use in all."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield cores
+    finally:
+        torch.set_num_threads(cores)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from service import pack, sample
@@ -54,7 +55,9 @@ def pngs(folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_image_is_the_same_to_the_bit_in_any_batch_and_any_share(family, trained, tmp_path):
+def test_an_image_is_the_same_to_the_bit_in_any_batch_and_share_and_on_any_cores(
+    family, trained, tmp_path
+):
     draw(trained[family], tmp_path / "whole.npz", 150)
     whole, _ = arrays(tmp_path / "whole.npz")
     assert whole.shape == (150, 16, 16, 3 if family == "dcgan" else 1)
@@ -62,6 +65,15 @@ def test_an_image_is_the_same_to_the_bit_in_any_batch_and_any_share(family, trai
     for batch in (1, 7, 1000):
         draw(trained[family], tmp_path / "again.npz", 150, "--batch", str(batch))
         assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    cores = torch.get_num_threads()
+    try:
+        for other in {1, 2, 3} - {cores}:
+            torch.set_num_threads(other)
+            draw(trained[family], tmp_path / "again.npz", 150)
+            assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+            assert torch.get_num_threads() == other
+    finally:
+        torch.set_num_threads(cores)
     parts = []
     for start, count in ((0, 1), (1, 62), (63, 66), (129, 21)):
         draw(trained[family], tmp_path / "part.npz", count, "--start", str(start))
