@@ -17,6 +17,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 import models
 from models import Shape, Stage
@@ -89,13 +90,21 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     """Like `load`, with everything that the header holds."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = read_header(path, file.metadata())
+            metadata = file.metadata()
             # copies are aligned as torch aligns memory: the last bit of a sum depends on it
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise DataError(
             f"{path}: not a safetensors file, or damaged ({error}); copy it again"
         ) from error
+    return to_exported(path, tensors, metadata)
+
+
+def to_exported(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> Exported:
+    """What the file's content describes; the tensors become the generator's. DataError as `load`."""
+    header = _read_header(path, metadata)
     try:
         shape = models.configure(header.family, **header.settings)
         generator = models.restore_generator(header.family, tensors, **header.settings)
@@ -133,8 +142,7 @@ def to_bytes(
     return safetensors.torch.save(tensors, metadata)
 
 
-def read_header(path: str | os.PathLike[str], metadata: Mapping[str, str] | None) -> Header:
-    """The description of the network in a file's metadata; DataError if there is none, or none valid."""
+def _read_header(path: str | os.PathLike[str], metadata: Mapping[str, str] | None) -> Header:
     text = (metadata or {}).get(HEADER)
     if text is None:
         raise DataError(

@@ -120,7 +120,8 @@ def _settings(generator: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
         base = math.isqrt(len(generator["linear.bias"]) // first)
         classes, embedding = generator["shared.weight"].shape
         inputs = generator["linear.weight"].shape[1]
-        attention = [block for block in _blocks(generator) if block.endswith(".1")]
+        attended = [int(block.split(".")[1]) for block in _blocks(generator) if block.endswith(".1")]
+        attention = base << (attended[0] // a_doubling + 1) if attended else None
         return family, {
             "resolution": base << doublings,
             "base": base,
@@ -129,11 +130,9 @@ def _settings(generator: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
             "embedding": embedding,
             "classes": classes,
             "channels": generator["output_layer.2.weight"].shape[0],
-            "attention": base << (int(attention[0].split(".")[1]) // a_doubling + 1)
-            if attention
-            else None,
+            "attention": attention,
         }
-    except (LookupError, ValueError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"no generator of that project ({error})") from error
 
 
@@ -165,7 +164,6 @@ def _translate(
     weights = {}
     for name, like in network.state_dict().items():
         if name.endswith(".v"):
-            weights[name] = torch.zeros(like.shape)
             continue
         theirs = _their_name(name, places)
         if theirs not in state:
@@ -174,9 +172,10 @@ def _translate(
         if tensor.squeeze().shape != like.squeeze().shape:
             raise ValueError(f"{theirs} is {[*tensor.shape]}, not {[*like.shape]}")
         weights[name] = tensor.reshape(like.shape).clone()
-    for name in ("dense.weight", "dense.bias", "dense.u"):
-        if name in weights:
-            weights[name] = _channels_last(weights[name], base)
+    for name in {"dense.weight", "dense.bias", "dense.u"} & weights.keys():
+        weights[name] = _channels_last(weights[name], base)
+    others = {name: like for name, like in network.state_dict().items() if name not in weights}
+    weights |= {name: torch.zeros(like.shape) for name, like in others.items()}
     network.load_state_dict(weights, assign=True)
     spectral_iterate(network)
     return {name: tensor.detach() for name, tensor in network.state_dict().items()}

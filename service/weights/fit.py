@@ -78,9 +78,9 @@ def _match(ours: Weights, theirs: Weights) -> Weights:
     Singular vectors belong to a weight, and go with it only.
     """
     same = {
-        name: theirs[name].to(like.dtype)
+        name: theirs[name]
         for name, like in ours.items()
-        if name in theirs and theirs[name].shape == like.shape
+        if name in theirs and theirs[name].shape == like.shape and theirs[name].is_floating_point()
     }
 
     def is_alone(name: str) -> bool:

@@ -27,6 +27,10 @@ from service.weights.biggan_pytorch import Weights
 RETRY_S = 20.0
 SAFETENSORS = ".safetensors"
 FILES = (SAFETENSORS, ".pth", ".pt")
+ZIP = b"PK"
+OLD_REMEDY = (
+    "if torch before 1.6 wrote it, write it anew: torch.save(torch.load(FILE, weights_only=True), FILE)"
+)
 GENERATOR_FILES, DISCRIMINATOR_FILE = ("G_ema.pth", "G.pth"), "D.pth"
 """BigGAN-PyTorch's own names; the running average goes first."""
 GENERATOR_NAMES, DISCRIMINATOR_NAMES = ("G_ema.", "G."), "D."
@@ -108,13 +112,15 @@ def _from_files(storage: Storage, names: list[str]) -> Given:
         digest.update(data)
         tensors, metadata = _open(data, storage.url(name))
         if pretrained.HEADER in metadata:
-            return _exported(address, digest.hexdigest(), tensors, metadata)
+            export = pretrained.to_exported(address, tensors, metadata)
+            own = export.generator.state_dict()
+            return Given(address, digest.hexdigest(), export.family, export.shape, own, {})
         networks[name] = tensors
     generator, discriminator = _split(networks)
     try:
         family, settings, *weights = biggan_pytorch.convert(generator, discriminator)
         shape = models.configure(family, **settings)
-    except ValueError as error:
+    except (ValueError, RuntimeError, OverflowError) as error:  # torch's, for sizes above 2⁶³
         raise DataError(
             f"{address}: neither an export of this service nor a BigGAN or BigGAN-deep of BigGAN-PyTorch"
             f" with --hier and --G_shared ({error}); give such a file, a run.dir or a checkpoint"
@@ -124,18 +130,17 @@ def _from_files(storage: Storage, names: list[str]) -> Given:
 
 def _open(data: bytes, address: str) -> tuple[Weights, Mapping[str, str]]:
     """The tensors of a file by name, and its metadata; nested names are joined by dots."""
+    remedy = "copy it again"
     try:
         if address.endswith(SAFETENSORS):
             tensors = safetensors.torch.load(data)
             head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             return tensors, head.get("__metadata__") or {}
+        if not data.startswith(ZIP):
+            remedy = OLD_REMEDY
         return dict(_flat(unpack(data))), {}
     except (SafetensorError, ValueError, LookupError) as error:
-        hint = "" if data[:2] == b"PK" or address.endswith(SAFETENSORS) else (
-            "; a file of torch before 1.6 is read once it is written anew:"
-            " torch.save(torch.load(FILE, weights_only=True), FILE)"
-        )  # fmt: skip
-        raise DataError(f"{address}: {error}{hint or '; copy it again'}") from error
+        raise DataError(f"{address}: {error}; {remedy}") from error
 
 
 def _flat(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -163,12 +168,3 @@ def _split(networks: Mapping[str, Weights]) -> tuple[Weights, Weights]:
 
 def _below(tensors: Weights, prefix: str) -> Weights:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _exported(address: str, digest: str, tensors: Weights, metadata: Mapping[str, str]) -> Given:
-    header = pretrained.read_header(address, metadata)
-    try:
-        shape = models.configure(header.family, **header.settings)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{address}: describes no network ({error}); export it again") from error
-    return Given(address, digest, header.family, shape, tensors, {})

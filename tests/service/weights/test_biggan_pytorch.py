@@ -91,6 +91,11 @@ def test_another_networks_file_is_refused_with_what_would_be_read(tmp_path):
     safetensors.torch.save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(DataError, match=r"neither an export.*no generator of that project.*run\.dir"):
         read(str(tmp_path / "other.safetensors"))
+    for odd in ({"linear.bias": torch.zeros(())}, {"blocks.0.0.conv1.weight": torch.zeros(3, 0)}):
+        names = {"linear.bias": torch.zeros(2), "blocks.0.0.conv1.weight": torch.zeros(3, 1)} | odd
+        safetensors.torch.save_file(names, tmp_path / "odd.safetensors")
+        with pytest.raises(DataError, match=r"odd\.safetensors: neither.*no generator of that project"):
+            read(str(tmp_path / "odd.safetensors"))
     (tmp_path / "text.pth").write_text(json.dumps({}))
     with pytest.raises(DataError, match=r"text\.pth: damaged.*weights_only=True"):
         read(str(tmp_path / "text.pth"))

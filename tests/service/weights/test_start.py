@@ -10,13 +10,16 @@ from models import stylegan
 from service import export
 from service.config import Config
 from service.driver.preflight import open_run
+from service.engine import distributed
 from service.engine.state import TrainState, new_state
 from service.errors import DataError, UsageError
 from service.run import checkpoint, commits
 from service.run.best import load
 from service.storage import open_storage
 from service.training import worker
+from service.training.context import Context
 from service.training.job import Job
+from service.training.rewind import _go_back
 from service.weights import start
 from service.weights.start import INIT_KEY, TENSORS_KEY, InitDocument
 from tests.conftest import assert_equal, tiny_config, tiny_values
@@ -162,6 +165,17 @@ def test_the_watched_singular_values_are_those_of_the_taken_weights(tmp_path):
     assert exact
     for name, value in exact.items():
         assert before[f"generator/{name}"][0] == pytest.approx(value, rel=0.02)
+
+
+def test_a_rewind_to_the_start_begins_with_the_same_weights(digits, tmp_path):
+    train(tiny_config(digits, tmp_path / "source", run={"seed": 5}), 16)
+    config = tiny_config(digits, tmp_path / "new", run={"init": str(tmp_path / "source")})
+    begun, drawn, _ = begin(config)
+    context = Context(config, distributed.join(), 0, None)
+    state = new_state(config, CPU)
+    assert _go_back(context, state, limit=0) is None
+    assert_equal(state.tensors(), begun.tensors())
+    assert not torch.equal(state.ema.dense.weight, drawn.ema.dense.weight)
 
 
 # Refusals -----------------------------------------------------------------------------------------
