@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -119,13 +119,14 @@ class SpectralNorm(nn.Module):
     """A weight divided by its largest singular value (Miyato et al. 2018, §2.1).
 
     `forward` is pure: the singular vectors move only in `iterate`. The gradient passes through the
-    singular value, with the vectors held fixed.
+    singular value, with the vectors held fixed. `held` is the scaled weight while `holding` lasts.
     """
 
     weight: nn.Parameter
     u: Tensor
     v: Tensor
     normalised = True
+    held: Tensor | None = None
 
     def start_vectors(self) -> None:
         """Draw the vectors from torch's default random generator and align them once."""
@@ -147,6 +148,8 @@ class SpectralNorm(nn.Module):
         """The weight scaled to a largest singular value of about 1, unchanged if not `normalised`."""
         if not self.normalised:
             return self.weight
+        if self.held is not None:
+            return self.held
         with torch.autocast(self.weight.device.type, enabled=False):
             if torch.is_grad_enabled():
                 return _OverSigma.apply(self.weight, self.u, self.v)
@@ -193,10 +196,48 @@ class _OverSigma(torch.autograd.Function):
         if torch.is_grad_enabled():
             again = _over_sigma(weight, u, v)
             return *torch.autograd.grad(again, weight, grads[0], create_graph=True), None, None
-        overlap = torch.dot(grads[0].flatten(), scaled.flatten()) * (sigma > SPECTRAL_EPS)
-        rows = torch.addr(_as_matrix(grads[0]), u, v * -overlap)
-        rows /= sigma.clamp_min(SPECTRAL_EPS)
-        return _as_weight(rows, weight), None, None
+        return _through_sigma(grads[0], weight, scaled, u, v, sigma), None, None
+
+
+def _through_sigma(
+    grad: Tensor, weight: Tensor, scaled: Tensor, u: Tensor, v: Tensor, sigma: Tensor
+) -> Tensor:
+    """The weight's gradient, from that of the weight over σ."""
+    overlap = torch.dot(grad.flatten(), scaled.flatten()) * (sigma > SPECTRAL_EPS)
+    rows = torch.addr(_as_matrix(grad), u, v * -overlap)
+    rows /= sigma.clamp_min(SPECTRAL_EPS)
+    return _as_weight(rows, weight)
+
+
+@contextmanager
+def holding(layers: Sequence[SpectralNorm], trained: bool) -> Iterator[None]:
+    """Inside, these weights are divided by σ once for all forwards; they must not change meanwhile.
+
+    The gradients of `trained` ones, summed over all backwards, reach the weights at the end.
+    """
+    layers = [layer for layer in layers if layer.normalised]
+    with torch.no_grad():
+        sigmas = [layer.sigma() for layer in layers]
+        for layer, sigma in zip(layers, sigmas, strict=True):
+            scaled = layer.weight / sigma.clamp_min(SPECTRAL_EPS)
+            layer.held = scaled.requires_grad_(trained)
+    try:
+        yield
+        if trained:
+            _pass_on(layers, sigmas)
+    finally:
+        for layer in layers:
+            layer.held = None
+
+
+@torch.no_grad()
+def _pass_on(layers: Sequence[SpectralNorm], sigmas: Sequence[Tensor]) -> None:
+    for layer, sigma in zip(layers, sigmas, strict=True):
+        held, weight = layer.held, layer.weight
+        if held is None or held.grad is None:
+            continue
+        grad = _through_sigma(held.grad, weight, held, layer.u, layer.v, sigma)
+        weight.grad = grad if weight.grad is None else weight.grad.add_(grad)
 
 
 class SNConv2d(SpectralNorm):

@@ -20,6 +20,8 @@ from models import Stage, growth
 from models.growth import Growing, LiveStage, Mixing
 from models.layers import (
     Groups,
+    SpectralNorm,
+    holding,
     spectral_iterate,
     use_fused_attention,
     use_groups,
@@ -210,6 +212,10 @@ class Step:
         use_workers(state.generator, self.workers.sum)
         self._active_d = active(state.discriminator, "discriminator", cycle.stage, frozen)
         active_g = active(state.generator, "generator", cycle.stage, frozen)
+        self._scaled_g, self._scaled_d = (
+            _scaled(*pair)
+            for pair in ((state.generator, active_g), (state.discriminator, self._active_d))
+        )
         compression = self.training.gradient_compression
         self._gradients_g = Gradients(active_g, self.workers, compression)
         self._gradients_d = Gradients(self._active_d, self.workers, compression)
@@ -286,29 +292,38 @@ class Step:
         state = self.state
         spectral_iterate(state.discriminator)
         self._gradients_d.clear()
-        parts = []
-        for portion in _portions(inputs, dealt):
-            reals = self._pixels(portion["images"], stage)
-            with torch.no_grad(), self._autocast():
-                fakes = self._generate(self._generator, portion, stage)
-            fakes = fakes.to(self.dtype)
-            with full_precision():
-                penalty = self._penalty(reals, fakes, portion, stage, due)
-                if (
-                    penalty.requires_grad
-                ):  # the backward frees its activations before the loss has its own
-                    (penalty / dealt.count).backward()
-            seen_reals = self._augment(reals, portion, "real")
-            seen_fakes = self._augment(fakes, portion, "fake")
-            with self._autocast():
-                real, fake = self._judge(seen_reals, seen_fakes, portion, stage)
-            loss = self.loss.discriminator(real, fake)
-            ((loss + self.training.drift * drift(real)) / dealt.count).backward()
-            parts.append(self._measure(loss.detach(), penalty.detach(), real.detach(), fake.detach()))
+        generator, discriminator = self._shared(dealt)
+        with holding(discriminator, trained=True), holding(generator, trained=False):
+            parts = [
+                self._discriminator_portion(stage, portion, 1 / dealt.count, due)
+                for portion in _portions(inputs, dealt)
+            ]
         self._gradients_d.exchange()
         norm = self._gradients_d.norm()
         state.optimizer_d.step()
         return _mean(parts) | {"grad_norm_d": norm}
+
+    def _shared(self, dealt: Portions) -> tuple[Sequence[SpectralNorm], Sequence[SpectralNorm]]:
+        """The layers of either network whose scaled weights all portions share; none for one portion."""
+        return (self._scaled_g, self._scaled_d) if dealt.count > 1 else ((), ())
+
+    def _discriminator_portion(self, stage: Stage, portion: Inputs, share: float, due: Due) -> Measures:
+        """Add this share of a portion's gradients."""
+        reals = self._pixels(portion["images"], stage)
+        with torch.no_grad(), self._autocast():
+            fakes = self._generate(self._generator, portion, stage)
+        fakes = fakes.to(self.dtype)
+        with full_precision():
+            penalty = self._penalty(reals, fakes, portion, stage, due)
+            if penalty.requires_grad:  # its activations are freed before the loss has its own
+                (share * penalty).backward()
+        seen_reals = self._augment(reals, portion, "real")
+        seen_fakes = self._augment(fakes, portion, "fake")
+        with self._autocast():
+            real, fake = self._judge(seen_reals, seen_fakes, portion, stage)
+        loss = self.loss.discriminator(real, fake)
+        (share * (loss + self.training.drift * drift(real))).backward()
+        return self._measure(loss.detach(), penalty.detach(), real.detach(), fake.detach())
 
     def _measure(self, loss: Tensor, penalty: Tensor, real: Tensor, fake: Tensor) -> Measures:
         """Measures of one portion: loss, penalty, and those of the real and the fake logits."""
@@ -373,7 +388,12 @@ class Step:
         spectral_iterate(state.generator)
         self._gradients_g.clear()
         losses = []
-        with _frozen(self._active_d):
+        generator, discriminator = self._shared(dealt)
+        with (
+            _frozen(self._active_d),
+            holding(generator, trained=True),
+            holding(discriminator, trained=False),
+        ):
             for portion in _portions(inputs, dealt):
                 with self._autocast():
                     fakes = self._generate(self._generator, portion, stage)
@@ -480,6 +500,13 @@ def _mean(parts: Sequence[Measures]) -> Measures:
     """The means of measures that have the same names."""
     table = torch.stack([torch.stack([*part.values()]) for part in parts])
     return dict(zip(parts[0], table.mean(0).unbind(), strict=True))
+
+
+def _scaled(network: nn.Module, parameters: Sequence[nn.Parameter]) -> list[SpectralNorm]:
+    """The layers that divide one of these parameters by its largest singular value."""
+    mine = {id(parameter) for parameter in parameters}
+    layers = (layer for layer in network.modules() if isinstance(layer, SpectralNorm))
+    return [layer for layer in layers if id(layer.weight) in mine]
 
 
 @contextmanager

@@ -22,6 +22,14 @@ def first_span(config: Config):
 
 def taken(config: Config) -> tuple[int, int]:
     """Operations that launch something, and FLOP, of a real cycle with all penalties."""
+    with Flops() as flops:
+        tape = tape_of(config, flops)
+    makes_only = sum(tape.counts[name] for name in ("empty", "empty_like", "empty_strided"))
+    return tape.counts.total() - makes_only, flops.total
+
+
+def tape_of(config: Config, flops: Flops | None = None) -> Tape:
+    """A recorded cycle, the second; `flops` counts it alone."""
     once = {"r1_every": 1, "gradient_penalty_every": 1}
     config = config.model_copy(update={"training": config.training.model_copy(update=once)})
     state = new_state(config, CPU)
@@ -31,10 +39,11 @@ def taken(config: Config) -> tuple[int, int]:
         gpu.batches(config),
     )
     step.cycle(next(cycles), data)
-    with Tape(reads=True) as tape, Flops() as flops:
+    if flops:
+        flops.total = 0
+    with Tape(reads=True) as tape:
         step.cycle(next(cycles), data)
-    makes_only = sum(tape.counts[name] for name in ("empty", "empty_like", "empty_strided"))
-    return tape.counts.total() - makes_only, flops.total
+    return tape
 
 
 @pytest.mark.slow
@@ -80,3 +89,14 @@ def test_memory_is_that_of_the_weights_and_as_much_again_for_each_image():
     generator, discriminator = networks(gpu.small("biggan"), CPU)
     g, d = (4 * sum(p.numel() for p in network.parameters()) for network in (generator, discriminator))
     assert 2 * few - more > 5 * g + 4 * d  # weights, gradients, two averages of Adam, and the EMA
+
+
+@pytest.mark.parametrize("family", ["biggan", "sagan"])
+def test_portions_share_the_weights_over_their_singular_values(family):
+    """More portions launch more of everything, but divide no weight again."""
+    divided = []
+    for device_batch in (4, 2):
+        config = gpu.small(family, norm_group=2)
+        values = config.model_dump() | {"scale": {"workers": 1, "device_batch": device_batch}}
+        divided.append(tape_of(Config(**values)).counts["dot"])
+    assert divided[0] == divided[1] > 0
