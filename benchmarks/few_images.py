@@ -199,7 +199,7 @@ def _write_page(docs: Path, results: list[Result]) -> None:
         f"### {result.variant}\n\n![{result.variant}](few-images/{result.variant}.png)\n"
         for result in results
     )
-    measured = ""
+    measured = UNMEASURED
     if results:
         table = "\n".join([HEAD, *map(_row, results)])
         measured = MEASURED.format(table=table, grids=grids, name=SCORE, shown=results[0].images)
@@ -227,6 +227,10 @@ of its training images gets more. Losses whose logits have no zero, such as `rel
 The curve `augment_p` shows the chance. It is part of the state: a resumed run goes on with the same
 one. A rewind can raise it: name `training.augment_target` or `training.augment_p` in
 `collapse.amendments`.
+"""
+
+UNMEASURED = """
+What it gains has not been measured here yet: `python -m benchmarks.few_images` will.
 """
 
 MEASURED = """
