@@ -17,7 +17,7 @@ from cluster.local import RULES, Stack
 from tests.conftest import need_package, start_command, tiny_values
 from tests.live import ask_prometheus, firing, hurry
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 LIMIT_S = 200
 IMAGES = 960

@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover  # the compiler is written in Python, and tracing it takes long
 @pytest.mark.parametrize(("family", "cycles"), [("progan", 2), ("biggan", 1)])
 def test_compiled_networks_train_as_they_do_without(family, cycles, monkeypatch, caplog):
     """Both networks whole, ProGAN's with a penalty and into a fade; traced, no machine code made."""
