@@ -38,10 +38,11 @@ def test_a_run_outlives_s3_mlflow_its_recorder_and_an_end_and_ends_bit_for_bit_t
     assert run.end() == 0, run.output()
 
     assert run.groups() == [(2, 0), (2, left.state.clock)]
-    due = range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY)
-    assert [name.clock for name in run.committed()] == sorted({*due, left.state.clock})
+    due = [*range(SAVE_EVERY, IMAGES + 1, SAVE_EVERY)]
+    assert [name.clock for name in run.committed() if name.clock in due] == due
     sequences = [name.sequence for name in run.committed()]
-    assert sequences == [*range(1, len(sequences) + 1)]  # nor was a commit made twice, or missed
+    assert sequences == sorted({*sequences})  # nor was a commit made twice
+    assert sequences[-1] - len(sequences) <= 1  # the one between goes once a due one is there
     for name in run.committed():
         assert checkpoint.read(run.storage, name)[1].state.clock == name.clock
     tensors, manifest = run.final()
