@@ -38,7 +38,6 @@ from models.losses import (
 from models.noise import normals
 from service.config import Config
 from service.config.portions import Portions, portions
-from service.config.schedule import Scheduled
 from service.data.dataset import Batch
 from service.engine.augment import augment
 from service.engine.capture import EAGER, Replays, can_capture
@@ -122,7 +121,7 @@ class Step:
         self._buffers = list(state.generator.buffers())
         self._span: Span | None = None
         self._frozen: Sequence[str] = ()
-        self._values: Scheduled | None = None
+        self._values = self.training.at(state.clock)
         self.flops = 0
         self.waited_s = 0.0
         self._flops: dict[Sequence[Due], int] = {}
@@ -142,9 +141,13 @@ class Step:
         """
         span = cycle.span
         frozen = self.config.run.frozen_at(cycle.start)
-        if span is not self._span or frozen != self._frozen:
+        values = self.training.at(cycle.start)
+        enters = span is not self._span or frozen != self._frozen
+        if enters:
             self._enter(cycle, frozen)
-        self._follow_schedules(cycle)
+        if enters or values != self._values:
+            self._values = values
+            self._follow_schedules(cycle)
         inputs = self._places.fill(self.sources.cycle(cycle, batches, self._layers(cycle.stage)))
         self.waited_s += self._places.waited_s
         dealt = self.deal(span, span.batch)
@@ -212,10 +215,8 @@ class Step:
         use_workers(state.generator, self.workers.sum)
         self._active_d = active(state.discriminator, "discriminator", cycle.stage, frozen)
         active_g = active(state.generator, "generator", cycle.stage, frozen)
-        self._scaled_g, self._scaled_d = (
-            _scaled(*pair)
-            for pair in ((state.generator, active_g), (state.discriminator, self._active_d))
-        )
+        self._scaled_g = _scaled(state.generator, active_g)
+        self._scaled_d = _scaled(state.discriminator, self._active_d)
         compression = self.training.gradient_compression
         self._gradients_g = Gradients(active_g, self.workers, compression)
         self._gradients_d = Gradients(self._active_d, self.workers, compression)
@@ -224,14 +225,11 @@ class Step:
         if self.training.reset_adam and span.turns and cycle.start == span.start:
             state.optimizer_g.forget()
             state.optimizer_d.forget()
-        self._span, self._frozen, self._values = span, frozen, None
+        self._span, self._frozen = span, frozen
 
     def _follow_schedules(self, cycle: Cycle) -> None:
-        """Take over the values of now, and capture anew where they are others: graphs hold them."""
-        values = self.training.at(cycle.start)
-        if values == self._values:
-            return
-        self._values, device = values, self.workers.device
+        """Take over the values of now, and capture anew: graphs hold them."""
+        values, device = self._values, self.workers.device
         self._replays = Replays(device) if can_capture(device) and self.training.capture else None
         for optimizer, rate in (
             (self.state.optimizer_g, values.lr_generator),
@@ -257,7 +255,7 @@ class Step:
 
     def _due(self, cycle: Cycle) -> Sequence[Due]:
         """What is due at each of the discriminator's steps, which are counted from the span's start."""
-        training, values, steps = self.training, self.training.at(cycle.start), len(cycle.steps)
+        training, values, steps = self.training, self._values, len(cycle.steps)
         first = (cycle.start - cycle.span.start) // cycle.span.cycle_images * steps
         return tuple(
             Due(
@@ -356,7 +354,6 @@ class Step:
         Images between real and fake have the real image's label.
         """
         training, values, total = self.training, self._values, reals.new_zeros(())
-        assert values is not None
 
         def discriminate(images: Tensor, side: str = "real") -> Tensor:
             labels = inputs["real_labels" if side == "real" else "labels"]
@@ -429,13 +426,13 @@ class Step:
 
     @torch.no_grad()
     def _drive_augmentation(self, accuracy: Tensor, move: Tensor) -> None:
-        """Augment more where real images are told too well, else less (Karras et al. 2020, §3.1).
+        """Augment more if the mean sign of real images' logits is above the target, and less below it.
 
-        The mean sign of their logits is twice the share of those that are taken for real, minus 1.
+        (Karras et al. 2020, §3.1.) The mean sign is twice the accuracy on real images, minus 1.
         """
-        told = 2 * self.workers.mean(accuracy.double()) - 1
-        sign = torch.sign((told - self.training.augment_target).round(decimals=6))
-        self.state.augment_p.add_(sign * move).clamp_(0, 1)
+        mean_sign = 2 * self.workers.mean(accuracy.double()) - 1
+        direction = torch.sign((mean_sign - self.training.augment_target).round(decimals=6))
+        self.state.augment_p.add_(direction * move).clamp_(0, 1)
 
     @torch.no_grad()
     def _average(self, inputs: Inputs, numbers: Inputs) -> None:
