@@ -222,11 +222,13 @@ class Spectra:
         if not matrices:
             return {}
         for _ in range(iterations):
-            moved = [matrix.T @ (matrix @ self._vectors[name]) for name, matrix in matrices.items()]
+            moved = [
+                _finite(matrix.T @ (matrix @ self._vectors[name])) for name, matrix in matrices.items()
+            ]
             former = [self._vectors[name] for name in matrices]
             for vectors, better in zip(former, _orthonormal(moved, former), strict=True):
                 vectors.copy_(better)
-        shown = [matrix @ self._vectors[name] for name, matrix in matrices.items()]
+        shown = [_finite(matrix @ self._vectors[name]) for name, matrix in matrices.items()]
         squares = torch.linalg.eigvalsh(_products(shown)).flip(1)
         return dict(zip(matrices, squares.clamp_min(0).sqrt().tolist(), strict=True))
 
@@ -237,17 +239,20 @@ class Spectra:
                     yield f"{network}/{name}", parameter.detach()
 
 
-def _products(columns: Sequence[Tensor]) -> Tensor:
-    """Inner products [n, 3, 3], float64, of the columns of each matrix [·, at most 3].
+def _finite(columns: Tensor) -> Tensor:
+    """The columns in float64; NaN and Inf, which would stay in the vectors for good, become 0."""
+    return columns.nan_to_num(0, 0, 0).double()
 
-    What is not finite counts as 0. So many small matrices are one batch to a GPU, whatever their rows.
+
+def _products(columns: Sequence[Tensor]) -> Tensor:
+    """Inner products [n, 3, 3] of the columns of each matrix [·, at most 3].
+
+    So many small matrices are one batch to a GPU, whatever their rows.
     """
     products = []
     for each in columns:
-        # NaN and Inf, which factorising refuses, would stay in the vectors for good
-        exact = each.nan_to_num(0, 0, 0).double()
-        missing = TOP - exact.shape[1]
-        products.append(F.pad(exact.T @ exact, (0, missing, 0, missing)))
+        missing = TOP - each.shape[1]
+        products.append(F.pad(each.T @ each, (0, missing, 0, missing)))
     return torch.stack(products)
 
 
@@ -263,8 +268,7 @@ def _orthonormal(columns: Sequence[Tensor], former: Sequence[Tensor]) -> Iterato
     change = torch.linalg.solve_triangular(factor, torch.diag_embed(scales), upper=False)
     for each, before, turn, length in zip(columns, former, change.mT, lengths, strict=True):
         count = each.shape[1]
-        turned = each.nan_to_num(0, 0, 0).double() @ turn[:count, :count]
-        yield torch.where(length[:count] > 0, turned, before.double()).to(each.dtype)
+        yield torch.where(length[:count] > 0, each @ turn[:count, :count], before.double())
 
 
 def largest(values: dict[str, list[float]]) -> dict[str, float]:
