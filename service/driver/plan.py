@@ -10,7 +10,6 @@ from service.data.dataset import Dataset, decoding_rate
 from service.data.index import MAX_CLASSES_NAMED, Index, class_counts
 from service.data.loader import read_ahead
 from service.data.tar import NO_LABEL
-from service.engine.cost import costs
 from service.engine.curriculum import Curriculum
 from service.training.feed import dataset_of, decoders_of, flips, image_bytes
 
@@ -72,6 +71,9 @@ def _shares(config: Config, dataset: Dataset) -> Iterator[str]:
 
 def _costs(config: Config, dataset: Dataset, curriculum: Curriculum) -> Iterator[str]:
     """What a cycle of the last phase takes of one worker, for each number of them, and what feeds it."""
+    # here because it loads a part of the compiler, which a wrong setting need not wait for
+    from service.engine.cost import costs
+
     span, counts = curriculum.spans[-1], config.worker_counts
     yield f"A cycle of the phase {span.name!r} takes of one worker:"
     heads = ("workers", "launches", "exchanges", "TFLOP", "memory")
