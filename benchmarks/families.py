@@ -5,13 +5,12 @@ EMA's samples to held-out images. It has learnt something if other held-out imag
 farther away. Finished families are not trained again; an interrupted one resumes.
 """
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from benchmarks.fashion import FOLDER, images_of, samples_of
+from benchmarks.fashion import FOLDER, finished, images_of, keep, samples_of
 from service import pack
 from service.cli import Options, Positional, Shown, parse, run_command
 from service.errors import ServiceError
@@ -83,17 +82,14 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, train and score the unfinished families, write the table and the grids."""
     options = parse(FamiliesOptions, arguments, "benchmarks.families", __doc__ or "")
     for family in options.families or PRESETS:
-        print(_row(_finished(options.out, family) or _train_and_score(family, options)), flush=True)
-    results = [result for family in PRESETS if (result := _finished(options.out, family))]
+        print(
+            _row(finished(Result, options.out, family) or _train_and_score(family, options)), flush=True
+        )
+    results = [result for family in PRESETS if (result := finished(Result, options.out, family))]
     _write_page(options.docs, results)
     failed = [result.family for result in results if not result.has_learnt]
     if failed:
         raise ServiceError(f"no better than blobs: {', '.join(failed)}")
-
-
-def _finished(out: Path, family: str) -> Result | None:
-    file = out / f"{family}.json"
-    return Result(**json.loads(file.read_text())) if file.exists() else None
 
 
 def _train_and_score(family: FamilyName, options: FamiliesOptions) -> Result:
@@ -126,7 +122,7 @@ def _train_and_score(family: FamilyName, options: FamiliesOptions) -> Result:
         distance(_blobs(others)),
         distance(others),
     )
-    (options.out / f"{family}.json").write_text(json.dumps(asdict(result), indent=2))
+    keep(options.out, family, result)
     return result
 
 

@@ -1,6 +1,9 @@
-"""What benchmarks on Fashion-MNIST share: its held-out images, and samples to compare with them."""
+"""What benchmarks on Fashion-MNIST share: its images, samples to compare with them, kept results."""
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,8 +16,24 @@ from service.recording.pictures import Pixels
 from service.run.best import Trained
 from service.storage import open_storage
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Result = TypeVar("Result")
+
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package puts its files."""
+
+
+def finished(kind: type[Result], out: Path, name: str) -> Result | None:
+    """What `keep` wrote down of a training, if it has."""
+    file = out / f"{name}.json"
+    return kind(**json.loads(file.read_text())) if file.exists() else None
+
+
+def keep(out: Path, name: str, result: "DataclassInstance") -> None:
+    """Write down the result of a finished training."""
+    (out / f"{name}.json").write_text(json.dumps(dataclasses.asdict(result), indent=2))
 
 
 def images_of(data: Path, resolution: int) -> Pixels:

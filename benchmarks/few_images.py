@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from benchmarks.fashion import FOLDER, images_of, samples_of
+from benchmarks.fashion import FOLDER, finished, images_of, keep, samples_of
 from service import pack
 from service.cli import Options, Positional, Shown, parse, run_command
-from service.config.identity import flatten
+from service.data.sources import read_idx
 from service.errors import ServiceError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
@@ -65,13 +65,13 @@ GRID_ROWS, GRID_COLUMNS = 4, 10
 
 @dataclass(frozen=True)
 class Result:
-    """A variant's result; `told` and `told_held_out` are shares of real images that D takes for real."""
+    """A variant's result; the accuracies are D's on real images, trained on and held out."""
 
     variant: str
     images: int
     distance: float
-    told: float
-    told_held_out: float
+    accuracy: float
+    accuracy_held_out: float
     augment_p: float
 
 
@@ -91,24 +91,19 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(FewImagesOptions, arguments, "benchmarks.few_images", __doc__ or "")
     options.out.mkdir(parents=True, exist_ok=True)
     for variant in options.variants or VARIANTS:
-        if not _finished(options.out, variant):
+        if not finished(Result, options.out, variant):
             _train_and_score(variant, options)
-    results = [result for variant in VARIANTS if (result := _finished(options.out, variant))]
+    results = [result for variant in VARIANTS if (result := finished(Result, options.out, variant))]
     for line in _lines(results):
         print(line)
     _write_page(options.docs, results)
-
-
-def _finished(out: Path, variant: str) -> Result | None:
-    file = out / f"{variant}.json"
-    return Result(**json.loads(file.read_text())) if file.exists() else None
 
 
 def _train_and_score(variant: Variant, options: FewImagesOptions) -> None:
     data, test = _few(options.out), _test(options.out)
     run = options.out / variant
     settings = TRAINING | VARIANTS[variant] | {"data.url": str(data), "run.dir": str(run)}
-    flags = [part for key, value in flatten(settings).items() for part in (f"--{key}", value)]
+    flags = [part for key, value in settings.items() for part in (f"--{key}", value)]
     command = [sys.executable, "-m", "service.train", "--preset", "progan-fashion", *flags]
     try:
         subprocess.run(command, env=os.environ | {"RAY_ADDRESS": "local"}, check=True)
@@ -121,15 +116,14 @@ def _train_and_score(variant: Variant, options: FewImagesOptions) -> None:
     (options.docs / "few-images").mkdir(parents=True, exist_ok=True)
     grid = grid_png(samples[: GRID_ROWS * GRID_COLUMNS], GridLook(GRID_COLUMNS, RESOLUTION))
     (options.docs / "few-images" / f"{variant}.png").write_bytes(grid)
-    told, told_held_out, chance = _last_looks(run)
-    result = Result(variant, trained.clock, distance, told, told_held_out, chance)
-    (options.out / f"{variant}.json").write_text(json.dumps(asdict(result), indent=2))
+    result = Result(variant, trained.clock, distance, *_last_looks(run))
+    keep(options.out, variant, result)
 
 
 def _few(out: Path) -> Path:
     """The first images of each class, packed."""
     files = [FOLDER / f"train-{kind}.gz" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    images, labels = (_read_idx(file) for file in files)
+    images, labels = (read_idx(file) for file in files)
     kept = np.sort(np.concatenate([np.flatnonzero(labels == c)[:PER_CLASS] for c in range(CLASSES)]))
     for file, array in zip(files, (images, labels), strict=True):
         _write_idx(out / file.name, array[kept])
@@ -149,20 +143,13 @@ def _packed(source: Path, destination: Path, held_out: float) -> Path:
     return destination
 
 
-def _read_idx(file: Path) -> NDArray[np.uint8]:
-    content = gzip.decompress(file.read_bytes())
-    rank = content[3]
-    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
 def _write_idx(file: Path, array: NDArray[np.uint8]) -> None:
     head = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     file.write_bytes(gzip.compress(head + array.tobytes(), mtime=0))
 
 
 def _last_looks(run: Path) -> tuple[float, ...]:
-    """Means over the last looks of what D takes for real, trained on and held out, and of the chance."""
+    """Means over the last looks of both accuracies and of the chance of an augmentation."""
     client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
     experiment = client.get_experiment_by_name("gan-training")
     (recorded,) = client.search_runs([experiment.experiment_id])
@@ -177,7 +164,7 @@ def _last_looks(run: Path) -> tuple[float, ...]:
 def _lines(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         yield f"{result.variant}_fd {result.distance:.1f}"
-        yield f"{result.variant}_gap {result.told - result.told_held_out:.3f}"
+        yield f"{result.variant}_gap {result.accuracy - result.accuracy_held_out:.3f}"
     distances = {result.variant: result.distance for result in results}
     for variant in ("ada", "diffaugment"):
         if {"plain", variant} <= distances.keys():
@@ -189,8 +176,8 @@ HEAD = f"| images | {SCORE} | D says real: trained on | held out | chance at the
 
 def _row(result: Result) -> str:
     return (
-        f"| {result.variant} | {result.distance:.0f} | {result.told:.0%} | {result.told_held_out:.0%}"
-        f" | {result.augment_p:.2f} |"
+        f"| {result.variant} | {result.distance:.0f} | {result.accuracy:.0%}"
+        f" | {result.accuracy_held_out:.0%} | {result.augment_p:.2f} |"
     )
 
 

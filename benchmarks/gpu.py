@@ -53,7 +53,7 @@ from service.config.yaml import load_preset
 from service.data.dataset import Batch
 from service.engine.capture import EAGER
 from service.engine.cost import costs
-from service.engine.curriculum import Curriculum, curriculum_of
+from service.engine.curriculum import curriculum_of
 from service.engine.device import use_device
 from service.engine.distributed import Workers
 from service.engine.flops import Flops, peak_flops
@@ -476,7 +476,7 @@ def speed_checks(device: torch.device) -> Iterator[Check]:
                 call = plain_cycle(settings, device) if plain else training(settings, device).take
             lines = speed(call, size, device)
             if not plain:
-                (cost,) = costs(settings, Curriculum(settings.phases, 1).spans[0], [1])
+                (cost,) = costs(settings, curriculum_of(settings).spans[0], [1])
                 lines["predicted_gb"] = cost.peak_bytes / 1e9
             return lines
 

@@ -201,8 +201,8 @@ def counted(left_out: Mapping[str, int]) -> str:
 
 def _idx(path: Path, labels_path: Path | None) -> ImageSource:
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    images = _read_idx(path)
-    labels = _read_idx(labels_path or beside)
+    images = read_idx(path)
+    labels = read_idx(labels_path or beside)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise DataError(
             f"{path}: images of shape {images.shape} do not match labels of shape {labels.shape};"
@@ -217,7 +217,7 @@ def _in_memory(names: list[str], images: np.ndarray, labels: np.ndarray) -> Imag
     return ImageSource(names, labels.tolist(), classes, lambda i: Image.fromarray(images[i]), marks)
 
 
-def _read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path) -> np.ndarray:
     """An IDX file of unsigned bytes, gzipped or not (LeCun et al., the MNIST page)."""
     try:
         data = path.read_bytes()
