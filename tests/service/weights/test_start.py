@@ -82,13 +82,19 @@ def assert_listed(state: TrainState, drawn: TrainState, document: InitDocument) 
     assert len(names) == len(document.taken) + len(document.drawn)
 
 
-def test_with_other_classes_only_their_tables_are_drawn(tmp_path):
-    source = make_run(tmp_path / "source", "biggan")
+def begin_otherwise(folder: Path, family: str, **model: int) -> InitDocument:
+    """The list of a run that begins with a source's weights, and is like it but for these settings."""
+    source = make_run(folder / "source", family)
     values = load(source).config.model_dump()
-    values["run"] |= {"dir": str(tmp_path / "new"), "init": source}
-    values["model"] |= {"classes": 7}
+    values["run"] |= {"dir": str(folder / "new"), "init": source}
+    values["model"] |= model
     state, drawn, document = begin(Config(**values))
     assert_listed(state, drawn, document)
+    return document
+
+
+def test_with_other_classes_only_their_tables_are_drawn(tmp_path):
+    document = begin_otherwise(tmp_path, "biggan", classes=7)
     assert set(document.drawn) == {
         "generator/embedding.table.weight",
         *(f"discriminator/projection.embedding.{name}" for name in ("weight", "u", "v")),
@@ -96,12 +102,7 @@ def test_with_other_classes_only_their_tables_are_drawn(tmp_path):
 
 
 def test_with_other_channels_only_what_touches_pixels_is_drawn(tmp_path):
-    source = make_run(tmp_path / "source", "progan")
-    values = load(source).config.model_dump()
-    values["run"] |= {"dir": str(tmp_path / "new"), "init": source}
-    values["model"] |= {"channels": 3}
-    state, drawn, document = begin(Config(**values))
-    assert_listed(state, drawn, document)
+    document = begin_otherwise(tmp_path, "progan", channels=3)
     assert document.drawn
     assert all("heads." in name for name in document.drawn)
 
