@@ -2,7 +2,8 @@
 
 Threads would not do: whatever holds Python's lock, such as the training loop or a request to S3, stops
 all of them at each image. So one process reads a worker's windows, and one or more decode them. Each
-ends with its parent, however that ends.
+ends with its parent, however that ends. They are forked from a process that has imported what they need,
+and nothing else: starting sixteen takes no longer than starting one.
 """
 
 import contextlib
@@ -23,9 +24,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from service.data.dataset import BadSamples, BadWindow, Batch, Dataset, Request, Samples, unlabelled
@@ -37,6 +40,10 @@ from service.storage import StorageError
 from service.storage.base import LONGEST_PAUSE_S
 
 END_LIMIT_S = 10.0
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""A process is forked safely only while it has no other threads, and these multiply no matrices."""
+NAMES = {"_serve_windows": "gan-reader", "_serve_batches": "gan-decoder"}
+"""What `ps` and `top` call the processes."""
 SIGN_EVERY_S = 1.0
 SILENT_S = 30.0
 """A process that gave no sign for so long has been stopped."""
@@ -133,15 +140,21 @@ class Feeders:
         arenas = [_shared_memory(slots.count * slots.size) for _ in range(decoders)]
         lines = [(end.fileno(), arena) for (end, _), arena in zip(pairs, arenas, strict=True)]
         files = [signs, *itertools.chain(*lines)]
-        self._reader = _Process(_serve_windows, files, (dataset, slots, self._turns))
-        self._decoders = [
-            _Process(
-                _serve_batches,
-                [signs, end.fileno(), arena, memory],
-                (dataset.order, unlabelled(dataset), slots, 1 + i),
-            )
-            for i, ((_, end), arena) in enumerate(zip(pairs, arenas, strict=True))
-        ]
+        ends = [end.fileno() for _, end in pairs]
+        self._starter = _Starter(
+            [
+                _Work(_serve_windows, files, (dataset, slots, self._turns)),
+                *(
+                    _Work(
+                        _serve_batches,
+                        [signs, end, arena, memory],
+                        (dataset.order, unlabelled(dataset), slots, number),
+                    )
+                    for number, (end, arena) in enumerate(zip(ends, arenas, strict=True), 1)
+                ),
+            ]
+        )
+        self._decoders = self._starter.processes[1:]
         for file in (signs, memory, *arenas):
             os.close(file)
         for pair in pairs:
@@ -202,11 +215,7 @@ class Feeders:
 
     def close(self) -> None:
         """End the processes, whatever they are doing."""
-        processes = [*self._decoders, self._reader]
-        for process in processes:
-            process.end()
-        for process in processes:
-            process.wait()
+        self._starter.close()
 
     def __enter__(self) -> "Feeders":
         return self
@@ -219,20 +228,70 @@ class Feeders:
         return self._ranks.setdefault(lane, len(self._ranks))
 
 
-class _Process:
-    """Another process, seen from its parent, which sends it `setup` and then jobs."""
+@dataclass(frozen=True)
+class _Work:
+    """What a process does: it serves its parent with these files, and first receives `setup`."""
 
-    def __init__(self, serve: Callable[..., None], files: list[int], setup: Any):
-        self._connection, end = Pipe()
-        descriptors = [end.fileno(), *files]
+    serve: Callable[..., None]
+    files: list[int]
+    setup: Any
+
+
+class _Starter:
+    """The process that the others are forked from, seen from their parent; it waits for them to end."""
+
+    def __init__(self, works: Sequence[_Work]):
+        self._control, control = Pipe()
+        pipes = [Pipe() for _ in works]
+        plans = [
+            (work.serve.__name__, [end.fileno(), *work.files])
+            for work, (_, end) in zip(works, pipes, strict=True)
+        ]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, serve.__name__, *map(str, descriptors)],
-            pass_fds=descriptors,
+            [sys.executable, "-m", __name__, str(control.fileno())],
+            pass_fds={control.fileno(), *itertools.chain(*(files for _, files in plans))},
             stdin=subprocess.DEVNULL,
-            env=os.environ | KEEP_FREED_MEMORY | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ | KEEP_FREED_MEMORY | ONE_THREAD | {"PYTHONPATH": _module_path()},
         )
-        end.close()
-        self.send(setup)
+        control.close()
+        self._control.send(plans)
+        self._codes: dict[int, int] = {}
+        self.processes = [_Process(self, i, ours) for i, (ours, _) in enumerate(pipes)]
+        for work, process, (_, end) in zip(works, self.processes, pipes, strict=True):
+            end.close()
+            process.send(work.setup)
+
+    def exit_code(self, number: int) -> int | None:
+        """The exit code of a process that ends; None if it is not told in time."""
+        with contextlib.suppress(EOFError, OSError):
+            while number not in self._codes and self._control.poll(END_LIMIT_S):
+                ended, code = self._control.recv()
+                self._codes[ended] = code
+        return self._codes.get(number)
+
+    def close(self) -> None:
+        """Ask all processes to end, which they do at once; kill those that take too long."""
+        for process in self.processes:
+            process.end()
+        try:
+            self._process.wait(END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            for child in psutil.Process(self._process.pid).children():
+                child.kill()
+            self._process.kill()
+            self._process.wait()
+        self._control.close()
+
+
+def _module_path() -> str:
+    return os.pathsep.join(filter(None, sys.path))
+
+
+class _Process:
+    """Another process, seen from its parent."""
+
+    def __init__(self, starter: _Starter, number: int, connection: Connection):
+        self._starter, self._number, self._connection = starter, number, connection
 
     def send(self, message: Any) -> None:
         """Send a job. If the process has died, `receive` says so."""
@@ -244,20 +303,12 @@ class _Process:
         try:
             return self._connection.recv()
         except (EOFError, OSError):
-            code = self._process.wait(END_LIMIT_S)
+            code = self._starter.exit_code(self._number)
             raise RuntimeError(f"a decoding process died (exit code {code})") from None
 
     def end(self) -> None:
         """Ask it to end, which it does at once."""
         self._connection.close()
-
-    def wait(self) -> None:
-        """Wait until it ends; kill it if it takes too long."""
-        try:
-            self._process.wait(END_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 def _shared_memory(size: int) -> int:
@@ -572,11 +623,41 @@ def _portable(error: BaseException) -> Exception:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Each process's entry point: takes a function's name and descriptors."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it ends
-    serve, parent, *files = arguments
-    run = _serve_windows if serve == _serve_windows.__name__ else _serve_batches
-    run(Connection(int(parent)), *map(int, files))
+    """Fork the processes that the parent asks for, and tell it of each one's end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when they end
+    control = Connection(int(arguments[0]))
+    plans: list[tuple[str, list[int]]] = control.recv()
+    every = {file for _, files in plans for file in files}
+    numbers: dict[int, int] = {}
+    for number, (serve, files) in enumerate(plans):
+        child = os.fork()
+        if not child:
+            for file in {control.fileno(), *every}.difference(files):
+                os.close(file)
+            _serve(serve, files)
+        numbers[child] = number
+    for file in every:
+        os.close(file)
+    while numbers:
+        child, status = os.wait()
+        with contextlib.suppress(OSError):
+            control.send((numbers.pop(child), os.waitstatus_to_exitcode(status)))
+
+
+def _serve(name: str, files: Sequence[int]) -> NoReturn:
+    """What a forked process does; it never comes back into the code that forked it."""
+    code = 1
+    try:
+        work = next(one for one in (_serve_windows, _serve_batches) if one.__name__ == name)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/comm").write_text(NAMES[name])
+        work(Connection(files[0]), *files[1:])
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def test_a_worker_with_fewer_lanes_than_decoders_keeps_all_of_them_busy(digits, 
                 assert np.array_equal(batch.images, read(dataset, request).images)
         shared = feeders.counts()["data_requests"]
     alone = load(dataset, requests)[2]["data_requests"]
-    assert shared <= alone + decoders  # one may be a window ahead
+    # at the end, a decoder may be a window ahead, or a lane
+    assert shared <= alone + max(decoders, dataset.order.lanes // workers)
 
 
 def test_a_part_of_a_request_keeps_its_flips_its_resolution_and_its_clock():
@@ -253,21 +254,21 @@ def test_the_processes_end_with_a_parent_that_is_killed(digits):
     )
     assert parent.stdout.readline() == "ready\n"
     children = psutil.Process(parent.pid).children(recursive=True)
-    assert len(children) == 2
+    assert sorted(child.name() for child in children)[:2] == ["gan-decoder", "gan-reader"]
     parent.kill()
     parent.wait()
     assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", ["gan-reader", "gan-decoder"])
 def test_the_death_of_a_process_is_an_error_and_no_hang(digits, victim):
-    before = set(psutil.Process().children())
+    before = set(psutil.Process().children(recursive=True))
     with Feeders(dataset_of(digits), 1, BATCHES_AHEAD + 1, LARGEST) as feeders:
         endless = (Request(np.arange(n, n + 64), 32) for n in range(0, 10**9, 64))
         loader = Loader(feeders, endless)
         next(loader)
-        processes = sorted(set(psutil.Process().children()) - before, key=psutil.Process.create_time)
-        assert len(processes) == 2
-        processes[victim].kill()
-        with pytest.raises(RuntimeError, match="died"):
+        processes = set(psutil.Process().children(recursive=True)) - before
+        (process,) = (process for process in processes if process.name() == victim)
+        process.kill()
+        with pytest.raises(RuntimeError, match="process died"):
             list(loader)

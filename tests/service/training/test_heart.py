@@ -87,8 +87,8 @@ def test_a_cycle_that_never_ends_ends_the_worker_with_its_stack(start):
 def test_a_reading_process_that_was_stopped_ends_the_worker(start, tmp_path):
     process, log = start(stands_at=-1)
     wait_for(lambda: has_committed(tmp_path / "run"))
-    children = psutil.Process(process.pid).children()
-    (reader,) = (child for child in children if "_serve_windows" in child.cmdline())
+    children = psutil.Process(process.pid).children(recursive=True)
+    (reader,) = (child for child in children if child.name() == "gan-reader")
     reader.send_signal(signal.SIGSTOP)
     try:
         assert process.wait(timeout=200) == 1
