@@ -147,20 +147,24 @@ def exchanges(config: Config, count: int) -> Counter[str]:
     return tape.collectives
 
 
+def in_groups(preset: str, norm_group: int) -> Config:
+    """A narrow network of the preset at 64 px, in batches of 256, for up to 64 workers."""
+    values = load_preset(preset)
+    values["model"] |= {"width": 8, "resolution": 64}
+    if "attention" in values["model"]:
+        values["model"]["attention"] = 32
+    values["training"] |= {"norm_group": norm_group}
+    values["phases"] = [{"resolution": 64, "hold_images": 256, "batch": 256}]
+    return Config(**values | {"scale": {"workers": "1:64"}})
+
+
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("preset", ["biggan128", "biggan-deep128", "dcgan64", "sagan128"])
 def test_workers_with_whole_groups_exchange_gradients_once_a_step_and_nothing_else(preset):
-    values = load_preset(preset)
-    values["model"] |= {"width": 16, "resolution": 64}
-    if "attention" in values["model"]:
-        values["model"]["attention"] = 32
-    values["training"] |= {"norm_group": 4}
-    values["phases"] = [{"resolution": 64, "hold_images": 256, "batch": 256}]
-    config = Config(**values | {"scale": {"workers": "1:64"}})
+    config = in_groups(preset, 4)
     steps_d = config.training.d_steps
     assert exchanges(config, 64) == {"allreduce_": steps_d + 1}
-    # 256 workers would share each group; here 64 share groups of 16
-    shared = Config(**values | {"training": values["training"] | {"norm_group": 16}})
+    shared = in_groups(preset, 16)  # by four workers
     norms = [
         sum(isinstance(layer, BatchNorm) for layer in network.modules())
         for network in build(config.model.family, **config.model_settings)
@@ -171,8 +175,14 @@ def test_workers_with_whole_groups_exchange_gradients_once_a_step_and_nothing_el
         "allgather_": forwards,
         "allreduce_": steps_d + 1 + backwards,
     }
-    span = Curriculum(config.phases, steps_d).spans[0]
-    assert next(costs(shared, span, [64])).exchanges == forwards + steps_d + 1 + backwards
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("preset", ["biggan128", "dcgan64"])
+def test_the_plan_counts_the_exchanges_that_a_cycle_makes(preset):
+    config = in_groups(preset, 16)
+    span = Curriculum(config.phases, config.training.d_steps).spans[0]
+    assert next(costs(config, span, [64])).exchanges == exchanges(config, 64).total()
 
 
 @pytest.mark.usefixtures("group")
