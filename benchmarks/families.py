@@ -24,7 +24,6 @@ from service.cli import Options, Positional, Shown, parse, run_command
 from service.errors import ServiceError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
-from service.metrics.scores import name
 from service.recording.pictures import GridLook, Pixels, grid_png
 from service.run.best import load
 
@@ -42,7 +41,7 @@ PRESETS: dict[FamilyName, str] = {
 SHAPES = {"mnist-pggan": (28, 7)}
 DEFAULT_SHAPE = (32, 4)
 FEATURES = "efficientnet_lite0"
-SCORE = name("fd", FEATURES)
+SCORE = f"fd_{FEATURES}"
 BLOB_PIXELS = 4
 GRID_ROWS, GRID_COLUMNS = 8, 10
 

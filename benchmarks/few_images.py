@@ -28,7 +28,6 @@ from service.data.sources import read_idx
 from service.errors import ServiceError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
-from service.metrics.scores import name
 from service.recording.pictures import GridLook, grid_png
 from service.run.best import load
 
@@ -58,7 +57,7 @@ TRAINING = {
 PER_CLASS, CLASSES, RESOLUTION = 100, 10, 32
 HELD_OUT = 0.2
 FEATURES = "efficientnet_lite0"
-SCORE = name("fd", FEATURES)
+SCORE = f"fd_{FEATURES}"
 LAST_LOOKS = 10
 GRID_ROWS, GRID_COLUMNS = 4, 10
 

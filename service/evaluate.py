@@ -12,19 +12,29 @@ from pydantic import Field
 from service.address import Address
 from service.cli import Options, Positional, Shown, parse, run_command
 from service.config import Config, EvaluationSettings
-from service.config.vocabulary import RANKING, FeaturesName, RankingName, ScoreName
+from service.config.vocabulary import (
+    RANKING,
+    REFERENCES,
+    FeaturesName,
+    RankingName,
+    Reference,
+    ScoreName,
+    beyond_moments,
+    need_features,
+)
 from service.errors import UsageError
 from service.storage import open_storage
 
 if TYPE_CHECKING:
+    from service.metrics.scores import Setting
     from service.run.best import Trained
     from service.scoring.scorer import Scorer
 
-DESCRIPTION = """Score a checkpoint against held-out images of the data that its run was trained on.
+DESCRIPTION = """Score a checkpoint against real images of the data that its run was trained on.
 
 Scoring options default to the run's `evaluation` section."""
 EPILOG = """scores:
-  fd, kid             feature distances to held-out images; with inception, FID and KID
+  fd, kid             feature distances to the reference; with inception, FID and KID
   is                  Inception score
   precision, recall, density, coverage   from the nearest neighbours of features
   swd                 sliced Wasserstein distance of patches at each resolution, × 1000
@@ -32,14 +42,18 @@ EPILOG = """scores:
   memorisation        z, below 0 if generated images are nearer to training images than held-out
                       ones are
 
-CHECKPOINT is a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://. Scores
-depend on the number of images: compare only scores at equal numbers. With --keep, the score counts when
-the run's best checkpoint is chosen.
+CHECKPOINT is a run.dir (its best checkpoint) or a folder in its checkpoints/; local or s3://. A score's
+name says what it was measured on, for only equal measures compare: fd_efficientnet_lite0_2k_held_out is
+of 2,000 generated images against held-out ones, and its …_floor the same distance for real images. The
+bare names fid and inception_score are given to what papers mean by them: inception, 50,000 images and,
+for fid, --reference training, of which all images are measured. With --keep, the score counts when the
+run's best checkpoint is chosen.
 
 examples:
   python -m service.evaluate runs/digits
   python -m service.evaluate runs/digits/checkpoints/000000149000-000001-000005 --scores fd kid recall
-  python -m service.evaluate s3://gan/runs/faces --features inception --weights inception.pth"""
+  python -m service.evaluate s3://gan/runs/faces --features inception --weights inception.pth \\
+      --reference training --images 50000 --save-reference faces.npz"""
 
 
 RETRY_S = 20.0
@@ -60,6 +74,10 @@ class EvaluateOptions(Options):
     """network whose features are compared"""
     weights: Address | None = None
     """file or URL of inception's weights"""
+    reference: Annotated[Reference | None, Shown("REFERENCE")] = None
+    """held_out, training (all of them, for fd), or a .npz file of mu and sigma, as pytorch-fid's"""
+    save_reference: Path | None = None
+    """.npz file to write the reference's mu and sigma to"""
     data: Address | None = None
     """folder or s3:// address of the shards, if they have moved"""
     out: Path | None = None
@@ -71,8 +89,9 @@ class EvaluateOptions(Options):
 def main(arguments: Sequence[str]) -> None:
     """Parse, load, score, print."""
     options = parse(EvaluateOptions, arguments, "service.evaluate", DESCRIPTION, EPILOG)
-    if options.out:
-        _check_out(options.out)
+    for option, path in (("--out", options.out), ("--save-reference", options.save_reference)):
+        if path:
+            _check_out(option, path)
     # here because they load torch, which errors and --help do not need
     from service.run import commits, ranking
     from service.run.best import load
@@ -86,24 +105,37 @@ def main(arguments: Sequence[str]) -> None:
         others = [name for name in commits.find(storage)[0] if name != place.name]
         ranking.check_comparable(storage, others, scorer.measure)
     setting = scorer.setting(trained.stage.resolution)
-    print(f"{setting.generated} generated and {setting.held_out} held-out images", flush=True)
+    print(_comparison(setting), flush=True)
     score = scorer.score(trained)
     for key, value in score.values.items():
         print(f"{key} {value:.6g}")
+    if options.save_reference:
+        scorer.save_reference(trained.stage.resolution, options.save_reference)
     if options.keep:
         ranking.write(storage, place.name, score)
     if options.out:
         options.out.write_text(json.dumps(asdict(score), indent=2))
 
 
-def _check_out(out: Path) -> None:
+def _comparison(setting: "Setting") -> str:
+    """How many images are compared with what."""
+    drawn = f"{setting.generated} generated images"
+    match setting.reference:
+        case "held_out":
+            return f"{drawn}, {setting.held_out} held-out ones"
+        case "training":
+            return f"{drawn}, {setting.training} training ones (all of them for fd)"
+    return f"{drawn}, the moments in {setting.reference}"
+
+
+def _check_out(option: str, out: Path) -> None:
     """Make its folder; UsageError if no file can be written there."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             raise IsADirectoryError("is a folder")
     except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written: {error}; name a file") from error
+        raise UsageError(f"{option} {out}: cannot be written: {error}; name a file") from error
 
 
 def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: EvaluationSettings) -> "Scorer":
@@ -118,6 +150,7 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
         _check_own(trained, "data", address, options.data)
     if settings.weights:
         _check_own(trained, "weights", settings.weights, options.weights)
+    _check_own(trained, "reference", settings.reference, options.reference)
     index = read_index(open_storage(config.data.index_address, RETRY_S))
     if index.fingerprint() != trained.fingerprint:
         raise UsageError(
@@ -154,11 +187,23 @@ def _config(config: Config, options: EvaluateOptions) -> Config:
 
 def _settings(usual: EvaluationSettings, options: EvaluateOptions) -> EvaluationSettings:
     """The run's settings, overridden by the command line."""
-    changes = options.model_dump(include={"scores", "images", "features", "weights"}, exclude_none=True)
+    named = {"scores", "images", "features", "weights", "reference"}
+    changes = options.model_dump(include=named, exclude_none=True)
     wanted = changes.get("scores", usual.scores)
     ranked = [score for score in wanted if score in RANKING]
     if options.best and options.best not in wanted:
         raise UsageError(f"--best {options.best}: not among --scores {' '.join(wanted)}; add it there")
+    reference = changes.get("reference", usual.reference)
+    if beyond := beyond_moments(wanted, reference):
+        raise UsageError(
+            f"{', '.join(beyond)}: cannot be computed from {reference}, which holds only moments; leave"
+            " them out, or give --reference held_out or training"
+        )
+    if options.save_reference and (reference not in REFERENCES or not need_features(wanted)):
+        raise UsageError(
+            "--save-reference: nothing to measure; give --reference held_out or training, and the"
+            " score fd"
+        )
     if options.keep and not ranked:
         raise UsageError(
             f"--keep: --scores {' '.join(wanted)} cannot rank; add one of {', '.join(RANKING)}"

@@ -27,7 +27,7 @@ from service.config.sections import (
     TrackingSettings,
     TrainingSettings,
 )
-from service.config.vocabulary import NO_ZERO, RANKING
+from service.config.vocabulary import NO_ZERO, RANKING, beyond_moments, need_held_out
 from service.storage import is_s3
 from service.storage.base import BLOCK_BYTES
 
@@ -256,10 +256,17 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.weights: {settings.features} brings its own; set null, or set"
             " evaluation.features to inception"
         )
-    if settings.every_images and config.data.held_out == 0:
+    held_out = need_held_out(settings.scores, settings.reference)
+    if settings.every_images and held_out and config.data.held_out == 0:
         raise ValueError(
-            "data.held_out: 0, but scores compare with held-out images; give a share above 0, or set"
-            " evaluation.every_images to null"
+            "data.held_out: 0, but scores compare with held-out images; give a share above 0, set"
+            " evaluation.reference to training, or evaluation.every_images to null"
+        )
+    if beyond := beyond_moments(settings.scores, settings.reference):
+        raise ValueError(
+            f"evaluation.reference: {settings.reference} holds only moments, which {', '.join(beyond)}"
+            " cannot be computed from; leave these out of evaluation.scores, or set it to held_out or"
+            " training"
         )
 
 

@@ -19,7 +19,7 @@ from service.config.schedule import (
     ScheduledWeight,
     at,
 )
-from service.config.vocabulary import FeaturesName, ScoreName
+from service.config.vocabulary import FeaturesName, Reference, ScoreName
 
 Count = Annotated[int, Field(ge=1)]
 Images = Annotated[int, Field(ge=1)]
@@ -337,6 +337,8 @@ class EvaluationSettings(Section):
     """Network whose features are compared; only inception gives FID, KID and IS as published."""
     weights: Address | None = None
     """File or URL of inception's weights; efficientnet_lite0 needs none."""
+    reference: Reference = "held_out"
+    """Compare with held_out or training images, or with a .npz file of mu and sigma, which gives fd."""
     scores: list[ScoreName] = Field(default=["fd"], min_length=1)
     """Any of fd, kid, is, precision, recall, density, coverage, swd, ms_ssim, memorisation."""
     best: ScoreName = "fd"

@@ -1,7 +1,11 @@
 """Names of scores and of feature networks, as settings and command lines take them."""
 
 from collections.abc import Collection
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator
+
+from service.address import Address
 
 ScoreName = Literal[
     "fd",
@@ -20,6 +24,10 @@ RankingName = Literal["fd", "kid", "swd", "is", "precision", "recall", "density"
 RANKING: tuple[RankingName, ...] = get_args(RankingName)
 """Scores that can rank generators."""
 HIGHER_IS_BETTER: tuple[ScoreName, ...] = ("is", "precision", "recall", "density", "coverage")
+DISTANCES: tuple[ScoreName, ...] = ("fd", "kid", "swd")
+"""Scores that are 0 for equal sets, and above 0 for two sets of real images: their floor."""
+COMPARED: tuple[ScoreName, ...] = (*DISTANCES, "precision", "recall", "density", "coverage")
+"""Scores that compare generated images with the reference; the file of a reference gives only fd."""
 OF_PIXELS: tuple[ScoreName, ...] = ("swd", "ms_ssim")
 """Scores that compare pixels; all others compare features."""
 
@@ -28,6 +36,27 @@ def need_features(scores: Collection[str]) -> bool:
     """Whether any of the scores needs features."""
     return not set(scores) <= set(OF_PIXELS)
 
+
+def need_held_out(scores: Collection[str], reference: str) -> bool:
+    """Whether any of the scores compares with held-out images."""
+    return "memorisation" in scores or (reference == "held_out" and bool(set(scores) & set(COMPARED)))
+
+
+def beyond_moments(scores: Collection[str], reference: str) -> list[str]:
+    """Those of the scores that need the images of a reference of which there is only a file."""
+    known = reference in REFERENCES
+    return [] if known else [score for score in scores if score in COMPARED and score != "fd"]
+
+
+def _named(reference: str) -> str:
+    if reference not in REFERENCES and not reference.endswith(".npz"):
+        raise ValueError(f"choose {', '.join(REFERENCES)}, or name a .npz file of mu and sigma")
+    return reference
+
+
+REFERENCES = ("held_out", "training")
+Reference = Annotated[Address, AfterValidator(_named)]
+"""What generated images are compared with: held-out or training images, or a file of their moments."""
 
 PAIRED_LOSSES = ("relativistic",)
 """Losses that compare each generated image with a real one, in both steps."""

@@ -5,7 +5,18 @@ from pathlib import Path
 
 from service import environment
 from service.config import Config
+from service.config.vocabulary import REFERENCES
 from service.errors import UsageError
+
+ADDRESSES = (
+    "run.dir",
+    "run.init",
+    "data.url",
+    "data.index_url",
+    "evaluation.weights",
+    "evaluation.reference",
+)
+"""Settings that may be paths, which workers on other nodes must find too."""
 
 # Linux's names for CPU units that multiply bf16.
 BF16_UNITS = {"avx512_bf16", "amx_bf16"}
@@ -13,26 +24,24 @@ BF16_UNITS = {"avx512_bf16", "amx_bf16"}
 
 def settle(config: Config) -> Config:
     """Fill in what depends on this machine: absolute paths and precision. UsageError if that fails."""
-    run = {"dir": _absolute("run.dir", config.run.dir)}
-    if config.run.init:
-        run["init"] = _absolute("run.init", config.run.init)
-    data = {"url": _absolute("data.url", config.data.url)}
-    if config.data.index_url:
-        data["index_url"] = _absolute("data.index_url", config.data.index_url)
     precision = config.training.precision
     if precision == "auto":
         precision = "bf16" if config.scale.gpu or has_bf16_units() else "fp32"
+    changes: dict[str, dict[str, str]] = {"training": {"precision": precision}}
+    for key in ADDRESSES:
+        section, _, name = key.partition(".")
+        if address := getattr(getattr(config, section), name):
+            changes.setdefault(section, {})[name] = _absolute(key, address)
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update=run),
-            "data": config.data.model_copy(update=data),
-            "training": config.training.model_copy(update={"precision": precision}),
+            section: getattr(config, section).model_copy(update=change)
+            for section, change in changes.items()
         }
     )
 
 
 def _absolute(key: str, path: str) -> str:
-    if "://" in path:
+    if "://" in path or (key == "evaluation.reference" and path in REFERENCES):
         return path
     if not os.path.isabs(path) and environment.is_ray_job():
         raise UsageError(

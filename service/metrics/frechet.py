@@ -23,10 +23,34 @@ def moments(features: NDArray[np.floating]) -> Moments:
     """Moments of features [n, d], n at least 1, computed in float64 about their own mean."""
     if features.ndim != 2 or len(features) == 0:
         raise ValueError(f"features must be [n, d] with n at least 1, found {list(features.shape)}")
-    samples = features.astype(np.float64)
-    mean = samples.mean(0)
-    samples -= mean
-    return Moments(len(samples), mean, samples.T @ samples / max(len(samples) - 1, 1))
+    total = MomentsSum(features.mean(0, dtype=np.float64))
+    total.add(features)
+    return total.moments()
+
+
+class MomentsSum:
+    """Moments of features that come in parts, without keeping them.
+
+    Sums are taken about `origin` [d], a point amid the features, which keeps rounding small.
+    """
+
+    def __init__(self, origin: NDArray[np.floating]):
+        self._origin = origin.astype(np.float64)
+        self._count, self._sum = 0, np.zeros_like(self._origin)
+        self._products = np.zeros((len(origin), len(origin)))
+
+    def add(self, features: NDArray[np.floating]) -> None:
+        """Count features [n, d]."""
+        shifted = features - self._origin
+        self._count += len(shifted)
+        self._sum += shifted.sum(0)
+        self._products += shifted.T @ shifted
+
+    def moments(self) -> Moments:
+        """The moments of all features that were added, one or more."""
+        shift = self._sum / self._count
+        scatter = self._products - self._count * np.outer(shift, shift)
+        return Moments(self._count, self._origin + shift, scatter / max(self._count - 1, 1))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

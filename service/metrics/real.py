@@ -1,6 +1,5 @@
 """Statistics of the real images, stored beside the run: the same for every checkpoint."""
 
-import functools
 import hashlib
 import json
 import logging
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 
 from service.errors import StorageError
 from service.metrics.feature_set import FeatureSet
-from service.metrics.frechet import Moments, moments
+from service.metrics.frechet import Moments
 from service.random import philox
 from service.storage import MissingError, Storage
 
@@ -26,13 +25,18 @@ FOLDER = "metrics/"
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """Which real images are measured: rows of the index, at a resolution, in 1 or 3 channels."""
+    """Which real images are measured: rows of the index, at a resolution, in 1 or 3 channels.
+
+    `held_out` and `training` are samples; `whole` is how many training images give their moments, all
+    there are, or 0 if these are not needed.
+    """
 
     fingerprint: str
     resolution: int
     channels: int
     held_out: NDArray[np.int64]
     training: NDArray[np.int64]
+    whole: int = 0
 
     def about(self, features: FeatureSet) -> dict[str, str | int]:
         """Everything that the features of these images depend on."""
@@ -45,6 +49,7 @@ class RealImages:
             "weights": features.digest,
             "held_out": len(self.held_out),
             "training": len(self.training),
+            "whole": self.whole,
             "rows": hashlib.sha256(self.held_out.tobytes() + self.training.tobytes()).hexdigest(),
         }
 
@@ -64,15 +69,14 @@ class FeatureSample:
 
 @dataclass(frozen=True, eq=False)
 class RealStatistics:
-    """Held-out images, to compare generated ones with, and a sample of the training images."""
+    """Features of samples of held-out and of training images, and the moments of all training images.
+
+    The moments are None if they were not wanted.
+    """
 
     held_out: FeatureSample
     training: FeatureSample
-
-    @functools.cached_property
-    def moments(self) -> Moments:
-        """Moments of the held-out images."""
-        return moments(self.held_out.features)
+    whole: Moments | None = None
 
 
 def select_rows(rows: NDArray[np.int64], count: int, seed: int = 0) -> NDArray[np.int64]:
@@ -92,6 +96,10 @@ def save_statistics(
         "training.rows": statistics.training.rows,
         "about": np.frombuffer(json.dumps(images.about(features)).encode(), np.uint8),
     }
+    if statistics.whole:
+        tensors["whole.count"] = np.array(statistics.whole.count)
+        tensors["whole.mean"] = statistics.whole.mean
+        tensors["whole.covariance"] = statistics.whole.covariance
     tensors["sha256"] = _digest(tensors)
     key = images.key(features)
     try:
@@ -126,7 +134,11 @@ def _parse(data: bytes, images: RealImages, features: FeatureSet) -> RealStatist
         FeatureSample(tensors[f"{part}.features"], tensors[f"{part}.rows"])
         for part in ("held_out", "training")
     )
-    return RealStatistics(held_out, training)
+    whole = None
+    if images.whole:
+        mean, covariance = tensors["whole.mean"], tensors["whole.covariance"]
+        whole = Moments(int(tensors["whole.count"]), mean, covariance)
+    return RealStatistics(held_out, training, whole)
 
 
 def _digest(tensors: dict[str, NDArray]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Files of weights that the user names: a path, or an http(s) or s3:// address to fetch once."""
+"""Files that the user names, weights above all: a path, or an http(s) or s3:// address to fetch once."""
 
 import hashlib
 import http.client
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
     return environment.cache_home() / "gan-training"
 
 
-def local_file(address: str, cache: Path | None = None) -> Path:
+def local_file(address: str, cache: Path | None = None, what: str = "a file of weights") -> Path:
     """The file at a path, or the copy in `cache` of an http(s) or s3:// address, fetched if need be.
 
     A name such as name-0123abcd.pth must hold the first digits of the file's SHA-256. UsageError if
@@ -41,7 +41,7 @@ def local_file(address: str, cache: Path | None = None) -> Path:
     if not is_s3(address) and url.scheme not in ("http", "https"):
         path = Path(address).expanduser()
         if not path.is_file():
-            raise UsageError(f"{address}: no such file; give the path or the URL of a file of weights")
+            raise UsageError(f"{address}: no such file; give the path or the URL of {what}")
         return path
     shown = url._replace(query="", fragment="").geturl()  # a query may hold a signature
     name = url.path.rpartition("/")[2] or "weights"

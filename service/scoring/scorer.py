@@ -4,13 +4,15 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from service.config import Config, EvaluationSettings
-from service.config.vocabulary import HIGHER_IS_BETTER, RANKING, need_features
+from service.config.vocabulary import HIGHER_IS_BETTER, RANKING, REFERENCES, need_features
 from service.data.dataset import Batch, Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
@@ -19,6 +21,7 @@ from service.engine.sampler import Sampler
 from service.metrics import scores
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
+from service.metrics.frechet import Moments, MomentsSum, moments
 from service.metrics.real import (
     FeatureSample,
     RealImages,
@@ -27,6 +30,7 @@ from service.metrics.real import (
     save_statistics,
     select_rows,
 )
+from service.metrics.reference import ReferenceFile, read_reference, write_reference
 from service.random.draws import Draws
 from service.run.best import Trained
 from service.run.ranking import Score
@@ -49,11 +53,11 @@ def device_of(settings: EvaluationSettings) -> torch.device:
 
 
 @dataclass(frozen=True)
-class _Real:
-    """The real images at one resolution, and their measured statistics."""
+class _Reality:
+    """The real images at one resolution, and what a perfect generator would get."""
 
-    held_out: NDArray[np.uint8] | None
-    statistics: RealStatistics | None
+    real: scores.Real
+    floors: dict[str, float]
 
 
 class Scorer:
@@ -66,24 +70,33 @@ class Scorer:
         self.config, self.settings, self.cache = config, settings, cache
         self._index = read_index(open_storage(config.data.index_address, config.storage.retry_s))
         self._features: FeatureSet | None = None
+        self._file: ReferenceFile | None = None
         self._device = device_of(settings)
         if need_features(settings.scores):
             self._features = open_features(settings.features, settings.weights or "", self._device)
+            if settings.reference not in REFERENCES:
+                self._file = read_reference(settings.reference, self._features)
         self._held_out, self._training = (
             select_rows(self._index.rows(held_out=side), settings.images) for side in (True, False)
         )
-        self._real: dict[int, _Real] = {}
+        self._reality: dict[int, _Reality] = {}
 
     def setting(self, resolution: int) -> scores.Setting:
         """How large the images are, and how many there are to compare."""
         counts = len(self._held_out), len(self._training), self.settings.images
-        return scores.Setting(resolution, *counts)
+        return scores.Setting(resolution, *counts, self.settings.reference)
+
+    @property
+    def protocol(self) -> scores.Protocol:
+        """What the scores are measured on."""
+        features = self._features.name if self._features else self.settings.features
+        reference = self._file.name if self._file else self.settings.reference
+        return scores.Protocol(features, self.settings.images, reference)
 
     @property
     def measure(self) -> tuple[str, int]:
         """The metric that ranks, and the number of generated images: only equal measures compare."""
-        features = self._features.name if self._features else self.settings.features
-        return scores.name(self.settings.best, features), self.settings.images
+        return self.protocol.name(self.settings.best), self.settings.images
 
     def score(self, trained: Trained) -> Score:
         """The scores of a checkpoint that the resolution of its last stage allows.
@@ -99,10 +112,9 @@ class Scorer:
         possible = [score for score in settings.scores if score not in lacks]
         if not possible:
             scores.check_scores(settings.scores, self.setting(resolution))
-        real = self._reality(resolution)
-        values = scores.compute(
-            possible, self._draw(trained), self._features, real.statistics, real.held_out
-        )
+        reality = self._at(resolution)
+        values = scores.compute(possible, self._draw(trained), self._features, reality.real)
+        values |= reality.floors
         by, samples = self.measure
         value = values.get(by, math.nan) if settings.best in RANKING else math.nan
         rank = -value if settings.best in HIGHER_IS_BETTER else value
@@ -126,33 +138,94 @@ class Scorer:
         images, features = self._measure(parts(), keep=scores.need_images(self.settings.scores))
         return scores.Generated(images, labels, features)
 
-    def _reality(self, resolution: int) -> _Real:
-        """The real images, measured at the first call."""
-        if resolution not in self._real:
-            held_out = None
-            if "swd" in self.settings.scores:
-                held_out = np.concatenate([b.images for b in self._read(self._held_out, resolution)])
-            statistics = self._statistics(resolution) if self._features else None
-            self._real[resolution] = _Real(held_out, statistics)
-        return self._real[resolution]
+    def save_reference(self, resolution: int, path: Path) -> None:
+        """Write the moments of the real images that generated ones are compared with.
 
-    def _statistics(self, resolution: int) -> RealStatistics:
-        """From an earlier evaluation of the same data, or measured now."""
+        The scores must need features, and the reference be no file itself.
+        """
         assert self._features is not None
-        rows, channels = (self._held_out, self._training), self.config.model.channels
-        images = RealImages(self._index.fingerprint(), resolution, channels, *rows)
-        statistics = load_statistics(self.cache, images, self._features)
+        with full_precision():
+            real = self._at(resolution).real
+        assert real.compared.features is not None
+        write_reference(path, real.moments or moments(real.compared.features), self._features)
+
+    def _at(self, resolution: int) -> _Reality:
+        """The real images at a resolution, measured at the first call."""
+        if resolution not in self._reality:
+            real = self._measure_real(resolution)
+            lacks = scores.obstacles(self.setting(resolution))
+            possible = [score for score in self.settings.scores if score not in lacks]
+            floors = scores.floors(possible, real, self.protocol)
+            self._reality[resolution] = _Reality(real, floors)
+        return self._reality[resolution]
+
+    def _measure_real(self, resolution: int) -> scores.Real:
+        held_out, training = (
+            self._pixels(rows, resolution) for rows in (self._held_out, self._training)
+        )
+        known = None
+        if self._features is None:
+            sides = scores.Images(held_out), scores.Images(training)
+        else:
+            statistics = self._statistics(resolution, self._features)
+            known = statistics.whole
+            sides = (
+                scores.Images(held_out, statistics.held_out.features),
+                scores.Images(training, statistics.training.features),
+            )
+        if self._file:
+            known = self._file.moments
+        return scores.Real(*sides, reference=self.protocol.reference, moments=known)
+
+    def _pixels(self, rows: NDArray[np.int64], resolution: int) -> NDArray[np.uint8] | None:
+        """These images, if a score needs them."""
+        if "swd" not in self.settings.scores:
+            return None
+        none = np.empty((0, resolution, resolution, self.config.model.channels), np.uint8)
+        return np.concatenate([none, *(batch.images for batch in self._read(rows, resolution))])
+
+    def _statistics(self, resolution: int, features: FeatureSet) -> RealStatistics:
+        """From an earlier evaluation of the same data, or measured now."""
+        every = self._index.rows(held_out=False)
+        whole = self.settings.reference == "training"
+        images = RealImages(
+            self._index.fingerprint(),
+            resolution,
+            self.config.model.channels,
+            self._held_out,
+            self._training,
+            len(every) if whole else 0,
+        )
+        statistics = load_statistics(self.cache, images, features)
         if statistics is None:
-            statistics = RealStatistics(*(self._sample(side, resolution) for side in rows))
-            save_statistics(self.cache, images, self._features, statistics)
+            held_out = self._sample(self._held_out, resolution, features)
+            training = self._sample(self._training, resolution, features)
+            known = self._whole(training, every, resolution, features) if whole else None
+            statistics = RealStatistics(held_out, training, known)
+            save_statistics(self.cache, images, features, statistics)
         return statistics
 
-    def _sample(self, rows: NDArray[np.int64], resolution: int) -> FeatureSample:
-        assert self._features is not None
-        batches = self._read(rows, resolution)
-        pairs = [(self._features(batch.images), batch.rows) for batch in batches]
-        features, read_rows = (np.concatenate(column) for column in zip(*pairs, strict=True))
-        return FeatureSample(features, read_rows)
+    def _sample(self, rows: NDArray[np.int64], resolution: int, features: FeatureSet) -> FeatureSample:
+        measured, read_rows = [np.empty((0, features.width), np.float32)], [rows[:0]]
+        for batch in self._read(rows, resolution):
+            measured.append(features(batch.images))
+            read_rows.append(batch.rows)
+        return FeatureSample(np.concatenate(measured), np.concatenate(read_rows))
+
+    def _whole(
+        self, sample: FeatureSample, rows: NDArray[np.int64], resolution: int, features: FeatureSet
+    ) -> Moments:
+        """The moments of all training images, of which `sample` is a part."""
+        if len(sample.features) == len(rows):
+            return moments(sample.features)
+        total = MomentsSum(sample.features.mean(0))
+        with tqdm(
+            desc="measuring training images", total=len(rows), unit=" images", disable=None
+        ) as progress:
+            for batch in self._read(rows, resolution):
+                total.add(features(batch.images))
+                progress.update(len(batch.images))
+        return total.moments()
 
     def _measure(
         self, parts: Iterable[NDArray[np.uint8]], keep: bool

@@ -29,7 +29,7 @@ from tests.conftest import tiny_config
 from tests.runs import make_run
 
 IMAGES = 60
-FD = "fd_efficientnet_lite0"
+FD = f"fd_efficientnet_lite0_{IMAGES}_held_out"
 SETTINGS = {"images": IMAGES, "scores": ["fd"]}
 
 
@@ -73,17 +73,37 @@ def test_the_distance_is_that_of_the_samples_to_all_held_out_images(run, digits,
         frechet_distance(moments(features(part)), moments(drawn.features))
         for part in (seen[:IMAGES], seen[-IMAGES:])
     ]
-    assert float(printed["fd_efficientnet_lite0"]) == pytest.approx(np.mean(distances), rel=0.15)
+    assert float(printed[FD]) == pytest.approx(np.mean(distances), rel=0.15)
+
+
+@pytest.mark.slow
+def test_a_reference_that_is_saved_gives_the_same_distance(run, tmp_path, capsys):
+    """Against all training images, of which there are more than are drawn; then against their file."""
+    file = tmp_path / "digits.npz"
+    evaluate.main([str(run), "--reference", "training", "--save-reference", str(file)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("training ones (all of them for fd)")
+    printed = dict(line.split() for line in lines[2:])
+    name = f"fd_efficientnet_lite0_{IMAGES}_training"
+    assert set(printed) == {name, f"{name}_floor"}
+    evaluate.main([str(run), "--reference", str(file)])
+    again = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:])
+    distance, floor = again.values()
+    assert (distance, floor) == (printed[name], printed[f"{name}_floor"])
+    index = read_index(open_storage(load(str(run)).config.data.url))
+    with np.load(file) as saved:
+        assert IMAGES < saved["images"] == len(index.rows(held_out=False))
 
 
 @pytest.mark.slow
 def test_the_same_command_tells_the_same_and_measures_the_real_images_once(run, capsys):
-    printed = []
+    printed, files = [], []
     for _ in range(2):
         evaluate.main([str(run), "--scores", "fd", "precision", "--images", "40"])
         printed.append(capsys.readouterr().out)
+        files.append(sorted((run / "metrics").iterdir()))
     assert printed[0] == printed[1]
-    assert len(list((run / "metrics").glob("*.safetensors"))) <= 2  # one for each number of images
+    assert files[0] == files[1]
 
 
 @pytest.mark.slow
@@ -123,6 +143,11 @@ def test_a_score_that_does_not_compare_with_those_of_the_run_is_not_kept(run, fl
         (["--images", "1"], "--images 1: give a whole number from 10 to 10000000"),
         (["--out", "/"], "--out /: cannot be written: is a folder; name a file"),
         (["--out", "/dev/null/scores.json"], "--out /dev/null/scores.json: cannot be written"),
+        (["--reference", "heldout"], "--reference heldout: choose held_out, training, or name a .npz"),
+        (["--reference", "/nowhere.npz"], "/nowhere.npz: no such file; give the path or the URL"),
+        (["--reference", "a.npz", "--scores", "fd", "kid"], "kid: cannot be computed from a.npz, whi"),
+        (["--save-reference", "/"], "--save-reference /: cannot be written: is a folder"),
+        (["--save-reference", "/tmp/a", "--scores", "swd"], "--save-reference: nothing to measure; giv"),
         (["--scores", "kid", "--best", "fd"], "--best fd: not among --scores kid; add it there"),
         (["--scores", "memorisation", "--keep"], "--keep: --scores memorisation cannot rank"),
     ],
@@ -147,6 +172,11 @@ def test_other_data_than_the_run_s_is_refused(run, digits, tmp_path):
             "s3://elsewhere/data",
             {},
             "reads data from s3://elsewhere/data; give --data s3://elsewhere/data",
+        ),
+        (
+            "unused",
+            {"reference": "http://elsewhere.example/mu.npz"},
+            r"reads reference from http://elsewhere\.example/mu\.npz; give --reference",
         ),
         (
             "unused",

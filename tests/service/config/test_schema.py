@@ -66,7 +66,15 @@ def test_a_curriculum_that_cannot_be_climbed_is_refused(phases, words):
         (["--evaluation.weights", "x.pth"], r"evaluation\.weights: efficientnet_lite0 brings its own"),
         (
             ["--data.held_out", "0", "--evaluation.every_images", "100"],
-            r"data\.held_out: 0, .*; give a share above 0, or set evaluation\.every_images to null",
+            r"data\.held_out: 0, .*; give a share above 0, set evaluation\.reference to training, or",
+        ),
+        (
+            ["--evaluation.reference", "heldout"],
+            r"evaluation\.reference.*choose held_out, training, or name a \.npz file of mu and sigma",
+        ),
+        (
+            ["--evaluation.reference", "mu.npz", "--evaluation.scores", '["fd","recall"]'],
+            r"evaluation\.reference: mu\.npz holds only moments, which recall cannot be computed from",
         ),
         (
             ["--data.cache_dir", "cache", "--data.cache_bytes", str(1 << 24)],

@@ -73,10 +73,16 @@ def test_statistics_are_kept_in_s3_too(s3):
     assert_same(load_statistics(storage, IMAGES, FEATURES), statistics())
 
 
-def test_moments_are_those_of_the_held_out_images():
-    ours, expected = statistics().moments, moments(statistics().held_out.features)
-    assert ours.count == 5
-    assert np.array_equal(ours.covariance, expected.covariance)
+def test_moments_of_all_training_images_are_kept_beside_the_samples(storage):
+    whole = moments(np.random.default_rng(1).normal(size=(9, 3)))
+    images = dataclasses.replace(IMAGES, whole=9)
+    save_statistics(storage, images, FEATURES, dataclasses.replace(statistics(), whole=whole))
+    assert load_statistics(storage, IMAGES, FEATURES) is None  # those of a sample alone are others
+    found = load_statistics(storage, images, FEATURES)
+    assert_same(found, statistics())
+    assert found.whole.count == 9
+    assert np.array_equal(found.whole.mean, whole.mean)
+    assert np.array_equal(found.whole.covariance, whole.covariance)
 
 
 @pytest.mark.parametrize(

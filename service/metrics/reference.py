@@ -1,0 +1,99 @@
+"""Files of a reference's moments, as pytorch-fid writes them: a mean `mu` and a covariance `sigma`."""
+
+import hashlib
+import io
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.documents import reason
+from service.errors import UsageError
+from service.metrics.feature_set import FeatureSet
+from service.metrics.frechet import Moments
+from service.metrics.weights import local_file
+
+UNKNOWN_COUNT = 2**31 - 1
+"""Images of a file that does not say its number; two or more are enough for a distance."""
+LARGEST_BYTES = 1 << 30
+_ASYMMETRY = 1e-3
+_NAMES = ("mu", "sigma", "images", "features", "weights")
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceFile:
+    """Moments that were measured before, and a name that tells them from others'."""
+
+    name: str
+    moments: Moments
+
+
+def write_reference(path: Path, moments: Moments, features: FeatureSet) -> None:
+    """Write the moments with the name and the digest of the network that they were measured with."""
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            mu=moments.mean,
+            sigma=moments.covariance,
+            images=moments.count,
+            features=features.name,
+            weights=features.digest,
+        )
+
+
+def read_reference(address: str, features: FeatureSet, cache: Path | None = None) -> ReferenceFile:
+    """The moments in the file at a path, or at an http(s) or s3:// address, fetched once into `cache`.
+
+    UsageError if it is no such file, or was measured with other features.
+    """
+    path = local_file(address, cache, what="a .npz file of mu and sigma")
+    data = path.read_bytes() if path.stat().st_size <= LARGEST_BYTES else b""
+    arrays = _arrays(address, data)
+    _check_features(address, arrays, features)
+    mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
+    count = int(arrays["images"]) if "images" in arrays else UNKNOWN_COUNT
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(address).stem)[:40]
+    name = f"{stem}_{hashlib.sha256(data).hexdigest()[:8]}"
+    return ReferenceFile(name, Moments(count, mean, covariance))
+
+
+def _arrays(address: str, data: bytes) -> dict[str, NDArray]:
+    """The file's arrays; UsageError unless mu is [d] and sigma [d, d], finite and symmetric."""
+    try:
+        sizes = [part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist()]
+        if sum(sizes) > LARGEST_BYTES:
+            raise ValueError(f"{sum(sizes)} bytes, over the limit of {LARGEST_BYTES}")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in _NAMES if name in file}
+        mean, covariance = arrays["mu"], arrays["sigma"]
+        if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not len(mean):
+            raise ValueError(f"mu is {list(mean.shape)} and sigma {list(covariance.shape)}")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError("it holds numbers that are not finite")
+        if np.abs(covariance - covariance.T).max() > _ASYMMETRY * np.abs(covariance).max():
+            raise ValueError("sigma is not symmetric, as a covariance is")
+    except Exception as error:  # a foreign file can make numpy's reader fail in any way
+        raise UsageError(
+            f"{address}: no reference ({reason(error)}); give a .npz file of mu [d] and sigma [d, d], as"
+            " service.evaluate --save-reference and pytorch-fid write it"
+        ) from error
+    return arrays
+
+
+def _check_features(address: str, arrays: dict[str, NDArray], features: FeatureSet) -> None:
+    width = len(arrays["mu"])
+    measured = str(arrays.get("features", f"a network of {width} features"))
+    other_weights = "weights" in arrays and str(arrays["weights"]) != features.digest
+    if width != features.width or measured not in (features.name, f"a network of {width} features"):
+        raise UsageError(
+            f"{address}: measured with {measured}, but evaluation.features is {features.name}, of"
+            f" {features.width}; set that to what the file was measured with, or give another file"
+        )
+    if other_weights:
+        raise UsageError(
+            f"{address}: measured with other weights of {features.name}; give evaluation.weights that it"
+            " was measured with, or make it anew with service.evaluate --save-reference"
+        )
