@@ -155,6 +155,8 @@ class TrainingSettings(Section):
     """Mean sign of the logits of real images that ada goes for; a lower one augments more."""
     augment_images: Images = 500_000
     """Images in which ada may go from never to always."""
+    labels: Literal["even", "data"] = "even"
+    """Classes of generated images: all as often, as for BigGAN, or as often as in the data, for ProGAN."""
     style_mixing: float = Field(default=0.0, ge=0, le=1)
     """Share of generated images that mix two styles (stylegan)."""
     w_average_half_life_images: Images = 5000

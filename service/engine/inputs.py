@@ -31,10 +31,20 @@ AHEAD = 2
 
 
 class Sources:
-    """Draws a worker's share of what each cycle needs."""
+    """Draws a worker's share of what each cycle needs.
 
-    def __init__(self, config: Config, seed: int, attempt: int, workers: Workers):
-        self._config, self._workers = config, workers
+    `counts` says how many images of each class the data has, if generated images follow it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        seed: int,
+        attempt: int,
+        workers: Workers,
+        counts: NDArray[np.int64] | None = None,
+    ):
+        self._config, self._workers, self._counts = config, workers, counts
         self.draws_d = Draws(seed, "discriminator", attempt)
         self.draws_g = Draws(seed, "generator", attempt)
         self._paired = LOSSES[config.training.loss].paired
@@ -62,7 +72,7 @@ class Sources:
         latents, training = self._config.shape.latents, self._config.training
         arrays: Arrays = {
             "latents": draws.latents(numbers, latents).astype(self._float),
-            "labels": draws.labels(numbers, self._config.model.classes),
+            "labels": draws.labels(numbers, self._config.model.classes, self._counts),
         }
         if not self._config.shape.has_styles:
             return arrays

@@ -89,8 +89,9 @@ class Step:
     """Takes the cycles of a run. `cycle` advances the state by one and returns its measurements.
 
     `most` says how many images of a share may go through at a time in a span; None for all of them. It
-    changes speed and memory, and nothing else. `flops` adds up the operations of this worker's cycles,
-    `waited_s` how long the host waited for a GPU that it was too far ahead of.
+    changes speed and memory, and nothing else. Generated images have each class in proportion to
+    `counts`, one for each; None for all classes as often. `flops` adds up the operations of this worker's
+    cycles, `waited_s` how long the host waited for a GPU that it was too far ahead of.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Step:
         state: TrainState,
         workers: Workers,
         most: Callable[[Span], int | None] = lambda span: None,
+        counts: NDArray[np.int64] | None = None,
     ):
         self.config = config
         self.training = config.training
@@ -107,7 +109,7 @@ class Step:
         self.loss = LOSSES[config.training.loss]
         self.has_styles = config.shape.has_styles
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
-        self.sources = Sources(config, state.seed, state.attempt, workers)
+        self.sources = Sources(config, state.seed, state.attempt, workers, counts)
         self._most = most
         self._drives_augmentation = self.training.augment == "ada" and self.training.augment_p is None
         self._generator: Call = state.generator

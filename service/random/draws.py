@@ -44,9 +44,21 @@ class Draws:
             uniforms = low + uniforms * (1 - 2 * low)
         return torch.special.ndtri(uniforms).numpy()
 
-    def labels(self, numbers: NDArray[np.int64], classes: int | None) -> NDArray[np.int64]:
-        """Labels [n], uniform in 0 … classes − 1; all 0 if there are no classes."""
-        return philox.integers(philox.words(self._key("labels"), numbers, 1), classes or 1)[:, 0]
+    def labels(
+        self,
+        numbers: NDArray[np.int64],
+        classes: int | None,
+        counts: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
+        """Labels [n] in 0 … classes − 1, uniform, or in proportion to `counts`, one for each class.
+
+        All are 0 if there are no classes.
+        """
+        if counts is None:
+            counts = np.ones(classes or 1, np.int64)
+        ends = np.cumsum(counts)
+        drawn = philox.integers(philox.words(self._key("labels"), numbers, 1), int(ends[-1]))[:, 0]
+        return np.searchsorted(ends, drawn, side="right")
 
     def uniforms(self, numbers: NDArray[np.int64], kind: str, count: int) -> NDArray[np.float64]:
         """Uniform numbers [n, count] inside (0, 1), independent for each `kind` of use."""

@@ -29,7 +29,7 @@ class Attempt:
     def __init__(self, context: Context, state: TrainState):
         self.context, self.state = context, state
         self.config, self.curriculum = context.amended(state)
-        self.step = Step(self.config, state, context.workers, context.memory.most)
+        self.step = context.step(self.config, state)
         self.monitor = Monitor(self.config, context.workers, context.panel, context.real, self.step)
 
     def load(self, end: int) -> Loader:

@@ -13,6 +13,7 @@ from service.engine.curriculum import Curriculum, Cycle, curriculum_of, due
 from service.engine.distributed import Workers
 from service.engine.panel import panel_columns
 from service.engine.state import TrainState
+from service.engine.step import Step
 from service.errors import DataError
 from service.recording.pictures import LEAST_SHOWN_PIXELS, GridLook
 from service.recording.record import Event, EventAction, Record
@@ -20,7 +21,13 @@ from service.recording.recorder import Leaving, RecorderClient
 from service.run import checkpoint, commits, ranking
 from service.scoring.actor import ScorerClient
 from service.storage import open_storage
-from service.training.feed import check_memory, dataset_of, open_feeders, requests
+from service.training.feed import (
+    check_memory,
+    dataset_of,
+    label_counts,
+    open_feeders,
+    requests,
+)
 from service.training.heart import Heart
 from service.training.memory import Memory
 from service.training.monitor import PanelReader, panel_of
@@ -53,6 +60,7 @@ class Context:
         place = open_storage(config.data.index_address, config.storage.retry_s, config.storage.timeout_s)
         dataset = dataset_of(config, read_index(place))
         check_memory(config, dataset, workers.count)
+        self._label_counts = label_counts(config, dataset)
         self.panel = panel_of(config, dataset)
         columns = panel_columns(config)
         self.grid_look = GridLook(
@@ -64,6 +72,11 @@ class Context:
         self.pace = Pace(workers.device)
         self.feeders = open_feeders(config, dataset, workers.count)
         self.heart = Heart(recorder, token, workers.index, config, self.feeders)
+
+    def step(self, config: Config, state: TrainState, alone: bool = False) -> Step:
+        """What takes the cycles of a state, among all workers or `alone`."""
+        workers = self.workers.alone() if alone else self.workers
+        return Step(config, state, workers, self.memory.most, self._label_counts)
 
     @property
     def autocast(self) -> torch.autocast:

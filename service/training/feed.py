@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from service.config import Config, Phase
 from service.data.dataset import Dataset, Request
 from service.data.feeder import Feeders
-from service.data.index import Index
+from service.data.index import NO_LABEL, Index
 from service.data.loader import BATCHES_AHEAD, check_prefetch
 from service.data.order import Order
 from service.engine.curriculum import Cycle
@@ -33,6 +33,15 @@ def dataset_of(config: Config, index: Index) -> Dataset:
         cache_dir=data.cache_dir,
         cache_bytes=data.cache_bytes,
     )
+
+
+def label_counts(config: Config, dataset: Dataset) -> NDArray[np.int64] | None:
+    """How many images of each class are trained on, if generated images are to follow them."""
+    classes = config.model.classes
+    if config.training.labels == "even" or not classes:
+        return None
+    known = dataset.labels(dataset.order.rows)
+    return np.bincount(known[known != NO_LABEL], minlength=classes)
 
 
 def check_memory(config: Config, dataset: Dataset, workers: int) -> None:

@@ -29,7 +29,7 @@ def rehearse(context: Context, state: TrainState, end: int) -> None:
     config, curriculum = context.amended(state)
     thawed = config.run.model_copy(update={"freeze": {}})  # which takes the most memory
     config = config.model_copy(update={"run": thawed})
-    step = Step(config, state, context.workers, context.memory.most)
+    step = context.step(config, state)
     monitor = Monitor(config, context.workers, context.panel, context.real, step)
     seconds: dict[str, float] = {}
     spans = [span for span in curriculum.spans if span.start < end]
@@ -65,7 +65,7 @@ def _try(context: Context, config: Config, state: TrainState, cycle: Cycle) -> N
 
     The step is the trial's own, so that its graph is gone when the group's step makes one.
     """
-    alone = Step(config, state, context.workers.alone(), context.memory.most)
+    alone = context.step(config, state, alone=True)
     with context.load([cycle] * (alone.settles + 1), attempt=0) as batches:
         for _ in range(alone.settles + 1):
             _wait(alone.cycle(cycle, batches))

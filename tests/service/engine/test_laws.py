@@ -10,7 +10,7 @@ from service.data.dataset import Batch
 from service.engine import distributed
 from service.engine.curriculum import Curriculum
 from service.engine.state import TrainState, new_state
-from service.engine.step import MEASURES, Step
+from service.engine.step import MEASURES
 from service.run import checkpoint
 from service.run.checkpoint import Checkpointer, Keep
 from service.storage import open_storage
@@ -47,7 +47,7 @@ class Watched:
 def advance(config: Config, state: TrainState, cycles: int):
     """Take `cycles` cycles; returns the rows of every batch and the measures of every cycle."""
     context = Context(config, distributed.join(), 0, None)
-    step = Step(config, state, context.workers, context.memory.most)
+    step = context.step(config, state)
     curriculum = context.curriculum
     measures = []
 
@@ -161,7 +161,13 @@ FAMILIES = {
     ),
     "stylegan": (
         {"family": "stylegan", "width": 8, "mapping_layers": 2},
-        {"loss": "non-saturating", "r1": 2.0, "style_mixing": 0.9, "adam_beta2": 0.99},
+        {
+            "loss": "non-saturating",
+            "r1": 2.0,
+            "style_mixing": 0.9,
+            "adam_beta2": 0.99,
+            "labels": "data",
+        },
     ),
     "dcgan with pairs, R1, R2 and DiffAugment": (
         {"family": "dcgan", "width": 4},

@@ -1,5 +1,6 @@
 """One cycle at a time: when penalties are due, in which precision, and what a new rung forgets."""
 
+import dataclasses
 import itertools
 import math
 import subprocess
@@ -7,15 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from service.config import Config
+from service.data.index import NO_LABEL, read_index, write_index
 from service.engine import distributed
 from service.engine.curriculum import curriculum_of
 from service.engine.inputs import Sources
 from service.engine.state import TrainState, new_state
 from service.engine.step import MEASURES, Step
+from service.storage import open_storage
 from service.training.context import Context
 from tests.conftest import ROOT, tiny_values
 
@@ -101,6 +105,27 @@ def test_a_paired_loss_shows_a_batch_to_each_step_with_the_labels_of_the_real_im
     assert all(len(images) == 16 for images in reals)
     for each in inputs[:3]:
         assert each["labels"].tolist() == each["real_labels"].tolist()
+
+
+@pytest.mark.parametrize("labels", ["even", "data"])
+def test_generated_images_have_their_classes_as_often_as_is_said(digits, tmp_path, labels):
+    """Of data with hardly any class but 3: three quarters of the digits have lost their label."""
+    index = read_index(open_storage(str(digits)))
+    rows = index.rows(held_out=False)
+    kept = np.where((index.label == 3) | (np.arange(len(index)) % 40 == 0), index.label, NO_LABEL)
+    known = kept[rows][kept[rows] != NO_LABEL]
+    expected = np.bincount(known, minlength=10) if labels == "data" else np.ones(10)
+    write_index(open_storage(str(tmp_path)), dataclasses.replace(index, label=kept))
+    config = config_of(digits, labels=labels)
+    data = config.data.model_copy(update={"index_url": str(tmp_path)})
+    model = config.model.model_copy(update={"classes": 10})
+    config = config.model_copy(update={"data": data, "model": model})
+    context = Context(config, distributed.join(), 0, None)
+    with context.feeders:
+        sources = context.step(config, new_state(config, torch.device("cpu"))).sources
+    drawn = sources.drawn(sources.draws_g, np.arange(20_000), 0)["labels"]
+    counts = np.bincount(drawn, minlength=10)
+    assert counts / 20_000 == pytest.approx(expected / expected.sum(), abs=0.015)
 
 
 @pytest.mark.slow

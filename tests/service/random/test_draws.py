@@ -21,6 +21,15 @@ def test_labels_are_even():
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_labels_follow_the_counts_that_they_are_given():
+    counts = np.array([0, 700, 1, 299])
+    drawn = np.bincount(DRAWS.labels(np.arange(50_000), 4, counts), minlength=4)
+    assert drawn[0] == 0
+    assert stats.chisquare(drawn[1:], counts[1:] * 50).pvalue > 1e-3
+    even = DRAWS.labels(np.arange(500), 4, np.full(4, 1))
+    assert np.array_equal(even, DRAWS.labels(np.arange(500), 4))
+
+
 def test_a_share_draws_what_the_whole_draws():
     numbers = np.arange(1000, 1064)
     whole = DRAWS.latents(numbers, 7)
