@@ -156,7 +156,7 @@ class TrainingSettings(Section):
     augment_images: Images = 500_000
     """Images in which ada may go from never to always."""
     labels: Literal["even", "data"] = "even"
-    """Classes of generated images: all as often, as for BigGAN, or as often as in the data, for ProGAN."""
+    """Generated images have all classes as often (as for BigGAN), or as the data has them (ProGAN)."""
     style_mixing: float = Field(default=0.0, ge=0, le=1)
     """Share of generated images that mix two styles (stylegan)."""
     w_average_half_life_images: Images = 5000

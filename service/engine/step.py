@@ -90,8 +90,8 @@ class Step:
 
     `most` says how many images of a share may go through at a time in a span; None for all of them. It
     changes speed and memory, and nothing else. Generated images have each class in proportion to
-    `counts`, one for each; None for all classes as often. `flops` adds up the operations of this worker's
-    cycles, `waited_s` how long the host waited for a GPU that it was too far ahead of.
+    `counts`, one for each; None for all classes as often. `flops` adds up the operations of this
+    worker's cycles, `waited_s` how long the host waited for a GPU that it was too far ahead of.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def write(folder: Path, digits: Path | str, space: Any = SPACE) -> list[str]:
         run={"images": IMAGES},
         checkpoint={"every_images": EVERY},
         tracking={"every_images": EVERY, "pictures_every_images": 3 * EVERY},
-        evaluation={"images": 64, "scores": ["swd"], "best": "swd"},
+        evaluation={"images": 16, "scores": ["swd"], "best": "swd"},
     )
     values["phases"] = [{"resolution": 32, "hold_images": IMAGES, "batch": 16}]
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
