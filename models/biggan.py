@@ -227,13 +227,12 @@ class _BlockPlan:
 
 
 def _plan_discriminator(config: ResidualConfig) -> list[_BlockPlan]:
-    """The blocks from the image down. They halve to the base, but those of 32 px only twice, to 8."""
+    """The blocks from the image down."""
     resolution = config.resolution
-    lowest = 2 * config.base if config.doublings == 3 else config.base
     widths = config.discriminator_widths
     plans = []
     for inputs, outputs in zip([0, *widths], widths, strict=False):
-        down = resolution > lowest
+        down = resolution > config.smallest_map
         plans.append(_BlockPlan(resolution, inputs, outputs, down))
         resolution //= 2 if down else 1
     return plans

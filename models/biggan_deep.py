@@ -133,11 +133,11 @@ class Discriminator(GrowingDiscriminator):
 
 
 def _steps(config: BigGANDeepConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
-    """From the image down: each resolution, its head, and the two blocks that halve it."""
+    """From the image down: each resolution, its head and two blocks, of which the first may halve it."""
     resolution = config.resolution
     for inputs, outputs in itertools.pairwise(config.discriminator_widths):
         down: list[nn.Module] = [
-            DiscriminatorBlock(inputs, outputs, True),
+            DiscriminatorBlock(inputs, outputs, resolution > config.smallest_map),
             DiscriminatorBlock(outputs, outputs, False),
         ]
         if resolution // 2 == config.attention:

@@ -107,6 +107,11 @@ class ResidualConfig(Shape):
         return [self.width * factor for factor in self.channel_tables[0][self.doublings]]
 
     @property
+    def smallest_map(self) -> int:
+        """Side to which the discriminator halves: the base, but from 32 px only twice, to 8."""
+        return 2 * self.base if self.doublings == 3 else self.base
+
+    @property
     def discriminator_widths(self) -> list[int]:
         """Feature maps along the discriminator, from the image down."""
         return [self.width * factor for factor in self.channel_tables[1][self.doublings]]
@@ -165,7 +170,7 @@ def _sagan_paper(resolution: int) -> dict[str, Any]:
 
 
 BOTTLENECK = 4
-# Tables 7 to 9 of the paper. Every pair of blocks halves, at 28 px too.
+# Tables 7 to 9 of the paper. A table has one more entry than there are pairs of blocks.
 DEEP_DISCRIMINATOR_CHANNELS = DISCRIMINATOR_CHANNELS | {2: (4, 4, 4)}
 
 

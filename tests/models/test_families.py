@@ -8,6 +8,7 @@ import torch
 
 import models
 import models.__main__
+from models import Stage
 from models.layers import parameter_count
 from tests.conftest import ROOT
 
@@ -42,6 +43,18 @@ def test_parameter_counts_are_the_published_ones(family, resolution, change, gen
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["sagan", "biggan", "biggan-deep"])
+@pytest.mark.parametrize(("resolution", "side"), [(16, 4), (32, 8), (64, 4)])
+def test_discriminators_halve_to_4_px_but_from_32_px_only_twice(family, resolution, side):
+    settings = {"width": 8, "latents": 60}
+    _, discriminator = models.build(family, resolution=resolution, channels=3, **settings)
+    sides = []
+    discriminator.tail.register_forward_hook(lambda module, given, maps: sides.append(maps.shape[-1]))
+    images = torch.zeros(1, 3, resolution, resolution)
+    discriminator(images, torch.zeros(1, dtype=torch.int64), Stage(resolution))
+    assert sides == [side]
+
+
 def test_the_command_prints_the_counts():
     command = [sys.executable, "-m", "models", "--params", "progan", "--resolution", "1024"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
