@@ -12,6 +12,7 @@ from pydantic import Field
 from service.address import Address
 from service.cli import Options, Positional, Shown, parse, run_command
 from service.config import Config, EvaluationSettings
+from service.config.feasible import impossible
 from service.config.vocabulary import (
     RANKING,
     REFERENCES,
@@ -39,6 +40,11 @@ EPILOG = """scores:
   precision, recall, density, coverage   from the nearest neighbours of features
   swd                 sliced Wasserstein distance of patches at each resolution, × 1000
   ms_ssim             how alike images of a class are; lower is more varied
+  ppl_z_full, ppl_z_end, ppl_w_full, ppl_w_end   perceptual path length: how much images change along
+                      paths between latents z or styles w, anywhere or at their start; lower is smoother
+  separability        do planes between latents tell the images' classes, or --attributes? 1 is perfect
+  modes               how many of the data's classes occur, and how their frequencies differ
+  birthday            number of different images, from near-duplicates; a lower bound without any
   memorisation        z, below 0 if generated images are nearer to training images than held-out
                       ones are
 
@@ -46,8 +52,8 @@ CHECKPOINT is a run.dir (its best checkpoint) or a folder in its checkpoints/; l
 name says what it was measured on, for only equal measures compare: fd_efficientnet_lite0_2k_held_out is
 of 2,000 generated images against held-out ones, and its …_floor the same distance for real images. The
 bare names fid and inception_score are given to what papers mean by them: inception, 50,000 images and,
-for fid, --reference training, of which all images are measured. With --keep, the score counts when the
-run's best checkpoint is chosen.
+for fid, --reference training, of which all images are measured. docs/scores.md says more. With --keep,
+the score counts when the run's best checkpoint is chosen.
 
 examples:
   python -m service.evaluate runs/digits
@@ -57,6 +63,8 @@ examples:
 
 
 RETRY_S = 20.0
+PAIRS_SHOWN = 40
+PAIR_COLUMNS = 8  # four pairs in a row
 
 
 class EvaluateOptions(Options):
@@ -78,10 +86,14 @@ class EvaluateOptions(Options):
     """held_out, training (all of them, for fd), or a .npz file of mu and sigma, as pytorch-fid's"""
     save_reference: Path | None = None
     """.npz file to write the reference's mu and sigma to"""
+    attributes: Address | None = None
+    """CSV file of attributes of the data's images, for separability (default: their classes)"""
     data: Address | None = None
     """folder or s3:// address of the shards, if they have moved"""
     out: Path | None = None
     """JSON file to write the scores to"""
+    pairs: Path | None = None
+    """PNG of the generated images that are most alike, in pairs; needs the score birthday"""
     keep: bool = False
     """let the score count when the run's best checkpoint is chosen"""
 
@@ -89,15 +101,22 @@ class EvaluateOptions(Options):
 def main(arguments: Sequence[str]) -> None:
     """Parse, load, score, print."""
     options = parse(EvaluateOptions, arguments, "service.evaluate", DESCRIPTION, EPILOG)
-    for option, path in (("--out", options.out), ("--save-reference", options.save_reference)):
-        if path:
-            _check_out(option, path)
+    for option, file in (
+        ("--out", options.out),
+        ("--save-reference", options.save_reference),
+        ("--pairs", options.pairs),
+    ):
+        if file:
+            _check_out(option, file)
     # here because they load torch, which errors and --help do not need
+    from service.recording.pictures import LEAST_SHOWN_PIXELS, GridLook, grid_png
     from service.run import commits, ranking
     from service.run.best import load
 
     trained = load(options.checkpoint)
     settings = _settings(trained.config.evaluation, options)
+    if problem := impossible(settings, trained.family, trained.shape):
+        raise UsageError(problem)
     scorer = _open_scorer(options, trained, settings)
     place = trained.place
     storage = open_storage(place.run_dir, RETRY_S)
@@ -113,6 +132,9 @@ def main(arguments: Sequence[str]) -> None:
         scorer.save_reference(trained.stage.resolution, options.save_reference)
     if options.keep:
         ranking.write(storage, place.name, score)
+    if options.pairs:
+        images = scorer.nearest_pairs(trained, PAIRS_SHOWN)
+        options.pairs.write_bytes(grid_png(images, GridLook(PAIR_COLUMNS, LEAST_SHOWN_PIXELS)))
     if options.out:
         options.out.write_text(json.dumps(asdict(score), indent=2))
 
@@ -129,7 +151,7 @@ def _comparison(setting: "Setting") -> str:
 
 
 def _check_out(option: str, out: Path) -> None:
-    """Make its folder; UsageError if no file can be written there."""
+    """Make the file's folder; UsageError if no file can be written there."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
@@ -151,6 +173,8 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
     if settings.weights:
         _check_own(trained, "weights", settings.weights, options.weights)
     _check_own(trained, "reference", settings.reference, options.reference)
+    if settings.attributes:
+        _check_own(trained, "attributes", settings.attributes, options.attributes)
     index = read_index(open_storage(config.data.index_address, RETRY_S))
     if index.fingerprint() != trained.fingerprint:
         raise UsageError(
@@ -187,7 +211,7 @@ def _config(config: Config, options: EvaluateOptions) -> Config:
 
 def _settings(usual: EvaluationSettings, options: EvaluateOptions) -> EvaluationSettings:
     """The run's settings, overridden by the command line."""
-    named = {"scores", "images", "features", "weights", "reference"}
+    named = {"scores", "images", "features", "weights", "reference", "attributes"}
     changes = options.model_dump(include=named, exclude_none=True)
     wanted = changes.get("scores", usual.scores)
     ranked = [score for score in wanted if score in RANKING]
@@ -204,6 +228,8 @@ def _settings(usual: EvaluationSettings, options: EvaluateOptions) -> Evaluation
             "--save-reference: nothing to measure; give --reference held_out or training, and the"
             " score fd"
         )
+    if options.pairs and "birthday" not in wanted:
+        raise UsageError(f"--pairs {options.pairs}: shows what birthday counts; add it to --scores")
     if options.keep and not ranked:
         raise UsageError(
             f"--keep: --scores {' '.join(wanted)} cannot rank; add one of {', '.join(RANKING)}"

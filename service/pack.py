@@ -14,7 +14,7 @@ from service.cli import Count, Options, Positional, Seed, parse, run_command
 from service.data.index import INDEX_KEY, MAX_CLASSES_NAMED, Index, class_counts
 from service.data.indexing import CLAIM_KEY, PACKING
 from service.data.packing import Recipe, check_readable, pack, packed_already, verify
-from service.data.sources import ImageSource, counted, open_source
+from service.data.sources import EMBEDDED, STACKED_DIGITS, ImageSource, counted, open_source
 from service.errors import UsageError
 from service.storage import Storage, is_s3, open_storage
 
@@ -22,6 +22,7 @@ DESCRIPTION = """Pack images into shuffled WebDataset shards, with an index writ
 kill, the same command continues and keeps the finished shards."""
 EPILOG = """sources:
   digits            scikit-learn's 1,797 handwritten digits, 8×8, embedded
+  stacked-digits    50,000 images whose red, green and blue are three of these digits: 1,000 classes
   FOLDER            images; sub-folders are the classes, in the order of their names or numbers
   ARCHIVE.zip       the same in a zip archive
   IMAGES-idx3-ubyte an IDX file as in MNIST, also .gz; its labels lie beside it as …labels-idx1…
@@ -48,7 +49,7 @@ class PackOptions(Options):
     """What to pack, where to, and how."""
 
     source: Positional[Address]
-    """digits, a folder or zip archive of images, or an IDX file"""
+    """digits, stacked-digits, a folder or zip archive of images, or an IDX file"""
     destination: Positional[Address]
     """folder or s3://bucket/prefix"""
     resolution: Pixels = 32
@@ -130,9 +131,11 @@ def _check_destination(options: PackOptions, storage: Storage) -> None:
 
 def _recipe(options: PackOptions) -> Recipe:
     """The recipe without the source's digest; UsageError if the options do not go together."""
-    is_path = options.source != "digits"
+    is_path = options.source not in EMBEDDED
+    if options.source == STACKED_DIGITS and options.channels != "rgb":
+        raise UsageError(f"--channels {options.channels}: each channel shows a digit; take rgb")
     return Recipe(
-        source=str(Path(options.source).expanduser().absolute()) if is_path else "digits",
+        source=str(Path(options.source).expanduser().absolute()) if is_path else options.source,
         source_digest="",
         resolution=options.resolution,
         base=options.base,

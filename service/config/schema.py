@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import models
 from service.config.amendments import amend, resolve
+from service.config.feasible import impossible
 from service.config.former import modernise
 from service.config.portions import is_dealt, panel_batch
 from service.config.sections import (
@@ -256,6 +257,8 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.weights: {settings.features} brings its own; set null, or set"
             " evaluation.features to inception"
         )
+    if problem := impossible(settings, config.model.family, config.shape):
+        raise ValueError(problem)
     held_out = need_held_out(settings.scores, settings.reference)
     if settings.every_images and held_out and config.data.held_out == 0:
         raise ValueError(

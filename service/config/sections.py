@@ -342,7 +342,9 @@ class EvaluationSettings(Section):
     reference: Reference = "held_out"
     """Compare with held_out or training images, or with a .npz file of mu and sigma, which gives fd."""
     scores: list[ScoreName] = Field(default=["fd"], min_length=1)
-    """Any of fd, kid, is, precision, recall, density, coverage, swd, ms_ssim, memorisation."""
+    """Scores to compute; `evaluation.best` has their names, docs/scores.md their meaning."""
+    attributes: Address | None = None
+    """CSV file of attributes of the data's images, for separability; null takes the classes."""
     best: ScoreName = "fd"
     """The score that decides which checkpoint is the best."""
     cpus: float = Field(default=0, ge=0)

@@ -17,6 +17,13 @@ ScoreName = Literal[
     "coverage",
     "swd",
     "ms_ssim",
+    "birthday",
+    "ppl_z_full",
+    "ppl_z_end",
+    "ppl_w_full",
+    "ppl_w_end",
+    "separability",
+    "modes",
     "memorisation",
 ]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
@@ -30,6 +37,16 @@ COMPARED: tuple[ScoreName, ...] = (*DISTANCES, "precision", "recall", "density",
 """Scores that compare generated images with the reference; the file of a reference gives only fd."""
 OF_PIXELS: tuple[ScoreName, ...] = ("swd", "ms_ssim")
 """Scores that compare pixels; all others compare features."""
+OF_STYLES: tuple[ScoreName, ...] = ("ppl_w_full", "ppl_w_end")
+"""Scores of paths between styles, which only some families have."""
+PATH_LENGTHS: tuple[ScoreName, ...] = ("ppl_z_full", "ppl_z_end", *OF_STYLES)
+"""Scores of how images change along paths between latents."""
+OF_LABELS: tuple[ScoreName, ...] = ("separability", "modes")
+"""Scores by a classifier that is trained on the data's labels."""
+OF_SETS: tuple[ScoreName, ...] = tuple(
+    score for score in SCORES if score not in (*PATH_LENGTHS, *OF_LABELS)
+)
+"""Scores that compare sets of images, and need neither the generator nor labels of the data."""
 
 
 def need_features(scores: Collection[str]) -> bool:
@@ -38,8 +55,9 @@ def need_features(scores: Collection[str]) -> bool:
 
 
 def need_held_out(scores: Collection[str], reference: str) -> bool:
-    """Whether any of the scores compares with held-out images."""
-    return "memorisation" in scores or (reference == "held_out" and bool(set(scores) & set(COMPARED)))
+    """Whether any of the scores compares with held-out images, or checks its classifier on them."""
+    always = {"memorisation", "birthday", *OF_LABELS}
+    return bool(set(scores) & (always | (set(COMPARED) if reference == "held_out" else set())))
 
 
 def beyond_moments(scores: Collection[str], reference: str) -> list[str]:

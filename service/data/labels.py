@@ -123,7 +123,7 @@ def _dataset(where: str, data: bytes) -> dict[str, Label] | None:
 
 def _metadata(where: str, folder: str, data: bytes, field: str | None) -> dict[str, Label]:
     """Labels by path in one table; nothing if it has no such field and none was asked for."""
-    rows = _rows_of_csv if where.endswith(".csv") else _rows_of_jsonl
+    rows = rows_of_csv if where.endswith(".csv") else _rows_of_jsonl
     labels: dict[str, Label] = {}
     wanted = field or LABEL_FIELD
     try:
@@ -160,7 +160,8 @@ def _label(number: int, field: str, value: object) -> Label:
     return value
 
 
-def _rows_of_csv(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows_of_csv(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number, and cells by the names in line 1, of each row; ValueError or csv.Error if damaged."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     names = next(reader, [])
     if len(set(names)) < len(names):

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from service.data.image import BACKGROUND, SUFFIXES, File, Mode, one_image, read_image
+from service.data.index import About
 from service.data.labels import (
     DATASET,
     LARGEST_FILE_BYTES,
@@ -28,7 +29,15 @@ from service.data.labels import (
 )
 from service.data.listing import Classes, Listing, classes_of_folders, list_folder, wrapper
 from service.errors import DataError, UsageError
+from service.random import philox
 from service.text import printable
+
+DIGITS, STACKED_DIGITS = "digits", "stacked-digits"
+EMBEDDED = (DIGITS, STACKED_DIGITS)
+"""Sources that need no files."""
+STACKED_IMAGES = 50_000
+STACKED_CLASSES = tuple(f"{number:03}" for number in range(1000))
+"""Names of the classes of images whose channels show three digits: data with other names are others."""
 
 FILES_OF_LABELS = (DATASET, *METADATA)
 
@@ -69,12 +78,14 @@ def open_source(source: str, labels: str | None = None, field: str | None = None
     """
     path = Path(source).expanduser()
     is_zip = path.is_file() and zipfile.is_zipfile(path)
-    if field and (source == "digits" or not (is_zip or path.is_dir())):
+    if field and (source in EMBEDDED or not (is_zip or path.is_dir())):
         raise UsageError(f"--label {field}: only a folder or archive with metadata has such a field")
-    if labels and (source == "digits" or not path.is_file()):
+    if labels and (source in EMBEDDED or not path.is_file()):
         raise UsageError(f"--labels {labels}: only an IDX file of images takes a file of labels")
-    if source == "digits":
+    if source == DIGITS:
         return _digits()
+    if source == STACKED_DIGITS:
+        return _stacked_digits()
     if path.is_dir():
         return _folder(path, field)
     if is_zip:
@@ -88,7 +99,9 @@ def open_source(source: str, labels: str | None = None, field: str | None = None
         )
     if path.is_file():
         return _idx(path, Path(labels) if labels else None)
-    raise UsageError(f"{source}: no such folder or file; give one, or `digits`; see --help")
+    raise UsageError(
+        f"{source}: no such folder or file; give one, or `digits` or `stacked-digits`; see --help"
+    )
 
 
 def _is_tar(path: Path) -> bool:
@@ -97,12 +110,34 @@ def _is_tar(path: Path) -> bool:
 
 
 def _digits() -> ImageSource:
+    images, labels = _load_digits()
+    return _in_memory([f"digit {i}" for i in range(len(images))], images, labels)
+
+
+def _stacked_digits() -> ImageSource:
+    """Three digits, drawn evenly, as each image's channels: 1,000 modes (Metz et al. 2017, §3.3)."""
+    images, labels = _load_digits()
+    words = philox.words(philox.key(STACKED_DIGITS), np.arange(STACKED_IMAGES), 3)
+    drawn = philox.integers(words, len(images))
+    return ImageSource(
+        ["digits {}, {} and {}".format(*row) for row in drawn],
+        (labels[drawn] @ [100, 10, 1]).tolist(),
+        [*STACKED_CLASSES],
+        lambda i: Image.fromarray(np.ascontiguousarray(images[drawn[i]].transpose(1, 2, 0))),
+    )
+
+
+def shows_stacked_digits(about: About) -> bool:
+    """Whether each channel of a data set's images shows a digit, and its classes are their triples."""
+    return about.channels == 3 and about.classes == STACKED_CLASSES
+
+
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits, uint8 [1797, 8, 8], and which they are [1797]."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = np.minimum(bunch.images * 16, 255).astype(np.uint8)  # 0 … 16 ink to 0 … 255
-    names = [f"digit {i}" for i in range(len(images))]
-    return _in_memory(names, images, bunch.target)
+    return np.minimum(bunch.images * 16, 255).astype(np.uint8), bunch.target  # 0 … 16 ink to 0 … 255
 
 
 def _folder(path: Path, field: str | None) -> ImageSource:

@@ -15,6 +15,7 @@ ADDRESSES = (
     "data.index_url",
     "evaluation.weights",
     "evaluation.reference",
+    "evaluation.attributes",
 )
 """Settings that may be paths, which workers on other nodes must find too."""
 

@@ -16,6 +16,7 @@ from service.engine.curriculum import curriculum_of
 from service.engine.sampler import Sampler
 from service.errors import DataError
 from service.generation.look import Look, SheetName
+from service.metrics.path_length import slerp
 from service.random.draws import Draws
 from service.recording import pictures
 from service.recording.pictures import Pixels
@@ -160,19 +161,9 @@ def _path(
         styles = torch.stack([torch.lerp(start, end, share) for share in shares])
         noise = [inputs.noise_seeds[0]] * len(shares) if look.noise else None
         return sampler.paint(styles, noise)
-    latents = np.stack([_slerp(inputs.latents[first], inputs.latents[last], share) for share in shares])
+    start, end = (torch.from_numpy(inputs.latents[[i]]).expand(len(shares), -1) for i in pair)
+    latents = slerp(start, end, torch.from_numpy(shares)).numpy()
     return sampler.draw(latents, np.where(shares < 0.5, inputs.labels[first], inputs.labels[last]))
-
-
-def _slerp(start: NDArray[np.float64], end: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """A vector on the arc between two, of blended length, so that normals stay where normals lie."""
-    lengths = np.linalg.norm(start), np.linalg.norm(end)
-    angle = np.arccos(np.clip(start @ end / (lengths[0] * lengths[1]), -1, 1))
-    if np.sin(angle) < 1e-9:
-        return (1 - share) * start + share * end
-    weights = np.sin((1 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle)
-    unit = weights[0] * start / lengths[0] + weights[1] * end / lengths[1]
-    return unit * ((1 - share) * lengths[0] + share * lengths[1])
 
 
 def draw_mixing(subject: Subject) -> Frames:

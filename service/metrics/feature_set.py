@@ -18,6 +18,7 @@ class FeatureSet:
     `network` maps float32 [n, 3, h, w] in 0 … 255 to pooled features [n, width]; it also does the
     resizing to `resolution` pixels a side. `digest` is the SHA-256 of its weights' file. `weight`
     [classes, width] and `bias` [classes] are the linear classifier that was trained on the features.
+    `depths` names the modules inside `network` whose feature maps tell how alike two images look.
     """
 
     name: str
@@ -28,6 +29,7 @@ class FeatureSet:
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
     device: torch.device
+    depths: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:

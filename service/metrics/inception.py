@@ -23,6 +23,8 @@ CLASSES = 1008
 RESOLUTION = 299
 STANDARD_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 STANDARD_FILE = "pt_inception-2015-12-05-6726825d.pth"
+# The last layer at each resolution: 64 maps at 147 px, 192 at 71, 288 at 35, 768 at 17, 2048 at 8.
+DEPTHS = ("3", "6", "10", "15", "18")
 _EPSILON = 1e-3
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
@@ -60,6 +62,7 @@ def load_inception(
         weight,
         weight[:, 0] * 0,
         torch.device(device),
+        DEPTHS,
     )
 
 

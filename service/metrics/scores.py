@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.config.vocabulary import COMPARED, DISTANCES, OF_PIXELS, REFERENCES, SCORES, need_features
 from service.errors import UsageError
-from service.metrics import inception, inception_score, memorisation, ms_ssim, prdc, swd
+from service.metrics import birthday, inception, inception_score, memorisation, ms_ssim, prdc, swd
 from service.metrics.feature_set import FeatureSet
 from service.metrics.frechet import Moments, frechet_distance, moments
 from service.metrics.kid import kid
@@ -36,7 +36,8 @@ STANDARD_IMAGES = 50_000
 class Protocol:
     """What scores are measured on: a network's features, so many generated images, and a reference.
 
-    The reference is `held_out`, `training`, or the name of a file of moments.
+    `features` is empty where a score needs none. The reference is `held_out`, `training`, or the name of
+    a file of moments.
     """
 
     features: str
@@ -48,7 +49,7 @@ class Protocol:
         of = next(one for one in SCORES if score == one or score.startswith(f"{one}_"))
         thousands, rest = divmod(self.generated, 1000)
         parts = [score, self.features]
-        if of in OF_PIXELS:
+        if of in OF_PIXELS or not self.features:
             parts = [score]
         elif self.features == inception.NAME and score in _OF_INCEPTION:
             parts = [_OF_INCEPTION[score]]
@@ -157,7 +158,8 @@ def obstacles(setting: Setting) -> dict[str, str]:
     It does not check whether each class has the two images that MS-SSIM needs."""
     neighbours = max(prdc.PRECISION_NEIGHBOURS, prdc.DENSITY_NEIGHBOURS) + 1
     pairwise = {"fd": 2, "kid": 2, "swd": 1} | dict.fromkeys(_OF_NEIGHBOURS, neighbours)
-    lacks = _too_few({"memorisation": memorisation.FEWEST_IMAGES}, "held-out", setting)
+    held_out = {"memorisation": memorisation.FEWEST_IMAGES, "birthday": 2}
+    lacks = _too_few(held_out, "held-out", setting)
     if setting.reference in REFERENCES:
         lacks |= _too_few(pairwise, setting.reference.replace("_", "-"), setting)
     else:
@@ -272,6 +274,9 @@ def _of_features(
     if set(scores) & set(_OF_NEIGHBOURS):
         measures = asdict(prdc.prdc(_given(real.compared.features), generated))
         values |= {score: measures[score] for score in _OF_NEIGHBOURS if score in scores}
+    if "birthday" in scores:
+        estimate = birthday.birthday(generated, _given(real.held_out.features))
+        values |= {"birthday": estimate.support, "birthday_pairs": estimate.pairs}
     if "memorisation" in scores:
         held_out, training = _given(real.held_out.features), _given(real.training.features)
         test = memorisation.memorisation(generated, held_out, training)

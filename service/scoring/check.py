@@ -1,13 +1,18 @@
 """Checks at the start of a run whether its checkpoints can be scored."""
 
 from service.config import EvaluationSettings
-from service.config.vocabulary import REFERENCES, need_features, need_held_out
+from service.config.vocabulary import OF_LABELS, REFERENCES, need_features, need_held_out
+from service.data.attributes import read_attributes
 from service.data.index import Index
+from service.data.tar import NO_LABEL
 from service.errors import UsageError
 
 
 def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
-    """UsageError if scores are impossible: no image is held out, or a file cannot be loaded."""
+    """UsageError if scores are impossible: for want of held-out images, labels, features or a file.
+
+    DataError if a file of attributes does not belong to the data.
+    """
     held_out = need_held_out(settings.scores, settings.reference)
     if held_out and not len(index.rows(held_out=True)):
         raise UsageError(
@@ -15,6 +20,7 @@ def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
             " data.held_out above 0, set evaluation.reference to training, or evaluation.every_images"
             " to null"
         )
+    _check_labels(settings, index)
     if need_features(settings.scores):
         from service.metrics.features import open_features
         from service.metrics.reference import read_reference
@@ -22,3 +28,19 @@ def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
         features = open_features(settings.features, settings.weights or "")
         if settings.reference not in REFERENCES:
             read_reference(settings.reference, features)
+
+
+def _check_labels(settings: EvaluationSettings, index: Index) -> None:
+    """UsageError or DataError if scores need labels that the data, or the file of attributes, lacks."""
+    needy = [score for score in settings.scores if score in OF_LABELS]
+    if "separability" in needy and settings.attributes:
+        needy.remove("separability")
+        read_attributes(settings.attributes, index)
+    labels = index.label[index.rows(held_out=False)]
+    classes = len(set(labels[labels != NO_LABEL].tolist()))
+    if needy and classes < 2:
+        file = ", give evaluation.attributes" if "separability" in needy else ""
+        raise UsageError(
+            f"evaluation.scores: {', '.join(needy)}: needs two classes or more, but the data has"
+            f" {classes or 'none'}; leave it out{file}, or pack the images with labels"
+        )

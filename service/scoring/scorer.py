@@ -1,10 +1,12 @@
 """Scores a run's checkpoints. Real images are measured once, generated ones for each checkpoint."""
 
+import functools
 import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,13 +14,24 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from service.config import Config, EvaluationSettings
-from service.config.vocabulary import HIGHER_IS_BETTER, RANKING, REFERENCES, need_features
+from service.config.vocabulary import (
+    HIGHER_IS_BETTER,
+    OF_LABELS,
+    OF_SETS,
+    PATH_LENGTHS,
+    RANKING,
+    REFERENCES,
+    ScoreName,
+    need_features,
+)
 from service.data.dataset import Batch, Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
+from service.data.sources import shows_stacked_digits
 from service.engine.device import full_precision
 from service.engine.sampler import Sampler
 from service.metrics import scores
+from service.metrics.birthday import nearest_pairs
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
 from service.metrics.frechet import Moments, MomentsSum, moments
@@ -34,11 +47,16 @@ from service.metrics.reference import ReferenceFile, read_reference, write_refer
 from service.random.draws import Draws
 from service.run.best import Trained
 from service.run.ranking import Score
+from service.scoring.paths import path_lengths
 from service.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from service.scoring.labelled import LabelScores
 
 log = logging.getLogger(__name__)
 
 _PART = 512  # images in memory at once, if no score needs them all
+_DRAWS = Draws(0, "evaluation", 0)
 _WINDOW = 64  # samples that are read together if they lie near each other
 
 
@@ -57,7 +75,14 @@ class _Reality:
     """The real images at one resolution, and what a perfect generator would get."""
 
     real: scores.Real
+    statistics: RealStatistics | None
     floors: dict[str, float]
+
+    @property
+    def measured(self) -> RealStatistics:
+        """The statistics, where a score needs features."""
+        assert self.statistics is not None
+        return self.statistics
 
 
 class Scorer:
@@ -72,7 +97,9 @@ class Scorer:
         self._features: FeatureSet | None = None
         self._file: ReferenceFile | None = None
         self._device = device_of(settings)
-        if need_features(settings.scores):
+        # each channel is told by its pixels
+        stacked = shows_stacked_digits(self._index.about)
+        if need_features([s for s in settings.scores if not (stacked and s == "modes")]):
             self._features = open_features(settings.features, settings.weights or "", self._device)
             if settings.reference not in REFERENCES:
                 self._file = read_reference(settings.reference, self._features)
@@ -112,30 +139,98 @@ class Scorer:
         possible = [score for score in settings.scores if score not in lacks]
         if not possible:
             scores.check_scores(settings.scores, self.setting(resolution))
-        reality = self._at(resolution)
-        values = scores.compute(possible, self._draw(trained), self._features, reality.real)
-        values |= reality.floors
+        values = self._of_images(possible, trained) | self._of_paths(possible, trained)
         by, samples = self.measure
         value = values.get(by, math.nan) if settings.best in RANKING else math.nan
         rank = -value if settings.best in HIGHER_IS_BETTER else value
         return Score(trained.clock, resolution, by, rank, values, samples)
 
-    def _draw(self, trained: Trained) -> scores.Generated:
-        """Generated images, as many as the settings say, with labels as frequent as in training."""
-        draws, numbers = Draws(0, "evaluation", 0), np.arange(self.settings.images)
-        labels = np.zeros_like(numbers)
-        if trained.shape.classes:
-            rows = self._training[numbers % len(self._training)]
-            labels = self._index.label[rows].astype(np.int64).clip(0)
+    def nearest_pairs(self, trained: Trained, count: int) -> NDArray[np.uint8]:
+        """The generated images [2 · count, h, w, c] that are nearest in features, pair after pair.
+
+        They are drawn and measured anew.
+        """
+        with full_precision():
+            generated = self._draw(trained)
+            assert generated.features is not None
+            numbers = nearest_pairs(generated.features, count).ravel()
+            latents = _DRAWS.latents(numbers, trained.shape.latents)
+            seeds = _DRAWS.seeds(numbers, "noise")
+            return self._sampler(trained).draw(latents, generated.labels[numbers], noise_seeds=seeds)
+
+    def _of_images(self, possible: list[ScoreName], trained: Trained) -> dict[str, float]:
+        """The values of those scores that are told from generated images."""
+        of_sets, of_labels = (
+            [score for score in possible if score in kind] for kind in (OF_SETS, OF_LABELS)
+        )
+        if not of_sets and not of_labels:
+            return {}
+        reality, generated = self._at(trained.stage.resolution), self._draw(trained)
+        values = scores.compute(of_sets, generated, self._features, reality.real) | reality.floors
+        if of_labels:
+            values |= self._labelled.compute(of_labels, generated, self._spaces(trained))
+        return values
+
+    def _spaces(self, trained: Trained) -> dict[str, NDArray[np.float64]]:
+        """The points [n, d] that the generated images come from: in z and, with styles, in w."""
+        latents = _DRAWS.latents(np.arange(self.settings.images), trained.shape.latents)
+        if not trained.shape.has_styles:
+            return {"z": latents}
+        styles = self._sampler(trained).styles(latents, self._labels(trained))
+        return {"z": latents, "w": styles[:, 0].double().cpu().numpy()}  # every layer has the same
+
+    def _of_paths(self, possible: list[ScoreName], trained: Trained) -> dict[str, float]:
+        """The values of the path lengths."""
+        wanted = [score for score in possible if score in PATH_LENGTHS]
+        if not wanted:
+            return {}
+        assert self._features is not None
+        sampler, labels = self._sampler(trained), self._labels(trained)
+        values = path_lengths(wanted, sampler, self._features, _DRAWS, labels)
+        return {self.protocol.name(score): value for score, value in values.items()}
+
+    @functools.cached_property
+    def _labelled(self) -> "LabelScores":
+        from service.scoring.labelled import LabelScores  # with scikit-learn, which takes a second
+
+        return LabelScores(
+            self._index,
+            self.settings,
+            self.protocol,
+            self._features,
+            lambda resolution: self._at(resolution).measured,
+            functools.partial(self._read, self._training),
+        )
+
+    @property
+    def _need_images(self) -> bool:
+        """Whether a score needs the pixels of generated images."""
+        stacked = shows_stacked_digits(self._index.about) and "modes" in self.settings.scores
+        return stacked or scores.need_images(self.settings.scores)
+
+    def _sampler(self, trained: Trained) -> Sampler:
         generator = trained.generator.to(self._device)
-        sampler = Sampler(generator, trained.shape, trained.stage, seed=0)
+        return Sampler(generator, trained.shape, trained.stage, seed=0)
+
+    def _labels(self, trained: Trained) -> NDArray[np.int64]:
+        """Labels of the generated images, as frequent as in training; 0 if there are no classes."""
+        numbers = np.arange(self.settings.images)
+        if not trained.shape.classes:
+            return np.zeros_like(numbers)
+        rows = self._training[numbers % len(self._training)]
+        return self._index.label[rows].astype(np.int64).clip(0)
+
+    def _draw(self, trained: Trained) -> scores.Generated:
+        """Generated images, as many as the settings say."""
+        draws, numbers, labels = _DRAWS, np.arange(self.settings.images), self._labels(trained)
+        sampler = self._sampler(trained)
 
         def parts() -> Iterator[NDArray[np.uint8]]:
             for part in _parts(numbers):
                 latents = draws.latents(part, trained.shape.latents)
                 yield sampler.draw(latents, labels[part], noise_seeds=draws.seeds(part, "noise"))
 
-        images, features = self._measure(parts(), keep=scores.need_images(self.settings.scores))
+        images, features = self._measure(parts(), keep=self._need_images)
         return scores.Generated(images, labels, features)
 
     def save_reference(self, resolution: int, path: Path) -> None:
@@ -152,30 +247,27 @@ class Scorer:
     def _at(self, resolution: int) -> _Reality:
         """The real images at a resolution, measured at the first call."""
         if resolution not in self._reality:
-            real = self._measure_real(resolution)
+            statistics = self._statistics(resolution, self._features) if self._features else None
+            real = self._real(resolution, statistics)
             lacks = scores.obstacles(self.setting(resolution))
             possible = [score for score in self.settings.scores if score not in lacks]
             floors = scores.floors(possible, real, self.protocol)
-            self._reality[resolution] = _Reality(real, floors)
+            self._reality[resolution] = _Reality(real, statistics, floors)
         return self._reality[resolution]
 
-    def _measure_real(self, resolution: int) -> scores.Real:
+    def _real(self, resolution: int, statistics: RealStatistics | None) -> scores.Real:
+        """Both kinds of real images, as far as the scores need them."""
         held_out, training = (
             self._pixels(rows, resolution) for rows in (self._held_out, self._training)
         )
-        known = None
-        if self._features is None:
-            sides = scores.Images(held_out), scores.Images(training)
-        else:
-            statistics = self._statistics(resolution, self._features)
-            known = statistics.whole
-            sides = (
-                scores.Images(held_out, statistics.held_out.features),
-                scores.Images(training, statistics.training.features),
-            )
-        if self._file:
-            known = self._file.moments
-        return scores.Real(*sides, reference=self.protocol.reference, moments=known)
+        if not statistics:
+            return scores.Real(scores.Images(held_out), scores.Images(training), self.protocol.reference)
+        return scores.Real(
+            scores.Images(held_out, statistics.held_out.features),
+            scores.Images(training, statistics.training.features),
+            self.protocol.reference,
+            self._file.moments if self._file else statistics.whole,
+        )
 
     def _pixels(self, rows: NDArray[np.int64], resolution: int) -> NDArray[np.uint8] | None:
         """These images, if a score needs them."""

@@ -293,3 +293,27 @@ def test_a_member_that_unpacks_to_far_more_than_any_image_is_unreadable(tmp_path
     source = open_source(str(tmp_path / "bomb.zip"))
     with pytest.raises(DataError, match=r"bomb\.png: 5000000 bytes, above the limit of 1000000"):
         source.load(0, "RGB")
+
+
+def test_stacked_digits_show_three_digits_in_the_order_of_their_number():
+    plain, stacked = open_source("digits"), open_source("stacked-digits")
+    assert stacked.classes == [f"{number:03}" for number in range(1000)]
+    assert len(set(stacked.labels)) == 1000
+    assert np.bincount(stacked.labels).std() < 1.2 * 50**0.5  # 50,000 even draws
+    for number in (0, 1, 49_999):
+        image = np.asarray(stacked.load(number, "RGB"))
+        drawn = [int(word.strip(",")) for word in stacked.names[number].split() if word[0].isdigit()]
+        for channel, digit in enumerate(drawn):
+            assert np.array_equal(image[:, :, channel], np.asarray(plain.load(digit, "L")))
+        assert [plain.labels[digit] for digit in drawn] == [*map(int, f"{stacked.labels[number]:03}")]
+    assert stacked.digest() == open_source("stacked-digits").digest()
+
+
+def test_stacked_digits_are_packed_in_colour_alone(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="--channels gray: each channel shows a digit; take rgb"):
+        pack.main(["stacked-digits", str(tmp_path / "gray"), "--channels", "gray"])
+    monkeypatch.setattr(sources, "STACKED_IMAGES", 20)
+    pack.main(["stacked-digits", str(tmp_path / "rgb"), "--resolution", "8"])
+    index = read_index(open_storage(str(tmp_path / "rgb")))
+    assert len(index) == 20
+    assert sources.shows_stacked_digits(index.about)

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from service.config.vocabulary import COMPARED, SCORES, need_features
+from service.config.vocabulary import COMPARED, need_features
+from service.config.vocabulary import OF_SETS as SCORES
 from service.errors import UsageError
-from service.metrics import inception_score, kid, memorisation, ms_ssim, prdc, swd
+from service.metrics import birthday, inception_score, kid, memorisation, ms_ssim, prdc, swd
 from service.metrics.feature_set import FeatureSet
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
@@ -69,6 +70,7 @@ def test_every_score_is_the_one_of_its_module():
     shown, labels = GENERATED[order], LABELS[order]
     generated = generated[order]
     around = prdc.prdc(held_out, generated)
+    twins = birthday.birthday(generated, held_out)
     copying = memorisation.memorisation(generated, held_out, training)
     distance = kid.kid(held_out[settled(held_out)], generated)
     sureness = inception_score.inception_score(features.probabilities(generated))
@@ -83,6 +85,8 @@ def test_every_score_is_the_one_of_its_module():
         "recall_thumbnail_250_held_out": around.recall,
         "density_thumbnail_250_held_out": around.density,
         "coverage_thumbnail_250_held_out": around.coverage,
+        "birthday_thumbnail_250": twins.support,
+        "birthday_pairs_thumbnail_250": twins.pairs,
         "memorisation_z_thumbnail_250": copying.z,
         "memorisation_p_value_thumbnail_250": copying.p_value,
         "memorisation_nearer_thumbnail_250": copying.nearer,
