@@ -87,14 +87,26 @@ def resampled_conv2d(
     (`growth.downsample`). For 3×3 kernels `fused` does both in one strided 4×4 convolution: the
     same function with 4 multiplications instead of 9.
     """
+    return _convolve(x, _kernel(weight, resample, fused), bias, resample, fused)
+
+
+def _kernel(weight: Tensor, resample: str | None, fused: bool) -> Tensor:
+    """The kernel that `_convolve` takes."""
     if fused and resample == "up":
-        wide = _widen(weight.flip(2, 3)).transpose(0, 1)
-        return F.conv_transpose2d(x, wide, bias, stride=2, padding=1)
+        return _widen(weight.flip(2, 3)).transpose(0, 1)
+    return _widen(weight) / 4 if fused and resample == "down" else weight
+
+
+def _convolve(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, resample: str | None, fused: bool
+) -> Tensor:
+    if fused and resample == "up":
+        return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
     if fused and resample == "down":
-        return F.conv2d(x, _widen(weight) / 4, bias, stride=2, padding=1)
+        return F.conv2d(x, kernel, bias, stride=2, padding=1)
     if resample == "up":
         x = growth.upsample(x)
-    y = F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
+    y = F.conv2d(x, kernel, bias, padding=kernel.shape[2] // 2)
     return growth.downsample(y) if resample == "down" else y
 
 
@@ -112,21 +124,112 @@ def use_fused(module: nn.Module, fused: bool) -> None:
             layer.fused = fused
 
 
+# Weights that are scaled at run time ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """What forwards multiply by in full and, if need be, in `low` precision.
+
+    `back` gives the weight's gradient from that of `ready`.
+    """
+
+    ready: Tensor
+    low: Tensor | None
+    back: Callable[[Tensor], Tensor]
+
+
+class ScaledLayer(nn.Module):
+    """A layer whose weight is scaled at run time: for each forward, or once while `holding` lasts."""
+
+    weight: nn.Parameter
+    held: Held | None = None
+    casts = True
+    """Whether autocast multiplies by this weight in low precision."""
+
+    def scaled_weight(self) -> Tensor:
+        """The scaled weight, which can be differentiated."""
+        raise NotImplementedError
+
+    def scale_once(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The scaled weight, and what gives the weight's gradient from its gradient."""
+        raise NotImplementedError
+
+    def prepare(self, scaled: Tensor) -> Tensor:
+        """What the forward multiplies by."""
+        return scaled
+
+    def ready_weight(self) -> Tensor:
+        """What a forward multiplies by now."""
+        held = self.held
+        if held is None:
+            return self.prepare(self.scaled_weight())
+        if held.low is not None and torch.is_autocast_enabled(self.weight.device.type):
+            return held.low
+        return held.ready
+
+
+@contextmanager
+def holding(
+    layers: Sequence[ScaledLayer], trained: bool, low: torch.dtype | None = None
+) -> Iterator[None]:
+    """Inside, these weights are scaled once for all forwards; they must not change meanwhile.
+
+    For forwards under autocast they are also rounded once to `low`. The gradients of `trained` ones,
+    summed over all backwards, reach the weights at the end.
+    """
+    for layer in layers:
+        ready, back = _ready_once(layer, trained)
+        with torch.set_grad_enabled(trained):
+            layer.held = Held(ready, ready.to(low) if low and layer.casts else None, back)
+    try:
+        yield
+        if trained:
+            _pass_on(layers)
+    finally:
+        for layer in layers:
+            layer.held = None
+
+
+def _ready_once(layer: ScaledLayer, trained: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What forwards multiply by, cut off from the weight, and what gives the weight its gradient."""
+    with torch.no_grad():
+        scaled, scale_back = layer.scale_once()
+    with torch.set_grad_enabled(trained):
+        prepared = layer.prepare(scaled.requires_grad_(trained))
+    ready = prepared.detach().requires_grad_(trained)
+
+    def back(grad: Tensor) -> Tensor:
+        if prepared is not scaled:
+            (grad,) = torch.autograd.grad(prepared, scaled, grad)
+        return scale_back(grad)
+
+    return ready, back
+
+
+@torch.no_grad()
+def _pass_on(layers: Sequence[ScaledLayer]) -> None:
+    for layer in layers:
+        held, weight = layer.held, layer.weight
+        if held is None or held.ready.grad is None:
+            continue
+        grad = held.back(held.ready.grad)
+        weight.grad = grad if weight.grad is None else weight.grad.add_(grad)
+
+
 # Spectral normalisation ---------------------------------------------------------------------------
 
 
-class SpectralNorm(nn.Module):
+class SpectralNorm(ScaledLayer):
     """A weight divided by its largest singular value (Miyato et al. 2018, §2.1).
 
     `forward` is pure: the singular vectors move only in `iterate`. The gradient passes through the
-    singular value, with the vectors held fixed. `held` is the scaled weight while `holding` lasts.
+    singular value, with the vectors held fixed.
     """
 
-    weight: nn.Parameter
     u: Tensor
     v: Tensor
     normalised = True
-    held: Tensor | None = None
 
     def start_vectors(self) -> None:
         """Draw the vectors from torch's default random generator and align them once."""
@@ -144,16 +247,23 @@ class SpectralNorm(nn.Module):
         with torch.autocast(self.weight.device.type, enabled=False):
             return _sigma(self.weight, self.u, self.v)
 
-    def normalised_weight(self) -> Tensor:
+    @override
+    def scaled_weight(self) -> Tensor:
         """The weight scaled to a largest singular value of about 1, unchanged if not `normalised`."""
         if not self.normalised:
             return self.weight
-        if self.held is not None:
-            return self.held
         with torch.autocast(self.weight.device.type, enabled=False):
             if torch.is_grad_enabled():
                 return _OverSigma.apply(self.weight, self.u, self.v)
             return _over_sigma(self.weight, self.u, self.v)
+
+    @override
+    def scale_once(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        if not self.normalised:
+            return self.weight.detach(), lambda grad: grad
+        sigma = self.sigma()
+        scaled = self.weight / sigma.clamp_min(SPECTRAL_EPS)
+        return scaled, lambda grad: _through_sigma(grad, self.weight, scaled, self.u, self.v, sigma)
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
@@ -209,37 +319,6 @@ def _through_sigma(
     return _as_weight(rows, weight)
 
 
-@contextmanager
-def holding(layers: Sequence[SpectralNorm], trained: bool) -> Iterator[None]:
-    """Inside, these weights are divided by σ once for all forwards; they must not change meanwhile.
-
-    The gradients of `trained` ones, summed over all backwards, reach the weights at the end.
-    """
-    layers = [layer for layer in layers if layer.normalised]
-    with torch.no_grad():
-        sigmas = [layer.sigma() for layer in layers]
-        for layer, sigma in zip(layers, sigmas, strict=True):
-            scaled = layer.weight / sigma.clamp_min(SPECTRAL_EPS)
-            layer.held = scaled.requires_grad_(trained)
-    try:
-        yield
-        if trained:
-            _pass_on(layers, sigmas)
-    finally:
-        for layer in layers:
-            layer.held = None
-
-
-@torch.no_grad()
-def _pass_on(layers: Sequence[SpectralNorm], sigmas: Sequence[Tensor]) -> None:
-    for layer, sigma in zip(layers, sigmas, strict=True):
-        held, weight = layer.held, layer.weight
-        if held is None or held.grad is None:
-            continue
-        grad = _through_sigma(held.grad, weight, held, layer.u, layer.v, sigma)
-        weight.grad = grad if weight.grad is None else weight.grad.add_(grad)
-
-
 class SNConv2d(SpectralNorm):
     """A convolution as in `resampled_conv2d`; weights start orthogonal."""
 
@@ -256,7 +335,11 @@ class SNConv2d(SpectralNorm):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return resampled_conv2d(x, self.normalised_weight(), self.bias, self.resample, self.fused)
+        return _convolve(x, self.ready_weight(), self.bias, self.resample, self.fused)
+
+    @override
+    def prepare(self, scaled: Tensor) -> Tensor:
+        return _kernel(scaled, self.resample, self.fused)
 
 
 class SNLinear(SpectralNorm):
@@ -271,11 +354,13 @@ class SNLinear(SpectralNorm):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.normalised_weight(), self.bias)
+        return F.linear(x, self.ready_weight(), self.bias)
 
 
 class SNEmbedding(SpectralNorm):
     """A table of one vector per class, normalised as a matrix; starts orthogonal."""
+
+    casts = False
 
     def __init__(self, classes: int, features: int):
         super().__init__()
@@ -285,7 +370,7 @@ class SNEmbedding(SpectralNorm):
 
     @override
     def forward(self, labels: Tensor) -> Tensor:
-        return F.embedding(labels, self.normalised_weight())
+        return F.embedding(labels, self.ready_weight())
 
 
 def use_spectral_norm(module: nn.Module, normalised: bool) -> None:
@@ -317,7 +402,21 @@ def _normalise_to(targets: list[Tensor], vectors: list[Tensor]) -> None:
 # Equalized learning rate --------------------------------------------------------------------------
 
 
-class EqualConv2d(nn.Module):
+class Equalized(ScaledLayer):
+    """A layer whose weight is multiplied by a constant."""
+
+    scale: float
+
+    @override
+    def scaled_weight(self) -> Tensor:
+        return self.weight * self.scale
+
+    @override
+    def scale_once(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.weight * self.scale, lambda grad: grad * self.scale
+
+
+class EqualConv2d(Equalized):
     """A convolution whose weights start from N(0, 1) and are scaled by He's constant at run time.
 
     (Karras et al. 2018, §4.1.) The scale is gain / √fan_in; `resample` as in `resampled_conv2d`.
@@ -342,10 +441,14 @@ class EqualConv2d(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return resampled_conv2d(x, self.weight * self.scale, self.bias, self.resample, self.fused)
+        return _convolve(x, self.ready_weight(), self.bias, self.resample, self.fused)
+
+    @override
+    def prepare(self, scaled: Tensor) -> Tensor:
+        return _kernel(scaled, self.resample, self.fused)
 
 
-class EqualLinear(nn.Module):
+class EqualLinear(Equalized):
     """A dense layer scaled by gain / √inputs at run time (Karras et al. 2018, §4.1).
 
     `rate` multiplies its learning rate in the same way (Karras et al. 2019, appendix C): weights and
@@ -369,7 +472,7 @@ class EqualLinear(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias * self.rate
-        return F.linear(x, self.weight * self.scale, bias)
+        return F.linear(x, self.ready_weight(), bias)
 
 
 # Norms and statistics without parameters ----------------------------------------------------------

@@ -20,7 +20,7 @@ from models import Stage, growth
 from models.growth import Growing, LiveStage, Mixing
 from models.layers import (
     Groups,
-    SpectralNorm,
+    ScaledLayer,
     holding,
     spectral_iterate,
     use_fused_attention,
@@ -110,6 +110,7 @@ class Step:
         self.has_styles = config.shape.has_styles
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
         self.sources = Sources(config, state.seed, state.attempt, workers, counts)
+        self._low = torch.bfloat16 if config.training.precision == "bf16" else None
         self._most = most
         self._drives_augmentation = self.training.augment == "ada" and self.training.augment_p is None
         self._generator: Call = state.generator
@@ -293,7 +294,10 @@ class Step:
         spectral_iterate(state.discriminator)
         self._gradients_d.clear()
         generator, discriminator = self._shared(dealt)
-        with holding(discriminator, trained=True), holding(generator, trained=False):
+        with (
+            holding(discriminator, trained=True, low=self._low),
+            holding(generator, trained=False, low=self._low),
+        ):
             parts = [
                 self._discriminator_portion(stage, portion, 1 / dealt.count, due)
                 for portion in _portions(inputs, dealt)
@@ -303,7 +307,7 @@ class Step:
         state.optimizer_d.step()
         return _mean(parts) | {"grad_norm_d": norm}
 
-    def _shared(self, dealt: Portions) -> tuple[Sequence[SpectralNorm], Sequence[SpectralNorm]]:
+    def _shared(self, dealt: Portions) -> tuple[Sequence[ScaledLayer], Sequence[ScaledLayer]]:
         """The layers of either network whose scaled weights all portions share; none for one portion."""
         return (self._scaled_g, self._scaled_d) if dealt.count > 1 else ((), ())
 
@@ -390,8 +394,8 @@ class Step:
         generator, discriminator = self._shared(dealt)
         with (
             _frozen(self._active_d),
-            holding(generator, trained=True),
-            holding(discriminator, trained=False),
+            holding(generator, trained=True, low=self._low),
+            holding(discriminator, trained=False, low=self._low),
         ):
             for portion in _portions(inputs, dealt):
                 with self._autocast():
@@ -501,10 +505,10 @@ def _mean(parts: Sequence[Measures]) -> Measures:
     return dict(zip(parts[0], table.mean(0).unbind(), strict=True))
 
 
-def _scaled(network: nn.Module, parameters: Sequence[nn.Parameter]) -> list[SpectralNorm]:
-    """The layers that divide one of these parameters by its largest singular value."""
+def _scaled(network: nn.Module, parameters: Sequence[nn.Parameter]) -> list[ScaledLayer]:
+    """The layers that scale one of these parameters."""
     mine = {id(parameter) for parameter in parameters}
-    layers = (layer for layer in network.modules() if isinstance(layer, SpectralNorm))
+    layers = (layer for layer in network.modules() if isinstance(layer, ScaledLayer))
     return [layer for layer in layers if id(layer.weight) in mine]
 
 

@@ -19,6 +19,7 @@ from models.layers import (
     SNConv2d,
     SNLinear,
     blur,
+    holding,
     merge_moments,
     pixel_norm,
     spectral_iterate,
@@ -56,8 +57,8 @@ def test_conditional_batch_norm_scales_the_normalised_input_by_one_plus_gain():
     normal = (x - x.mean((0, 2, 3), keepdim=True)) / torch.sqrt(
         x.var((0, 2, 3), keepdim=True, unbiased=False) + 1e-5
     )
-    gain = 1 + condition @ layer.gain.normalised_weight().T
-    bias = condition @ layer.bias.normalised_weight().T
+    gain = 1 + condition @ layer.gain.scaled_weight().T
+    bias = condition @ layer.bias.scaled_weight().T
     expected = normal * gain[:, :, None, None] + bias[:, :, None, None]
     torch.testing.assert_close(layer(x, condition), expected)
     assert torch.autograd.gradcheck(layer, (x, condition))
@@ -221,11 +222,11 @@ def test_attention_is_the_papers_formula(fused):
     use_fused_attention(layer, fused)
     layer.gain.data.fill_(0.7)
     x = doubles(2, 16, 4, 4)
-    q, k, v = (F.conv2d(x, conv.normalised_weight()) for conv in (layer.query, layer.key, layer.value))
+    q, k, v = (F.conv2d(x, conv.scaled_weight()) for conv in (layer.query, layer.key, layer.value))
     k, v = F.max_pool2d(k, 2), F.max_pool2d(v, 2)
     scores = torch.einsum("nchw,ncij->nhwij", q, k).flatten(3).softmax(-1)
     seen = torch.einsum("nhwp,ncp->nchw", scores, v.flatten(2))
-    expected = x + 0.7 * F.conv2d(seen, layer.out.normalised_weight())
+    expected = x + 0.7 * F.conv2d(seen, layer.out.scaled_weight())
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -348,3 +349,57 @@ def test_spectral_norm_stays_within_1_percent_of_svd_while_weights_move():
         spectral_iterate(layer)
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
         torch.testing.assert_close(layer.sigma(), largest, rtol=0.01, atol=0)
+
+
+# Scaled once for several forwards ------------------------------------------------------------------
+
+
+SCALED = {
+    "convolution over σ": lambda: SNConv2d(3, 4, 3),
+    "enlarging": lambda: SNConv2d(3, 4, 3, resample="up"),
+    "halving": lambda: SNConv2d(3, 4, 3, resample="down"),
+    "equalised": lambda: EqualConv2d(3, 4, 3),
+    "equalised, enlarging": lambda: EqualConv2d(3, 4, 3, resample="up"),
+    "dense": lambda: EqualLinear(3, 4),
+    "dense over σ": lambda: SNLinear(3, 4),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", SCALED)
+def test_weights_that_are_scaled_once_give_what_they_give_each_time(name, autocast):
+    """Outputs to the bit, and the sum of the gradients of two forwards up to their rounding."""
+    layer = SCALED[name]()
+    inputs = torch.randn(2, 5, 3) if layer.weight.ndim == 2 else torch.randn(2, 5, 3, 8, 8)
+
+    def outputs() -> list[torch.Tensor]:
+        results = []
+        for x in inputs:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = layer(x)
+            y.float().square().sum().backward()
+            results.append(y.detach())
+        return results
+
+    each_time, gradient = outputs(), layer.weight.grad
+    layer.weight.grad = None
+    with holding([layer], trained=True, low=torch.bfloat16 if autocast else None):
+        once = outputs()
+    for mine, theirs in zip(once, each_time, strict=True):
+        assert torch.equal(mine, theirs)
+    error = (layer.weight.grad - gradient).norm() / gradient.norm()
+    assert error < (1e-2 if autocast else 1e-5)
+    assert layer.held is None
+
+
+def test_a_held_weight_is_rounded_once_for_all_forwards_in_low_precision():
+    layer = EqualConv2d(3, 4, 3)
+    x = torch.randn(2, 3, 8, 8)
+    with holding([layer], trained=False, low=torch.bfloat16):
+        full = layer.ready_weight()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer.ready_weight() is layer.ready_weight()
+            assert layer.ready_weight().dtype == torch.bfloat16
+            layer(x)
+        assert layer.ready_weight() is full
+        assert full.dtype == torch.float32

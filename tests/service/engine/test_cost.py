@@ -90,10 +90,11 @@ def test_memory_is_that_of_the_weights_and_as_much_again_for_each_image():
 
 @pytest.mark.parametrize("family", ["biggan", "sagan"])
 def test_portions_share_the_weights_over_their_singular_values(family):
-    """More portions launch more of everything, but divide no weight again."""
-    divided = []
+    """More portions launch more of everything, but divide no weight again, and widen no kernel again."""
+    scaled = []
     for device_batch in (4, 2):
         config = gpu.small(family, norm_group=2)
         values = config.model_dump() | {"scale": {"workers": 1, "device_batch": device_batch}}
-        divided.append(recorded(Config(**values))[0].counts["dot"])
-    assert divided[0] == divided[1] > 0
+        counts = recorded(Config(**values))[0].counts
+        scaled.append((counts["dot"], counts["constant_pad_nd"]))
+    assert scaled[0] == scaled[1] > (0, 0)
