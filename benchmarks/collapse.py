@@ -214,7 +214,10 @@ def main(arguments: Sequence[str]) -> None:
         text = PAGE.format(
             table="\n".join([HEAD, *table]), figures="\n".join(figures), name=f"fd_{_features().name}"
         )
-        (options.docs / "collapse.md").write_text(text)
+        page = options.docs / "collapse.md"
+        # the first section is the benchmark's; the others explain, and stay
+        _, heading, others = page.read_text().partition("\n## ") if page.exists() else ("", "", "")
+        page.write_text(text + heading + others)
     print("\n".join(figures))
 
 

@@ -1,19 +1,22 @@
 """Score a checkpoint by hand: `python -m service.evaluate CHECKPOINT [--scores fd kid …]`."""
 
 import json
+import math
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from service.address import Address
 from service.cli import Options, Positional, Shown, parse, run_command
 from service.config import Config, EvaluationSettings
 from service.config.feasible import impossible
 from service.config.vocabulary import (
+    OF_MAPS,
     RANKING,
     REFERENCES,
     FeaturesName,
@@ -24,12 +27,15 @@ from service.config.vocabulary import (
     need_features,
 )
 from service.errors import UsageError
+from service.recording.forecast import duration
 from service.storage import open_storage
 
 if TYPE_CHECKING:
     from service.metrics.scores import Setting
     from service.run.best import Trained
+    from service.run.ranking import Score
     from service.scoring.scorer import Scorer
+    from service.scoring.tradeoff import Axis, Tradeoff
 
 DESCRIPTION = """Score a checkpoint against real images of the data that its run was trained on.
 
@@ -55,14 +61,21 @@ bare names fid and inception_score are given to what papers mean by them: incept
 for fid, --reference training, of which all images are measured. docs/scores.md says more. With --keep,
 the score counts when the run's best checkpoint is chosen.
 
+--along truncation scores the checkpoint at several --values: thresholds of |z| (inf is none), or psi for
+families with styles. Families that normalise their latents have neither. --out FILE.csv writes a table.
+--picture FILE.png draws the Fréchet distance against the Inception score if --scores has both, else each
+score along the values, over images of the same latents at each value.
+
 examples:
   python -m service.evaluate runs/digits
   python -m service.evaluate runs/digits/checkpoints/000000149000-000001-000005 --scores fd kid recall
   python -m service.evaluate s3://gan/runs/faces --features inception --weights inception.pth \\
-      --reference training --images 50000 --save-reference faces.npz"""
+      --reference training --images 50000 --save-reference faces.npz
+  python -m service.evaluate runs/digits --along truncation --scores fd is --picture tradeoff.png"""
 
 
 RETRY_S = 20.0
+MOST_VALUES = 32
 PAIRS_SHOWN = 40
 PAIR_COLUMNS = 8  # four pairs in a row
 
@@ -96,47 +109,67 @@ class EvaluateOptions(Options):
     """PNG of the generated images that are most alike, in pairs; needs the score birthday"""
     keep: bool = False
     """let the score count when the run's best checkpoint is chosen"""
+    along: Literal["truncation"] | None = None
+    """score at several values of it"""
+    values: Annotated[list[float] | None, Shown("X")] = None
+    """values of --along (default: thresholds from 0.2 to inf, or psi from 0.2 to 1)"""
+    picture: Path | None = None
+    """PNG file to draw --along to"""
+
+    @field_validator("values")
+    @classmethod
+    def _ascend(cls, values: list[float] | None) -> list[float] | None:
+        if values is None:
+            return None
+        ascending = sorted(set(values))
+        if any(map(math.isnan, values)) or not 2 <= len(ascending) <= MOST_VALUES:
+            raise ValueError(f"give 2 to {MOST_VALUES} different numbers, such as 0.5 1 inf")
+        return ascending
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "EvaluateOptions":
+        if self.along and self.keep:
+            raise ValueError(
+                "--keep: scores of truncated images do not rank; leave out --along or --keep"
+            )
+        if self.along and self.pairs:
+            raise ValueError("--pairs: of images without truncation; leave out --along or --pairs")
+        for name in ("values", "picture"):
+            if getattr(self, name) is not None and not self.along:
+                raise ValueError(f"--{name}: only --along takes it; add --along truncation")
+        if self.picture and self.picture.suffix.lower() != ".png":
+            raise ValueError(f"--picture {self.picture}: it is written as PNG; name a .png file")
+        return self
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, load, score, print."""
     options = parse(EvaluateOptions, arguments, "service.evaluate", DESCRIPTION, EPILOG)
-    for option, file in (
-        ("--out", options.out),
-        ("--save-reference", options.save_reference),
-        ("--pairs", options.pairs),
-    ):
-        if file:
-            _check_out(option, file)
+    for option in ("out", "save_reference", "pairs", "picture"):
+        if file := getattr(options, option):
+            _check_file(option.replace("_", "-"), file)
     # here because they load torch, which errors and --help do not need
-    from service.recording.pictures import LEAST_SHOWN_PIXELS, GridLook, grid_png
     from service.run import commits, ranking
     from service.run.best import load
 
     trained = load(options.checkpoint)
+    axis = _axis(options, trained)
     settings = _settings(trained.config.evaluation, options)
     if problem := impossible(settings, trained.family, trained.shape):
         raise UsageError(problem)
     scorer = _open_scorer(options, trained, settings)
-    place = trained.place
-    storage = open_storage(place.run_dir, RETRY_S)
     if options.keep:
-        others = [name for name in commits.find(storage)[0] if name != place.name]
+        storage = open_storage(trained.place.run_dir, RETRY_S)
+        others = [name for name in commits.find(storage)[0] if name != trained.place.name]
         ranking.check_comparable(storage, others, scorer.measure)
     setting = scorer.setting(trained.stage.resolution)
     print(_comparison(setting), flush=True)
-    score = scorer.score(trained)
-    for key, value in score.values.items():
-        print(f"{key} {value:.6g}")
     if options.save_reference:
         scorer.save_reference(trained.stage.resolution, options.save_reference)
-    if options.keep:
-        ranking.write(storage, place.name, score)
-    if options.pairs:
-        images = scorer.nearest_pairs(trained, PAIRS_SHOWN)
-        options.pairs.write_bytes(grid_png(images, GridLook(PAIR_COLUMNS, LEAST_SHOWN_PIXELS)))
-    if options.out:
-        options.out.write_text(json.dumps(asdict(score), indent=2))
+    if axis:
+        _score_along(options, scorer, trained, axis)
+    else:
+        _score_once(options, scorer, trained)
 
 
 def _comparison(setting: "Setting") -> str:
@@ -150,14 +183,69 @@ def _comparison(setting: "Setting") -> str:
     return f"{drawn}, the moments in {setting.reference}"
 
 
-def _check_out(option: str, out: Path) -> None:
-    """Make the file's folder; UsageError if no file can be written there."""
+def _check_file(option: str, file: Path) -> None:
+    """Make its folder; UsageError if no file can be written there."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
             raise IsADirectoryError("is a folder")
     except OSError as error:
-        raise UsageError(f"{option} {out}: cannot be written: {error}; name a file") from error
+        raise UsageError(f"--{option} {file}: cannot be written: {error}; name a file") from error
+
+
+def _axis(options: EvaluateOptions, trained: "Trained") -> "Axis | None":
+    """What to score along; UsageError if the checkpoint cannot be truncated so."""
+    from service.scoring.tradeoff import axis_of
+
+    return axis_of(trained, options.values) if options.along else None
+
+
+def _score_once(options: EvaluateOptions, scorer: "Scorer", trained: "Trained") -> None:
+    """Score without truncation, a line for each value, and keep and write what is asked for."""
+    from service.recording.pictures import LEAST_SHOWN_PIXELS, GridLook, grid_png
+    from service.run import ranking
+
+    score = scorer.score(trained)
+    for name, value in score.values.items():
+        print(f"{name} {value:.6g}")
+    if options.keep:
+        ranking.write(open_storage(trained.place.run_dir, RETRY_S), trained.place.name, score)
+    if options.pairs:
+        images = scorer.nearest_pairs(trained, PAIRS_SHOWN)
+        options.pairs.write_bytes(grid_png(images, GridLook(PAIR_COLUMNS, LEAST_SHOWN_PIXELS)))
+    if options.out:
+        options.out.write_text(json.dumps(asdict(score), indent=2))
+
+
+def _score_along(options: EvaluateOptions, scorer: "Scorer", trained: "Trained", axis: "Axis") -> None:
+    """Score at each value, with a line for each, and write what is asked for."""
+    from service.scoring.tradeoff import Tradeoff
+
+    scores: list[Score] = []
+    for count, value in enumerate(axis.values, 1):
+        begun = time.monotonic()
+        score = scorer.score(trained, axis.truncation(value))
+        left = duration((time.monotonic() - begun) * (len(axis.values) - count))
+        if not scores:
+            print("  ".join([f"{axis.name:>9}", *(f"{name:>9}" for name in score.values), "left"]))
+        numbers = (f"{number:>{max(9, len(name))}.5g}" for name, number in score.values.items())
+        print("  ".join([f"{axis.caption(value):>9}", *numbers, left]), flush=True)
+        scores.append(score)
+    tradeoff = Tradeoff(trained.address, axis, tuple(scores))
+    if options.out:
+        is_table = options.out.suffix.lower() == ".csv"
+        options.out.write_text(tradeoff.to_csv() if is_table else tradeoff.to_json())
+    if options.picture:
+        options.picture.write_bytes(_picture(scorer, trained, tradeoff))
+        print(options.picture)
+
+
+def _picture(scorer: "Scorer", trained: "Trained", tradeoff: "Tradeoff") -> bytes:
+    from service.scoring.tradeoff_picture import draw_samples, draw_tradeoff
+
+    samples = draw_samples(trained, [*map(tradeoff.axis.truncation, tradeoff.axis.values)])
+    curve = scorer.protocol.name("is"), scorer.protocol.name("fd")
+    return draw_tradeoff(tradeoff, samples, curve if {*curve} <= {*tradeoff.names} else None)
 
 
 def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: EvaluationSettings) -> "Scorer":
@@ -228,6 +316,8 @@ def _settings(usual: EvaluationSettings, options: EvaluateOptions) -> Evaluation
             "--save-reference: nothing to measure; give --reference held_out or training, and the"
             " score fd"
         )
+    if options.along and (fixed := [score for score in wanted if score in OF_MAPS]):
+        raise UsageError(f"--along: {', '.join(fixed)}: measured without truncation; leave it out")
     if options.pairs and "birthday" not in wanted:
         raise UsageError(f"--pairs {options.pairs}: shows what birthday counts; add it to --scores")
     if options.keep and not ranked:

@@ -232,6 +232,21 @@ class Spectra:
         squares = torch.linalg.eigvalsh(_products(shown)).flip(1)
         return dict(zip(matrices, squares.clamp_min(0).sqrt().tolist(), strict=True))
 
+    @torch.no_grad()
+    def stable_ranks(self, values: dict[str, list[float]]) -> dict[str, float]:
+        """‖W‖_F² / σ₀² of each weight, from 1 to its rank, by the `values` of now.
+
+        Like σ₀ it is an estimate, here from above. Weights that are zero or not finite give NaN.
+        """
+        if not values:
+            return {}
+        norms = torch._foreach_norm([weight for _, weight in self._weights()])
+        lengths = torch.stack(norms).double().tolist()
+        return {
+            name: (length / top[0]) ** 2 if top[0] and math.isfinite(length) else math.nan
+            for (name, top), length in zip(values.items(), lengths, strict=True)
+        }
+
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for network, module in self._networks.items():
             for name, parameter in module.named_parameters():

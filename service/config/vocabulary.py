@@ -41,6 +41,8 @@ OF_STYLES: tuple[ScoreName, ...] = ("ppl_w_full", "ppl_w_end")
 """Scores of paths between styles, which only some families have."""
 PATH_LENGTHS: tuple[ScoreName, ...] = ("ppl_z_full", "ppl_z_end", *OF_STYLES)
 """Scores of how images change along paths between latents."""
+OF_MAPS: tuple[ScoreName, ...] = (*PATH_LENGTHS, "separability")
+"""Scores of the map from latents to images."""
 OF_LABELS: tuple[ScoreName, ...] = ("separability", "modes")
 """Scores by a classifier that is trained on the data's labels."""
 OF_SETS: tuple[ScoreName, ...] = tuple(

@@ -8,6 +8,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,17 @@ from service.random.draws import Draws
 SPECTRAL_ITERATIONS = 5
 STANDING_BATCHES = 16
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How far out images are drawn: latents within ± `threshold`, styles at `psi` as in `truncate`.
+
+    The defaults truncate nothing.
+    """
+
+    threshold: float | None = None
+    psi: float = 1.0
 
 
 class Sampler:

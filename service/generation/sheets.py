@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from models import Stage
 from service.engine.curriculum import curriculum_of
-from service.engine.sampler import Sampler
+from service.engine.sampler import Sampler, Truncation
 from service.errors import DataError
 from service.generation.look import Look, SheetName
 from service.metrics.path_length import slerp
@@ -106,21 +106,21 @@ def draw_grid(subject: Subject) -> Frames:
 
 def draw_truncation(subject: Subject) -> Frames:
     """The same images, a row each, at every threshold of |z| (BigGAN and kin) or psi of w (StyleGAN)."""
-    look = subject.look
-    rows = look.rows
-    columns: list[Pixels] = []
     if subject.has_styles:
-        inputs, sampler = subject.inputs(rows), subject.sampler()
-        for psi in PSIS:
-            columns.append(subject.draw(sampler, inputs, psi))
+        truncations = [Truncation(psi=psi) for psi in PSIS]
         captions = [f"psi {psi:g}" for psi in PSIS]
     else:
-        for threshold in (None, *THRESHOLDS):
-            inputs = subject.inputs(rows, threshold)
-            columns.append(subject.draw(subject.sampler(threshold), inputs, 1.0))
+        truncations = [Truncation(threshold) for threshold in (None, *THRESHOLDS)]
         captions = ["all z", *(f"|z|<{threshold:g}" for threshold in THRESHOLDS)]
+    columns = [draw_truncated(subject, subject.look.rows, truncation) for truncation in truncations]
     images = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
     return [pictures.labelled(subject.grid(images, len(columns)), captions)]
+
+
+def draw_truncated(subject: Subject, count: int, truncation: Truncation) -> Pixels:
+    """The first images uint8 [count, r, r, c], the same latents whatever the truncation."""
+    inputs = subject.inputs(count, truncation.threshold)
+    return subject.draw(subject.sampler(truncation.threshold), inputs, truncation.psi)
 
 
 def draw_interpolation(subject: Subject) -> Frames:

@@ -206,6 +206,16 @@ class MlflowLog:
         for attempt_id in [*self._attempts.values(), run_id]:
             self._client.set_terminated(attempt_id, status)
 
+    def log_page(self, png: bytes, file: str) -> None:
+        """Log a picture of the whole run in place of the last one; a refusal costs a warning."""
+        run_id = self.open()
+        try:
+            self._client.log_image(run_id, Image.open(io.BytesIO(png)), artifact_file=file)
+        except Exception as error:
+            if not self._refuses(run_id, error):
+                raise
+            log.warning("event=page_refused file=%s error=%s", file, _first_line(error))
+
     def _attempt(self, attempt: int) -> str:
         """The attempt's run: a nested one after a rewind, because MLflow cannot take points back."""
         run_id = self.open()

@@ -1,13 +1,17 @@
-"""Pictures for people: grids and labelled sheets as PNG, animations as WebP or GIF."""
+"""Pictures for people: grids, labelled sheets and figures as PNG, animations as WebP or GIF."""
 
 import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP_PIXELS = 2
 LEAST_SHOWN_PIXELS = 32
@@ -15,6 +19,7 @@ LEAST_SHOWN_PIXELS = 32
 CAPTION_PIXELS = 16
 LONGEST_CAPTION_PIXELS = 120
 MARGIN_PIXELS = 64
+FIGURE_DPI = 110
 ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}
 
 FOLDER = "pictures"
@@ -131,6 +136,13 @@ def labelled(sheet: Pixels, columns: Sequence[str] = (), rows: Sequence[str] = (
 def png(sheet: Pixels) -> bytes:
     """uint8 [h, w, c] as PNG."""
     return _save([sheet], "PNG")
+
+
+def figure_png(figure: "Figure") -> bytes:
+    """A figure of matplotlib's as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
+    return buffer.getvalue()
 
 
 def animation(frames: Sequence[Pixels], suffix: str, frame_ms: int) -> bytes:

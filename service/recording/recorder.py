@@ -21,6 +21,7 @@ from service.recording.mlflow import Description, MlflowLog
 from service.recording.pictures import GridLook, grid_key, grid_png
 from service.recording.prometheus import LiveMetrics
 from service.recording.record import EventAction, Record, Refusal
+from service.recording.spectra import PAGE_KEY, Spectra
 from service.recording.spool import REFUSED_FOLDER, Spool
 from service.recording.status import STATUS_KEY, STATUS_S, RunStatus, Status, StatusDocument, finite
 from service.recording.tails import Tails
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 2.0
 LONGEST_PAUSE_S = 30.0
+PAGE_S = 300.0
+"""A run that trains draws its spectra anew this often."""
 SETTLE_LIMIT_S = 10.0
 ANSWER_LIMIT_S = 10.0
 
@@ -109,6 +112,10 @@ class Recorder:
         self._status: RunStatus = "RUNNING"
         self._written_at = -math.inf
         self._tails = Tails(self._storage)
+        self._spectra = Spectra(self._storage)
+        self._spectra_due = False
+        self._page: bytes | None = None
+        self._drawn_at = time.monotonic()
         if owns_process:
             logs.begin(
                 lambda line: self._tails.add("recorder", line), run=description.name, role="recorder"
@@ -123,12 +130,14 @@ class Recorder:
     def write(self, record: Record) -> None:
         """Take a record. On return it is safe in the spool, unless storage fails at this moment."""
         self._try(lambda: self._live.update(record))
+        self._try(lambda: self._spectra.add(record))
         self._latest |= record.values
         if record.kind == "values":  # others, such as a score, may be of an earlier clock
             self._latest["clock"] = record.clock
             self._attempt = record.attempt
         if record.checkpoint:
             self._committed = record.time
+            self._spectra_due = True
             self._written_at = -math.inf  # soon
         if record.event and record.event.action in (EventAction.RESTART, EventAction.HANG):
             self._error = record.event.reason
@@ -226,7 +235,9 @@ class Recorder:
             if time.monotonic() >= self._written_at + STATUS_S:
                 self._try(self._write_status)
                 self._try(self._tails.store)
+            self._try(self._keep_spectra)
             pause = min(2 * pause, LONGEST_PAUSE_S) if self._trouble else FLUSH_S
+        self._try(self._draw_spectra)
         while trouble := self._try(lambda: self._flush_and(self._finish)):
             self._trouble = trouble
             time.sleep(FLUSH_S)
@@ -246,7 +257,25 @@ class Recorder:
             first=lambda records: set_aside(self._mlflow.log_points(records)),
         )
         self._delivered = time.time()
+        if self._page:
+            self._mlflow.log_page(self._page, PAGE_KEY)
+            self._page = None
         then()
+
+    def _keep_spectra(self) -> None:
+        """Draw them now and then, and keep them when a checkpoint has been committed.
+
+        A run that resumes from there records later looks again, so none is missing.
+        """
+        due, self._spectra_due = self._spectra_due, False
+        if time.monotonic() >= self._drawn_at + PAGE_S:
+            self._draw_spectra()
+        elif due:
+            self._spectra.store()
+
+    def _draw_spectra(self) -> None:
+        self._drawn_at = time.monotonic()
+        self._page = self._spectra.draw() or self._page
 
     def _write_status(self) -> None:
         """Write down in the run's directory where it stands."""

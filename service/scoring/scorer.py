@@ -29,7 +29,7 @@ from service.data.index import read_index
 from service.data.order import Order
 from service.data.sources import shows_stacked_digits
 from service.engine.device import full_precision
-from service.engine.sampler import Sampler
+from service.engine.sampler import Sampler, Truncation
 from service.metrics import scores
 from service.metrics.birthday import nearest_pairs
 from service.metrics.feature_set import FeatureSet
@@ -125,21 +125,22 @@ class Scorer:
         """The metric that ranks, and the number of generated images: only equal measures compare."""
         return self.protocol.name(self.settings.best), self.settings.images
 
-    def score(self, trained: Trained) -> Score:
+    def score(self, trained: Trained, truncation: Truncation | None = None) -> Score:
         """The scores of a checkpoint that the resolution of its last stage allows.
 
-        UsageError if it allows none of them.
+        With a `truncation` the images are of the same latents whatever it is, and their scores are not
+        for ranking. UsageError if it allows none of them.
         """
         with full_precision():  # on a GPU as on a CPU, for scores are compared
-            return self._score(trained)
+            return self._score(trained, truncation)
 
-    def _score(self, trained: Trained) -> Score:
+    def _score(self, trained: Trained, truncation: Truncation | None) -> Score:
         settings, resolution = self.settings, trained.stage.resolution
         lacks = scores.obstacles(self.setting(resolution))
         possible = [score for score in settings.scores if score not in lacks]
         if not possible:
             scores.check_scores(settings.scores, self.setting(resolution))
-        values = self._of_images(possible, trained) | self._of_paths(possible, trained)
+        values = self._of_images(possible, trained, truncation) | self._of_paths(possible, trained)
         by, samples = self.measure
         value = values.get(by, math.nan) if settings.best in RANKING else math.nan
         rank = -value if settings.best in HIGHER_IS_BETTER else value
@@ -158,14 +159,17 @@ class Scorer:
             seeds = _DRAWS.seeds(numbers, "noise")
             return self._sampler(trained).draw(latents, generated.labels[numbers], noise_seeds=seeds)
 
-    def _of_images(self, possible: list[ScoreName], trained: Trained) -> dict[str, float]:
+    def _of_images(
+        self, possible: list[ScoreName], trained: Trained, truncation: Truncation | None
+    ) -> dict[str, float]:
         """The values of those scores that are told from generated images."""
         of_sets, of_labels = (
             [score for score in possible if score in kind] for kind in (OF_SETS, OF_LABELS)
         )
         if not of_sets and not of_labels:
             return {}
-        reality, generated = self._at(trained.stage.resolution), self._draw(trained)
+        reality = self._at(trained.stage.resolution)
+        generated = self._draw(trained, truncation)
         values = scores.compute(of_sets, generated, self._features, reality.real) | reality.floors
         if of_labels:
             values |= self._labelled.compute(of_labels, generated, self._spaces(trained))
@@ -208,9 +212,9 @@ class Scorer:
         stacked = shows_stacked_digits(self._index.about) and "modes" in self.settings.scores
         return stacked or scores.need_images(self.settings.scores)
 
-    def _sampler(self, trained: Trained) -> Sampler:
+    def _sampler(self, trained: Trained, threshold: float | None = None) -> Sampler:
         generator = trained.generator.to(self._device)
-        return Sampler(generator, trained.shape, trained.stage, seed=0)
+        return Sampler(generator, trained.shape, trained.stage, 0, threshold)
 
     def _labels(self, trained: Trained) -> NDArray[np.int64]:
         """Labels of the generated images, as frequent as in training; 0 if there are no classes."""
@@ -220,15 +224,20 @@ class Scorer:
         rows = self._training[numbers % len(self._training)]
         return self._index.label[rows].astype(np.int64).clip(0)
 
-    def _draw(self, trained: Trained) -> scores.Generated:
+    def _draw(self, trained: Trained, truncation: Truncation | None = None) -> scores.Generated:
         """Generated images, as many as the settings say."""
         draws, numbers, labels = _DRAWS, np.arange(self.settings.images), self._labels(trained)
-        sampler = self._sampler(trained)
+        chosen = truncation or Truncation()
+        sampler = self._sampler(trained, chosen.threshold)
 
         def parts() -> Iterator[NDArray[np.uint8]]:
             for part in _parts(numbers):
-                latents = draws.latents(part, trained.shape.latents)
-                yield sampler.draw(latents, labels[part], noise_seeds=draws.seeds(part, "noise"))
+                size = trained.shape.latents
+                latents = draws.latents(part, size)
+                if truncation:  # these shrink with the threshold
+                    latents = draws.truncated(part, size, chosen.threshold)
+                noise = draws.seeds(part, "noise")
+                yield sampler.draw(latents, labels[part], chosen.psi, noise_seeds=noise)
 
         images, features = self._measure(parts(), keep=self._need_images)
         return scores.Generated(images, labels, features)

@@ -112,7 +112,11 @@ class Monitor:
             for name, top in spectra.items()
             for i, value in enumerate(top)
         }
-        return compared | held_out | spreads | tops | signals.largest(spectra)
+        ranks = {
+            f"stable_rank.{name.replace('/', '.')}": rank
+            for name, rank in self.step.state.spectra.stable_ranks(spectra).items()
+        }
+        return compared | held_out | spreads | tops | ranks | signals.largest(spectra)
 
     def _crowds(self, cycle: Cycle) -> tuple[signals.Crowd, signals.Crowd]:
         shares = self._shares(cycle)

@@ -24,6 +24,7 @@ from service.documents import Clock, Count, Digest, Document, Plain, Seconds
 from service.engine.plain import PARTS, PlainState
 from service.errors import DataError
 from service.recording.record import Event, EventAction, Note, Record, Refusal, SpanTime
+from service.recording.spectra import SpectraDocument
 from service.recording.spool import Mark, Segment
 from service.recording.status import StatusDocument
 from service.run.commits import FileEntry, Manifest
@@ -306,6 +307,11 @@ DOCUMENTS: dict[type[Document], Document] = {
         shards={"shard-000000.tar": 10240},
         etags={"shard-000000.tar": '"0a0a"'},
         about=About("digits", 0.05, 32, 1, ("0", "1"), ("broken.png: why",), 2, {"seed": 0}),
+    ),
+    SpectraDocument: SpectraDocument(
+        names=("spectrum.generator/first.weight", "stable_rank.generator/first.weight"),
+        looks=((3200, 0), (6400, 1)),
+        values=((1.5, 3.25), (None, 2.0)),
     ),
     InitDocument: InitDocument(
         address="s3://bucket/runs/faces/checkpoints/000000000640-000001-000002",

@@ -140,6 +140,23 @@ def test_an_explosion_is_seen_at_once(network):
     assert spectra.values()["g/0.weight"][0] == pytest.approx(50 * before[0], rel=0.05)
 
 
+def test_stable_ranks_are_those_of_the_whole_spectrum(network):
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[2].weight.copy_(torch.outer(torch.ones(2), torch.arange(12.0)))  # of rank one
+    spectra = Spectra({"g": network})
+    ranks = spectra.stable_ranks(spectra.values(50))
+    singular = torch.linalg.svdvals(network[0].weight.detach().flatten(1).double())
+    expected = singular.square().sum() / singular[0].square()
+    assert ranks["g/0.weight"] == pytest.approx(expected.item(), rel=1e-4)
+    assert math.isnan(ranks["g/1.weight"])
+    assert ranks["g/2.weight"] == pytest.approx(1, rel=1e-6)
+    with torch.no_grad():
+        network[0].weight[0, 0, 0, 0] = math.inf
+    assert math.isnan(spectra.stable_ranks(spectra.values())["g/0.weight"])
+    assert Spectra({}).stable_ranks({}) == {}
+
+
 def test_the_largest_singular_value_is_told_by_network(network):
     other = nn.Linear(5, 7)
     values = largest(Spectra({"generator": network, "discriminator": other}).values(50))

@@ -44,7 +44,8 @@ def start(folder, description: Description) -> Recorder:
 
 
 def record(clock: int) -> Record:
-    return Record(clock, 1_700_000_000.0 + clock, values={"loss_d": clock / 3})
+    values = {"loss_d": clock / 3, "spectrum.generator.dense.weight.0": 2.0}
+    return Record(clock, 1_700_000_000.0 + clock, values=values)
 
 
 def points(uri: str, key: str) -> list[tuple[int, int, float]]:
@@ -93,6 +94,8 @@ def test_mlflow_away_for_a_while_misses_nothing_and_gets_nothing_twice(stack, s3
     assert run.data.params == {"model.width": "4"}
     pictures = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
     assert len([p for p in pictures if re.search(r"grid\Wstep\W64\W.*\.png", p)]) == 1
+    pages = [f.path for f in client.list_artifacts(run.info.run_id, "pictures")]
+    assert pages == ["pictures/spectra.png"]
 
 
 class Switch:
