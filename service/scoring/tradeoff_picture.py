@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 6
 _WIDTH_INCHES, _PANEL_INCHES, _CURVE_INCHES, _STRIP_INCHES = 10.0, 1.6, 4.2, 5.0
 _EDGE_INCHES = 1.1
-_DEVIATION = "_std"
+_DEVIATION, _FLOOR = "_std", "_floor"
 _SYMBOL = {"threshold": "threshold of |z|", "psi": "ψ"}
 
 
@@ -42,7 +42,8 @@ def draw_tradeoff(tradeoff: Tradeoff, samples: Sequence[Pixels], curve: tuple[st
     """
     from matplotlib.figure import Figure
 
-    panels = [name for name in tradeoff.names if _DEVIATION not in name]
+    beside = (_DEVIATION, _FLOOR)
+    panels = [name for name in tradeoff.names if not any(part in name for part in beside)]
     sheet = _sheet(samples)
     strip_inches = (_WIDTH_INCHES - 1) * sheet.shape[0] / sheet.shape[1]
     heights = [_CURVE_INCHES] if curve else [_PANEL_INCHES] * len(panels)
@@ -86,6 +87,7 @@ def _draw_curve(axes: "Axes", tradeoff: Tradeoff, right: str, up: str) -> None:
             )
     axes.margins(0.1)
     axes.grid(alpha=0.25)
+    _draw_floor(axes, tradeoff, up)
     axes.set_xlabel(f"{right} (more is better)")
     axes.set_ylabel(f"{up} (less is better)")
     axes.set_title(f"labels: {_SYMBOL[tradeoff.axis.name]}", loc="left", fontsize=9)
@@ -100,10 +102,19 @@ def _draw_along(axes: "Axes", tradeoff: Tradeoff, name: str) -> None:
             continue
         deviation = _column(tradeoff, other)
         axes.fill_between(places, values - deviation, values + deviation, alpha=0.2, linewidth=0)
+    _draw_floor(axes, tradeoff, name)
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_xticks(places, [])
     axes.grid(alpha=0.25)
     axes.set_title(name, loc="left", fontsize=9)
+
+
+def _draw_floor(axes: "Axes", tradeoff: Tradeoff, name: str) -> None:
+    """Where real images are, if that was measured."""
+    floor = tradeoff.scores[0].values.get(name + _FLOOR)
+    if floor is not None:
+        axes.axhline(floor, color="0.5", linestyle=":", linewidth=1.2, label="real images")
+        axes.legend(fontsize=8, frameon=False)
 
 
 def _draw_strip(axes: "Axes", tradeoff: Tradeoff, sheet: Pixels) -> None:
