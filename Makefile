@@ -29,7 +29,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Silences mkdocs-material's note about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image sbom audit bench quick-bench collapse sweep recovery families gpu gpu-service clean
+.PHONY: help demo ui quick test chaos chart browser docs site lint format lock version image sbom audit bench quick-bench collapse sweep recovery quality gpu gpu-service clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -132,8 +132,8 @@ recovery: $(READY) ## Measure what a death, a notice and a checkpoint cost, in a
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.checkpoint
 
-families: $(READY) ## Train each family on Fashion-MNIST and write docs/families.md, in about an hour
-	$(BIN)/python -m benchmarks.families
+quality: $(READY) ## Train each family on Fashion-MNIST and write docs/families.md, in about two hours
+	$(BIN)/python -m benchmarks.quality
 
 gpu: $(READY) ## Check and measure the training on a GPU, in some minutes
 	$(BIN)/python -m benchmarks.gpu

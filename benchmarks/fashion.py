@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from service.data.dataset import Dataset, Request, read
+from service.data.dataset import Batch, Dataset, Request, read
 from service.data.index import read_index
 from service.data.order import Order
 from service.engine.sampler import Sampler
@@ -36,12 +36,14 @@ def keep(out: Path, name: str, result: "DataclassInstance") -> None:
     (out / f"{name}.json").write_text(json.dumps(dataclasses.asdict(result), indent=2))
 
 
-def images_of(data: Path, resolution: int) -> Pixels:
-    """All held-out images, uint8 [n, r, r, 1]."""
+def images_of(
+    data: Path, resolution: int, channels: int = 1, held_out: bool = True, most: int = 10**6
+) -> Batch:
+    """The first images, uint8 [n, r, r, channels], in an order of their own, with their labels."""
     index = read_index(open_storage(str(data)))
-    rows = index.rows(held_out=True)
-    dataset = Dataset(str(data), index, Order(index, rows, 0, 1, 64), channels=1)
-    return read(dataset, Request(np.arange(len(rows)), resolution)).images
+    rows = index.rows(held_out=held_out)
+    dataset = Dataset(str(data), index, Order(index, rows, 0, 1, 64), channels)
+    return read(dataset, Request(np.arange(min(most, len(rows))), resolution))
 
 
 def samples_of(trained: Trained, count: int) -> Pixels:

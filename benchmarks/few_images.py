@@ -118,7 +118,7 @@ def _target(out: Path, features: FeatureSet) -> Moments:
     file = out / "test.npz"
     if not file.exists():
         test = _packed(FOLDER / "t10k-images-idx3-ubyte.gz", out / "test", EVERY_ONE)
-        write_reference(file, moments(features(images_of(test, RESOLUTION))), features)
+        write_reference(file, moments(features(images_of(test, RESOLUTION).images)), features)
     return read_reference(str(file), features).moments
 
 

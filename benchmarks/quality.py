@@ -1,0 +1,291 @@
+"""How well does each family draw? `python -m benchmarks.quality [FAMILY …]`, a quarter of an hour each.
+
+Each family trains its small preset on Fashion-MNIST through `service.train`, and with `--colour` also on
+a folder of colour images, a folder a class. 10,000 samples of the EMA are compared with the 10,000 test
+images, or with the held-out quarter of the folder, in features of EfficientNet-Lite0:
+  SOURCE.FAMILY.SEED.fd                  Fréchet distance; SOURCE.real.fd is that of training images
+  SOURCE.FAMILY.SEED.precision, .recall  by nearest neighbours
+  SOURCE.FAMILY.SEED.modes               classes that occur, told by a classifier trained on real images
+A training of the same settings is not repeated; an interrupted one resumes.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from benchmarks.fashion import FOLDER, finished, images_of, keep, samples_of
+from service import pack
+from service.cli import Options, Positional, Seed, Shown, parse, run_command
+from service.config.yaml import load_preset
+from service.data.index import read_index
+from service.errors import ServiceError
+from service.metrics.classifier import Labelled, train_classes
+from service.metrics.feature_set import FeatureSet
+from service.metrics.features import open_features
+from service.metrics.frechet import frechet_distance, moments
+from service.metrics.modes import modes
+from service.metrics.prdc import prdc
+from service.recording.pictures import GridLook, grid_png
+from service.run.best import load
+from service.storage import open_storage
+
+FamilyName = Literal["dcgan", "sagan", "biggan", "biggan-deep", "progan", "stylegan", "mnist-pggan"]
+PRESETS: dict[FamilyName, str] = {
+    "dcgan": "dcgan-fashion",
+    "sagan": "sagan-fashion",
+    "biggan": "biggan-fashion",
+    "biggan-deep": "biggan-deep-fashion",
+    "progan": "progan-fashion",
+    "stylegan": "stylegan-fashion",
+    "mnist-pggan": "mnist-pggan",
+}
+SHAPES: dict[FamilyName, tuple[int, int]] = {"mnist-pggan": (28, 7)}
+DEFAULT_SHAPE = (32, 4)
+SAMPLES = 10_000
+FEATURES = "efficientnet_lite0"
+COLOUR_HELD_OUT, EVERY_ONE = 0.25, 0.999999
+GRID_ROWS, GRID_COLUMNS = 8, 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one training came to. `minutes` are wall-clock time, summed over its starts."""
+
+    source: str
+    family: FamilyName
+    seed: int
+    images: int
+    minutes: float
+    fd: float
+    precision: float
+    recall: float
+    modes: int
+    modes_of: int
+    real_fd: float
+
+
+class QualityOptions(Options):
+    """What to train, on which images, and where the results go."""
+
+    families: Annotated[Positional[list[FamilyName]], Shown("FAMILY")] = Field(default=[])
+    """dcgan, sagan, biggan, biggan-deep, progan, stylegan or mnist-pggan (default: all)"""
+    seeds: Annotated[list[Seed], Shown("N")] = Field(default=[0])
+    """seeds of the trainings"""
+    colour: Path | None = None
+    """folder of colour images, a folder a class, to train on instead of Fashion-MNIST"""
+    out: Path = Path("runs/quality")
+    """folder for the data, the runs and the results"""
+    docs: Path = Path("docs")
+    """folder for the page and the grids"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Packed images for a family: those to train on, and those to compare with, all held out."""
+
+    name: str
+    training: Path
+    test: Path
+    resolution: int
+    channels: int
+
+
+@dataclass(frozen=True, eq=False)
+class Real:
+    """Features of real images with their labels: training images, and those to compare with."""
+
+    training: Labelled
+    test: Labelled
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, train and measure what is not finished, print, and write the page."""
+    options = parse(QualityOptions, arguments, "benchmarks.quality", __doc__ or "")
+    options.out.mkdir(parents=True, exist_ok=True)
+    families = options.families or [*PRESETS]
+    for seed in options.seeds:
+        for family in families:
+            source = _source(family, options)
+            name = _name(source.name, family, seed)
+            result = finished(Result, options.out, name)
+            if not result:
+                result = _train_and_measure(source, family, seed, options)
+                keep(options.out, name, result)
+            for line in _lines(result):
+                print(line, flush=True)
+    _write_page(options.docs, _all_results(options.out))
+
+
+def _name(source: str, family: FamilyName, seed: int) -> str:
+    """The name of a training's files: another one wherever its settings differ."""
+    settings = json.dumps(load_preset(PRESETS[family]), sort_keys=True, default=str)
+    return f"{source}-{family}-{seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def _source(family: FamilyName, options: QualityOptions) -> Source:
+    resolution, base = SHAPES.get(family, DEFAULT_SHAPE)
+    out, shape = options.out, ["--resolution", str(resolution), "--base", str(base)]
+    if options.colour:
+        name = options.colour.name
+        data = out / f"{name}-{resolution}"
+        held_out = ["--held-out", str(COLOUR_HELD_OUT)]
+        pack.main([str(options.colour), str(data), "--channels", "rgb", *held_out, *shape])
+        return Source(name, data, data, resolution, 3)
+    training, test = out / f"fashion-{resolution}", out / f"fashion-test-{resolution}"
+    gray = ["--channels", "gray", *shape]
+    pack.main([str(FOLDER / "train-images-idx3-ubyte.gz"), str(training), *gray])
+    every_one = ["--held-out", str(EVERY_ONE)]
+    pack.main([str(FOLDER / "t10k-images-idx3-ubyte.gz"), str(test), *gray, *every_one])
+    return Source("fashion", training, test, resolution, 1)
+
+
+def _train_and_measure(source: Source, family: FamilyName, seed: int, options: QualityOptions) -> Result:
+    run = options.out / _name(source.name, family, seed)
+    minutes = _train(source, family, seed, run)
+    trained, features = load(str(run)), open_features(FEATURES)
+    real = _real(source, features, options.out)
+    target = moments(real.test.inputs)
+    samples = samples_of(trained, SAMPLES)
+    measured = features(samples)
+    neighbours = prdc(real.test.inputs, measured)
+    classifier = train_classes(real.training, real.test)
+    shown = modes(classifier(measured), real.training.labels)
+    (options.docs / "families").mkdir(parents=True, exist_ok=True)
+    grid = grid_png(samples[: GRID_ROWS * GRID_COLUMNS], GridLook(GRID_COLUMNS, source.resolution))
+    (options.docs / "families" / f"{_picture(source.name, family)}.png").write_bytes(grid)
+    return Result(
+        source.name,
+        family,
+        seed,
+        trained.clock,
+        minutes,
+        frechet_distance(target, moments(measured)),
+        neighbours.precision,
+        neighbours.recall,
+        shown.count,
+        shown.of,
+        frechet_distance(target, moments(real.training.inputs)),
+    )
+
+
+def _train(source: Source, family: FamilyName, seed: int, run: Path) -> float:
+    """Train; returns the minutes that it took, summed over all its starts."""
+    file = run.with_suffix(".minutes")
+    before = float(file.read_text()) if file.exists() else 0.0
+    start = time.monotonic()
+    preset = load_preset(PRESETS[family])
+    settings = {"data.url": source.training, "run.dir": run, "run.seed": seed}
+    if source.channels > 1:
+        settings["model.channels"] = source.channels
+        if preset["model"].get("classes"):
+            index = read_index(open_storage(str(source.training)))
+            settings["model.classes"] = len(index.about.classes)
+    flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "service.train", "--preset", PRESETS[family], *flags]
+    try:
+        subprocess.run(command, env=os.environ | {"RAY_ADDRESS": "local"}, check=True)
+    except subprocess.CalledProcessError as error:
+        raise ServiceError(f"{run.name}: the training failed; run the same command to resume") from error
+    finally:
+        minutes = before + (time.monotonic() - start) / 60
+        file.write_text(str(minutes))
+    return minutes
+
+
+def _real(source: Source, features: FeatureSet, out: Path) -> Real:
+    """Measured once for each source and resolution."""
+    file = out / f"{source.name}-{source.resolution}.npz"
+    if not file.exists():
+        shape = source.resolution, source.channels
+        training = images_of(source.training, *shape, held_out=False, most=SAMPLES)
+        test = images_of(source.test, *shape, held_out=True, most=SAMPLES)
+        np.savez(
+            file,
+            training=features(training.images),
+            training_labels=training.labels,
+            test=features(test.images),
+            test_labels=test.labels,
+        )
+    with np.load(file) as known:
+        return Real(
+            Labelled(known["training"], known["training_labels"]),
+            Labelled(known["test"], known["test_labels"]),
+        )
+
+
+def _lines(result: Result) -> Iterator[str]:
+    head = f"{result.source}.{result.family}.{result.seed}"
+    yield f"{head}.fd {result.fd:.1f}"
+    yield f"{head}.precision {result.precision:.3f}"
+    yield f"{head}.recall {result.recall:.3f}"
+    yield f"{head}.modes {result.modes}"
+    yield f"{head}.minutes {result.minutes:.1f}"
+    yield f"{result.source}.real.fd {result.real_fd:.1f}"
+
+
+def _all_results(out: Path) -> list[Result]:
+    """The finished trainings of the presets as they are now."""
+    results = {file.stem: Result(**json.loads(file.read_text())) for file in sorted(out.glob("*.json"))}
+    return [r for name, r in results.items() if name == _name(r.source, r.family, r.seed)]
+
+
+def _picture(source: str, family: FamilyName) -> str:
+    return family if source == "fashion" else f"{family}-{source}"
+
+
+HEAD = (
+    f"| images | family | seed | shown | minutes | fd | precision | recall | classes |\n|{' --- |' * 9}"
+)
+
+
+def _row(result: Result) -> str:
+    return (
+        f"| {result.source} | {result.family} | {result.seed} | {result.images:,} | {result.minutes:.1f}"
+        f" | {result.fd:.0f} | {result.precision:.2f} | {result.recall:.2f}"
+        f" | {result.modes} of {result.modes_of} |"
+    )
+
+
+def _write_page(docs: Path, results: list[Result]) -> None:
+    places = {family: place for place, family in enumerate(PRESETS)}
+    results = sorted(results, key=lambda one: (one.source, places[one.family], one.seed))
+    floors = {result.source: result.real_fd for result in results}
+    pictures = dict.fromkeys((_picture(r.source, r.family), r.family) for r in results)
+    (docs / "families.md").write_text(
+        PAGE.format(
+            table="\n".join([HEAD, *map(_row, results)]),
+            floors=", ".join(f"{floor:.0f} for {source}" for source, floor in floors.items()),
+            grids="\n".join(f"## {name}\n\n![{name}](families/{name}.png)\n" for name, _ in pictures),
+        )
+    )
+
+
+PAGE = """# The families on small images
+
+Written by `python -m benchmarks.quality`: each family trains its small preset on two CPU cores, with
+two Ray Train workers of one thread each, in less than ten minutes.
+
+{table}
+
+`fd` is the Fréchet distance of 10,000 samples of the EMA to 10,000 test images, on features of
+EfficientNet-Lite0; lower is better. Training images themselves have {floors}. Precision and recall are
+by nearest neighbours, and *classes* are those that a classifier finds among the samples. How they are
+measured, and what they compare with, is said in [scores](scores.md).
+
+The grids show one class per column where the preset has classes. No sample was picked by hand.
+
+{grids}"""
+
+
+if __name__ == "__main__":
+    run_command(main)
