@@ -102,6 +102,7 @@ class Case:
         values["checkpoint"] = {"every_images": SAVE_EVERY, "keep": 1000}
         values["tracking"] = {"every_images": LOOK_EVERY, "pictures_every_images": SAVE_EVERY}
         values["collapse"] = {"action": action}
+        values["evaluation"] = {}
         for section, changes in self.settings.items():
             values[section] |= changes
         return values

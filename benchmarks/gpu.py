@@ -106,6 +106,7 @@ def small(family: str, images: int = 96, **training: Any) -> Config:
         {"resolution": full, "fade_images": images, "hold_images": images, "batch": 16},
     ]
     values["training"] |= {"precision": "fp32"} | own | training
+    values["evaluation"] = {}
     return Config(**values)
 
 

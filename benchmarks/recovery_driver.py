@@ -139,6 +139,7 @@ def _config(folder: Path, data: str) -> Config:
     values["data"] |= {"url": data}
     values["run"] |= {"dir": str(folder / "run")}
     values["scale"] = {"workers": 1}
+    values["evaluation"] = {}
     values["checkpoint"] = {"every_images": CHECKPOINT_EVERY}
     values["tracking"] |= {"every_images": LOOK_EVERY, "pictures_every_images": IMAGES}
     return settle(Config(**values))

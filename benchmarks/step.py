@@ -66,6 +66,7 @@ def configure(folder: Path, precision: str) -> Config:
     values["data"] |= {"url": str(folder / "data")}
     values["scale"] = {"workers": 1, "cpus": os.cpu_count() or 1}
     values["checkpoint"] = {"every_images": SERVICE_IMAGES // 2}
+    values["evaluation"] = {}
     values["tracking"] |= {"every_images": SERVICE_EVERY, "pictures_every_images": SERVICE_IMAGES // 2}
     return settle(Config(**values))
 

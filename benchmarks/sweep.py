@@ -35,6 +35,7 @@ SETTINGS = {
     "phases": json.dumps(PHASES),
     "scale.workers": 1,
     "checkpoint.every_images": 3000,
+    "evaluation.every_images": 3000,
     "evaluation.images": 500,
     "tracking.every_images": 1500,
     "tracking.pictures_every_images": 12000,

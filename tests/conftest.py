@@ -167,6 +167,7 @@ def tiny_values(data: Path | str, run: Path | str, /, **sections: dict[str, Any]
     values["run"] |= {"dir": str(run)}
     values["scale"] = {"workers": 1}
     values["checkpoint"] = {"every_images": 160}
+    values["evaluation"] = {}
     values["tracking"] |= {"every_images": 16, "pictures_every_images": 240, "panel_rows": 2}
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section

@@ -94,7 +94,7 @@ def test_settings_that_do_not_go_together_are_refused_with_the_remedy(flags, wor
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--data.held_out", "0"],  # nothing is scored
+        ["--data.held_out", "0", "--evaluation.every_images", "null"],
         ["--data.cache_bytes", str(1 << 24)],  # nothing is cached
         ["--run.dir", "s3://gan/run", "--tracking.uri", "http://mlflow:5000/at@sign"],
         ["--evaluation.features", "inception", "--evaluation.weights", "x.pth"],
