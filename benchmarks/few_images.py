@@ -199,8 +199,8 @@ of its training images gets more. Losses whose logits have no zero, such as `rel
 `training.augment_p`. DiffAugment (Zhao et al. 2020) shades, moves and blanks a part of every image.
 
 The curve `augment_p` shows the chance. It is part of the state: a resumed run goes on with the same
-one. A rewind can raise it: name `training.augment_target` or `training.augment_p` in
-`collapse.amendments`.
+one. A rewind because the discriminator overfits (`d_overfit`) augments more: it lowers the target by a
+fifth, or halves what a fixed chance lacks to 1. `collapse.overfit_amendment` names another change.
 """
 
 UNMEASURED = """

@@ -56,6 +56,19 @@ def resolve(training: TrainingSettings, amendment: Amendment, where: str) -> dic
     return values
 
 
+def augment_more(training: TrainingSettings) -> dict[str, float] | None:
+    """The values with which D sees more changed images; None if it sees none changed, or all it can.
+
+    A driven chance gets a target that is a fifth lower, and of a fixed one the rest to 1 is halved.
+    """
+    chance = training.augment_p
+    if training.augment == "ada" and chance is None:
+        return {"training.augment_target": 0.8 * training.augment_target}
+    if training.augment != "none" and isinstance(chance, float) and chance < 1:
+        return {"training.augment_p": (1 + chance) / 2}
+    return None
+
+
 def _amended(before: float | Schedule | None, change: float | str) -> float:
     """The setting after the change. A whole number stays whole: its product with a factor is rounded."""
     text = str(change)

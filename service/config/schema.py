@@ -68,6 +68,9 @@ class Config(BaseModel):
         for i, amendment in enumerate(self.collapse.amendments):
             where = f"collapse.amendments[{i}]"
             amended = amended.amended(resolve(amended.training, amendment, where), where)
+        if self.collapse.overfit_amendment is not None:
+            where = "collapse.overfit_amendment"
+            self.amended(resolve(self.training, self.collapse.overfit_amendment, where), where)
         return self
 
     def amended(self, values: Mapping[str, float], where: str = "an amendment") -> "Config":

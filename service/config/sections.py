@@ -326,6 +326,8 @@ class CollapseSettings(Section):
         {"training.lr_generator": "x0.5", "training.lr_discriminator": "x0.5", "training.r1": 1.0},
     ]
     """What each rewind in turn changes; the last entry repeats. Give a value, or "x0.5" for half."""
+    overfit_amendment: Amendment | None = None
+    """What a rewind for d_overfit changes instead; null augments more, where images are augmented."""
 
 
 class EvaluationSettings(Section):

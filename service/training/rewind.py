@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 
-from service.config.amendments import resolve
+from service.collapse.state import Kind
+from service.config.amendments import augment_more, resolve
 from service.engine.plain import PlainState
 from service.engine.state import TrainState, new_state
 from service.recording.record import EventAction
@@ -47,9 +48,17 @@ def rewind(context: Context, saver: checkpoint.Checkpointer, state: TrainState) 
 
 
 def _amendment(context: Context, state: TrainState) -> dict[str, float]:
-    """The settings that this rewind changes: the next amendment's, or the last one's again."""
+    """The settings that this rewind changes: the next amendment's, or the last one's again.
+
+    Where D learns its images by heart, other amendments help.
+    """
     config, _ = context.amended(state)
-    amendments = context.config.collapse.amendments
+    amendments, overfit = context.config.collapse.amendments, context.config.collapse.overfit_amendment
+    if state.collapse.verdict.kind is Kind.D_OVERFIT:
+        if overfit is not None:
+            return resolve(config.training, overfit, "collapse.overfit_amendment")
+        if more := augment_more(config.training):
+            return more
     number = min(state.attempt, len(amendments) - 1)
     return resolve(config.training, amendments[number], f"collapse.amendments[{number}]")
 

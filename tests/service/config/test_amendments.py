@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.config.amendments import amend, resolve
+from service.config.amendments import amend, augment_more, resolve
 from service.errors import UsageError
 from tests.conftest import digits_config
 
@@ -52,3 +52,30 @@ def test_an_amended_configuration_differs_in_nothing_else_and_keeps_all_rules():
         config.amended({"training.lr_generator": 7.0}, "a rewind")
     with pytest.raises(ValueError, match=r"training\.style_mixing: 0\.5, but biggan has no styles"):
         config.amended({"training.style_mixing": 0.5}, "a rewind")
+
+
+@pytest.mark.parametrize(
+    ("flags", "more"),
+    [
+        ([], None),
+        (["--training.augment", "diffaugment"], None),  # always, already
+        (["--training.augment", "diffaugment", "--training.augment_p", "1"], None),
+        (["--training.augment", "diffaugment", "--training.augment_p", "0.5"], {"augment_p": 0.75}),
+        (["--training.augment", "ada", "--training.augment_p", "0"], {"augment_p": 0.5}),
+        (["--training.augment", "ada"], {"augment_target": 0.48}),
+        (["--training.augment", "ada", "--training.augment_target", "0.5"], {"augment_target": 0.4}),
+    ],
+)
+def test_where_images_are_augmented_more_of_it_can_be_had(flags, more):
+    config = digits_config(*flags)
+    found = augment_more(config.training)
+    assert found == (more and {f"training.{key}": pytest.approx(v) for key, v in more.items()})
+    if found:
+        assert 0 < config.amended(found).training.augment_target < 1
+
+
+def test_an_amendment_for_overfitting_is_checked_as_the_others_are():
+    with pytest.raises(UsageError, match=r"overfit_amendment: training.r1: 'half' is neither a value"):
+        digits_config("--collapse.overfit_amendment", '{"training.r1": "half"}')
+    with pytest.raises(UsageError, match=r"overfit_amendment(.|\n)*augment_p"):
+        digits_config("--collapse.overfit_amendment", '{"training.augment_p": 2}')

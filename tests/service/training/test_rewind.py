@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.collapse import detector
 from service.collapse.response import CollapseError
+from service.collapse.state import Kind, Level, Verdict
 from service.config import Config
 from service.engine.state import new_state
 from service.recording.record import Record
@@ -191,6 +193,33 @@ def test_without_a_healthy_checkpoint_a_run_begins_anew(digits, tmp_path):
     state = final(config)[1].state
     assert (state.attempt, state.clock) == (1, 256)  # in cycles of 32, from 0
     assert state.amendments[0][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [(None, {"training.augment_p": 0.75}), ({"training.r1": 3}, {"training.r1": 3.0})],
+)
+def test_a_discriminator_that_learns_by_heart_sees_more_changed_images(
+    own, expected, digits, tmp_path, monkeypatch
+):
+    """Instead of the amendment for all other kinds."""
+    verdicts = [Verdict(Level.COLLAPSED, Kind.D_OVERFIT, "by heart", 80)]
+    judge = detector.judge
+    monkeypatch.setattr(
+        detector,
+        "judge",
+        lambda history: verdicts.pop() if history[-1].clock == 112 and verdicts else judge(history),
+    )
+    config = tiny_config(
+        digits,
+        tmp_path / "run",
+        checkpoint={"every_images": 80},
+        training={"augment": "diffaugment", "augment_p": 0.5},
+        collapse={"amendments": [AMENDMENT], "overfit_amendment": own},
+    )
+    (record,) = train(config, 160).events("rewind")
+    assert record.event.details["amendment"] == expected
+    assert [values for _, values in final(config)[1].state.amendments] == [expected]
 
 
 def test_an_amendment_changes_what_it_names_and_nothing_else(digits, tmp_path):
