@@ -444,6 +444,8 @@ class Step:
     def _average(self, inputs: Inputs, numbers: Inputs) -> None:
         """Move the running averages of weights and of w by their shares; copy the buffers."""
         generator = self.state.generator
+        # Once a cycle. StyleGAN's authors also move it in D's step, where latents have the same
+        # distribution: the half-life in images takes that into account, at half the work.
         if self.has_styles:
             generator.average_styles(inputs["latents"], inputs["labels"], numbers["styles_share"])
         moves = torch._foreach_sub(self._weights, self._ema)
