@@ -27,6 +27,7 @@ from service.training import worker
 from service.training.job import Job
 from tests.conftest import tiny_config
 from tests.runs import make_run
+from tests.thumbnails import use_thumbnails
 
 IMAGES = 60
 FD = f"fd_efficientnet_lite0_{IMAGES}_held_out"
@@ -77,14 +78,15 @@ def test_the_distance_is_that_of_the_samples_to_all_held_out_images(run, digits,
 
 
 @pytest.mark.slow
-def test_a_reference_that_is_saved_gives_the_same_distance(run, tmp_path, capsys):
+def test_a_reference_that_is_saved_gives_the_same_distance(run, tmp_path, capsys, monkeypatch):
     """Against all training images, of which there are more than are drawn; then against their file."""
+    use_thumbnails(monkeypatch)
     file = tmp_path / "digits.npz"
     evaluate.main([str(run), "--reference", "training", "--save-reference", str(file)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].endswith("training ones (all of them for fd)")
     printed = dict(line.split() for line in lines[2:])
-    name = f"fd_efficientnet_lite0_{IMAGES}_training"
+    name = f"fd_tiny_{IMAGES}_training"
     assert set(printed) == {name, f"{name}_floor"}
     evaluate.main([str(run), "--reference", str(file)])
     again = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:])

@@ -23,10 +23,8 @@ from service.driver.settle import settle
 from service.engine.sampler import Sampler
 from service.errors import UsageError
 from service.metrics import path_length, scores
-from service.metrics.feature_set import FeatureSet
 from service.random.draws import Draws
 from service.recording.recorder import RecorderClient
-from service.scoring import scorer
 from service.scoring.check import check_evaluation
 from service.scoring.labelled import LabelScores
 from service.scoring.paths import path_lengths
@@ -35,28 +33,15 @@ from service.training import worker
 from service.training.job import Job
 from tests.conftest import tiny_config, tiny_values
 from tests.runs import make_run, ready
+from tests.thumbnails import Thumbnail, thumbnails, use_thumbnails
 
 IMAGES = 320
 EVERY = ["ppl_z_full", "ppl_z_end", "separability", "birthday", "modes"]
 
 
-class Thumbnail(nn.Module):
-    """Features that a test can afford: the image at 4 px."""
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1)
-
-
-def thumbnails(*args: object) -> FeatureSet:
-    return FeatureSet(
-        "tiny", "0", 48, 4, Thumbnail(), np.zeros((2, 48)), np.zeros(2), torch.device("cpu")
-    )
-
-
 @pytest.fixture(autouse=True)
 def small_features(monkeypatch):
-    monkeypatch.setattr(scorer, "open_features", thumbnails)
-    monkeypatch.setattr("service.metrics.features.open_features", thumbnails)
+    use_thumbnails(monkeypatch)
 
 
 @pytest.fixture(scope="module")

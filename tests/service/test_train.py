@@ -117,7 +117,7 @@ def test_every_curve_has_a_point_at_every_interval_and_no_other(trained):
 
 def test_grids_show_the_panel_one_class_a_column(trained):
     run, _ = trained
-    pictures = sorted((run / "pictures").glob("*.png"))
+    pictures = sorted((run / "pictures").glob("grid-*.png"))
     assert [int(p.stem.split("-")[1]) for p in pictures] == [800, IMAGES]
     for picture in pictures:
         assert Image.open(picture).size == (10 * 34 - 2, CAPTION_PIXELS + 2 * 34 - 2)

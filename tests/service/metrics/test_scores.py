@@ -28,20 +28,9 @@ from service.metrics.scores import (
     obstacles,
 )
 from service.metrics.settled import settled
+from tests.thumbnails import thumbnails
 
 ENOUGH = Setting(resolution=32, held_out=200, training=300, generated=250)
-
-
-class Thumbnail(torch.nn.Module):
-    """Features that a test can afford: the image at 4 px."""
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1)
-
-
-def thumbnails(called: str = "thumbnail") -> FeatureSet:
-    weight = np.random.default_rng(0).normal(size=(10, 48)) / 100
-    return FeatureSet(called, "0" * 64, 48, 4, Thumbnail(), weight, np.zeros(10), torch.device("cpu"))
 
 
 def pictures(first: int, count: int) -> NDArray[np.uint8]:
@@ -64,7 +53,7 @@ def measured(features: FeatureSet, scores=SCORES, images=GENERATED, **options) -
 
 
 def test_every_score_is_the_one_of_its_module():
-    features = thumbnails()
+    features = thumbnails("thumbnail")
     held_out, training, generated = (features(x) for x in (HELD_OUT, TRAINING, GENERATED))
     order = settled(generated)
     shown, labels = GENERATED[order], LABELS[order]
@@ -98,7 +87,7 @@ def test_every_score_is_the_one_of_its_module():
 
 
 def test_against_training_images_the_same_formulas_see_those():
-    features = thumbnails()
+    features = thumbnails("thumbnail")
     generated = Generated(GENERATED, LABELS, features(GENERATED))
     held_out = compute(COMPARED, generated, features, real(features))
     swapped = Real(*(Images(x, features(x)) for x in (TRAINING, HELD_OUT)), reference="training")
@@ -107,7 +96,7 @@ def test_against_training_images_the_same_formulas_see_those():
 
 
 def test_a_file_of_moments_gives_the_distance_and_nothing_else():
-    features = thumbnails()
+    features = thumbnails("thumbnail")
     generated = Generated(GENERATED, LABELS, features(GENERATED))
     known = dataclasses.replace(
         real(features), reference="cifar_1a2b3c4d", moments=moments(features(HELD_OUT))
@@ -127,7 +116,7 @@ def test_a_file_of_moments_gives_the_distance_and_nothing_else():
 def test_the_floor_is_the_distance_of_real_images_that_are_not_in_the_reference(
     reference, inside, outside
 ):
-    features = thumbnails()
+    features = thumbnails("thumbnail")
     protocol = Protocol("thumbnail", 150, reference)
     found = floors(SCORES, real(features, reference), protocol)
     assert set(found) == {f"{protocol.name(score)}_floor" for score in ("fd", "kid", "swd")}
@@ -142,7 +131,7 @@ def test_the_floor_is_the_distance_of_real_images_that_are_not_in_the_reference(
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_does_not_depend_on_the_order_of_the_images(score):
     """Shards may be in the order of their classes; parts of them would show one class each."""
-    features, rng = thumbnails(), np.random.default_rng(3)
+    features, rng = thumbnails("thumbnail"), np.random.default_rng(3)
     expected = measured(features, [score])
     mine, theirs, seen = (rng.permutation(len(x)) for x in (GENERATED, HELD_OUT, TRAINING))
     reality = Real(
@@ -165,7 +154,7 @@ def test_images_of_a_class_in_a_row_show_as_many_classes_as_shuffled_ones():
 
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_alone_is_what_it_is_among_all(score):
-    features = thumbnails()
+    features = thumbnails("thumbnail")
     alone, every = measured(features, [score]), measured(features)
     assert alone
     assert alone.items() <= every.items()
@@ -229,7 +218,7 @@ def test_what_an_argument_lacks_is_said():
     with pytest.raises(ValueError, match="fd: give the network of the features"):
         compute(["fd"], Generated(GENERATED, LABELS), real=both)
     with pytest.raises(ValueError, match="images or features that the scores need are missing"):
-        compute(["fd"], Generated(GENERATED, LABELS), thumbnails(), both)
+        compute(["fd"], Generated(GENERATED, LABELS), thumbnails("thumbnail"), both)
     with pytest.raises(UsageError, match="swd needs 1 held-out and 1 generated images, found 0 and 250"):
         compute(["swd"], Generated(GENERATED, LABELS))
 
@@ -268,7 +257,7 @@ def test_scores_that_a_setting_cannot_compute_are_told_with_the_reason(change, i
 @pytest.mark.parametrize("score", sorted(set(SCORES) - {"swd", "ms_ssim"}))
 @pytest.mark.parametrize("count", [1, 2, 6, 10, 20])
 def test_a_score_is_refused_for_want_of_images_exactly_where_it_was_foretold(score, count):
-    features = thumbnails()
+    features = thumbnails("thumbnail")
     foretold = obstacles(Setting(16, 200, 300, count))
     if score in foretold:
         with pytest.raises(UsageError, match=f"{score} needs"):
@@ -278,7 +267,7 @@ def test_a_score_is_refused_for_want_of_images_exactly_where_it_was_foretold(sco
 
 
 def test_the_seed_alone_decides_and_no_generator_of_the_process_is_drawn_from():
-    features = thumbnails()
+    features = thumbnails("thumbnail")
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     first = measured(features, seed=1)
     assert torch.equal(torch.get_rng_state(), torch_state)
