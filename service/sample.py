@@ -1,5 +1,6 @@
 """Draw from a trained generator: `python -m service.sample CHECKPOINT SHEET --out FILE`."""
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from service.recording import pictures
 from service.storage import open_storage, split_address
 
 if TYPE_CHECKING:
+    from service.generation.images import Spread
     from service.generation.sheets import Frames, Subject
     from service.run.best import Trained
 
@@ -66,7 +68,7 @@ LONGEST_FRAME_MS = 60_000
 WRITE_RETRY_S = 20.0
 MOST_IMAGES = 10**8
 SHEETS_ONLY = ("rows", "columns", "steps", "frame_ms", "pixels")
-IMAGES_ONLY = ("count", "start", "format", "batch", "shard_samples")
+IMAGES_ONLY = ("count", "start", "format", "batch", "shard_samples", "workers")
 
 Side = Annotated[int, Field(ge=1, le=1000)]
 
@@ -112,6 +114,8 @@ class SampleOptions(Options):
     """separate images per shard"""
     batch: Annotated[int, Field(ge=1, le=100_000)] = 256
     """how many separate images may wait in memory to be written; changes no image"""
+    workers: Count | None = None
+    """draw separate images with so many Ray workers, of a CPU each, at RAY_ADDRESS; changes no image"""
     seed: Seed = 0
     """seed of latents, noise and standing statistics"""
     rows: Side = 8
@@ -263,12 +267,24 @@ def _write_images(options: SampleOptions, subject: "Subject") -> None:
     from service.generation.images import draw_images, image_set
 
     begun, images = time.monotonic(), image_set(subject, options.start, options.count or 0)
-    size = _destination(options).write(images, draw_images(subject, images))
+    with _spread(options) as spread:
+        size = _destination(options).write(images, draw_images(subject, images, spread))
     seconds = time.monotonic() - begun
     print(
         f"{options.out}: {images.count:,} images, {size / 1e6:.2f} MB, in {seconds:.1f} s"
         f" ({images.count / seconds:,.0f} per second)"
     )
+
+
+def _spread(options: SampleOptions) -> "contextlib.AbstractContextManager[Spread]":
+    """What draws: Ray's workers, or this process's threads."""
+    if options.workers:
+        from service.driver.drawing import drawn_by
+
+        return drawn_by(options.workers)
+    from service.generation.images import on_threads
+
+    return contextlib.nullcontext(on_threads)
 
 
 def _check_family(options: SampleOptions, subject: "Subject") -> None:

@@ -35,9 +35,21 @@ def join_ray(config: Config) -> Iterator[None]:
     """
     for name, value in (WATCHFUL | _nccl_watch(config)).items():
         os.environ.setdefault(name, value)
+    with joined(max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)):
+        if environment.ray_address() == "local":
+            _check_gpu(config)
+        yield
+
+
+@contextlib.contextmanager
+def joined(cpus: int) -> Iterator[None]:
+    """Join the Ray at RAY_ADDRESS, or start one here with so many CPUs, which lives as long as this.
+
+    ServiceError if none answers there.
+    """
     address = environment.ray_address()
     if address == "local":
-        _start_local(config)
+        _start_local(cpus)
     else:
         _join(address)
     signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
@@ -69,7 +81,7 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _start_local(config: Config) -> None:
+def _start_local(cpus: int) -> None:
     os.environ.update(LOCAL_RAY)
     # Under `uv run`, Ray would pack the folder and unpack it for the workers, which share this machine.
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
@@ -78,14 +90,16 @@ def _start_local(config: Config) -> None:
     port = str(free_port(LOOPBACK))
     os.environ["RAY_GCS_SERVER_PORT"] = port
     everywhere: dict[str, Any] = {"env_vars": {"RAY_ADDRESS": f"{LOOPBACK}:{port}"}}
-    cpus = max(config.worker_counts[0] * config.scale.cpus, os.cpu_count() or 1)
     os.environ.update(environment.RAY_ALONE)
     ray_constants.ENABLE_RAY_CLUSTER = False
     loopback: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
     ray.init(address="local", num_cpus=cpus, runtime_env=everywhere, **loopback, **QUIET)
+
+
+def _check_gpu(config: Config) -> None:
+    """UsageError if this machine lacks the GPU that the run needs."""
     wanted = "scale.gpu" if config.scale.gpu else "evaluation.gpus" if config.evaluation.gpus else ""
     if wanted and not ray.cluster_resources().get("GPU"):
-        ray.shutdown()
         raise UsageError(
             f"{wanted}: set, but this machine has no GPU; unset it, or set RAY_ADDRESS to a"
             " cluster with GPUs"

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -58,16 +58,27 @@ def image_set(subject: Subject, first: int, count: int) -> ImageSet:
     )
 
 
-def draw_images(subject: Subject, images: ImageSet) -> Numbered:
-    """The images of the set with their numbers, in turn; shows progress on a terminal."""
+def on_threads(portions: Portions, chosen: range) -> Iterator[Pixels]:
+    """The chosen portions, drawn by a thread on each core of this process."""
     with _one_core_each() as cores, ThreadPoolExecutor(cores, thread_name_prefix="draw") as threads:
-        portions, end = Portions(subject), images.first + images.count
-        chosen = range(images.first // portions.size, -(-end // portions.size))
-        drawn = itertools.chain.from_iterable(made_ahead(portions.draw, chosen, threads, cores))
-        before = images.first - chosen.start * portions.size
-        wanted = itertools.islice(drawn, before, before + images.count)
-        numbered = enumerate(wanted, images.first)
-        yield from tqdm(numbered, "drawing", images.count, unit=" images", disable=None)
+        yield from made_ahead(portions.draw, chosen, threads, cores)
+
+
+Spread = Callable[[Portions, range], Iterator[Pixels]]
+"""Draws the chosen portions, in turn."""
+
+
+def draw_images(subject: Subject, images: ImageSet, spread: Spread = on_threads) -> Numbered:
+    """The images of the set with their numbers, in turn; shows progress on a terminal."""
+    with _one_core_each():  # as the portions are drawn, so the standing statistics are measured
+        portions = Portions(subject)
+    end = images.first + images.count
+    chosen = range(images.first // portions.size, -(-end // portions.size))
+    drawn = itertools.chain.from_iterable(spread(portions, chosen))
+    before = images.first - chosen.start * portions.size
+    wanted = itertools.islice(drawn, before, before + images.count)
+    numbered = enumerate(wanted, images.first)
+    yield from tqdm(numbered, "drawing", images.count, unit=" images", disable=None)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 
-from service import pack
+from service import pack, sample
 from service.driver.provenance import code_digest
 from service.run import checkpoint, commits
 from service.storage import open_storage
-from tests.conftest import ROOT, assert_no_secrets, need_package
+from tests.conftest import ROOT, assert_no_secrets, need_package, run_command
 from tests.live import ask_prometheus
 
 IMAGES = 2560
@@ -106,6 +107,19 @@ def test_every_panel_of_the_dashboard_has_data(job, prometheus):
         filled = query.replace("$__rate_interval", "1m").replace("$run", "digits-run")
         found = ask_prometheus(prometheus, "query_range", query=filled, **times)["result"]
         assert any(value != "NaN" for each in found for _, value in each["values"]), query
+
+
+def test_images_that_ray_workers_draw_are_those_drawn_here(job, stack, tmp_path):
+    files = [str(tmp_path / f"{where}.npz") for where in ("here", "workers")]
+    share = ["--start", "100", "--count", "700", "--standing-batches", "2"]
+    here, there = (["s3://gan/job/digits-run", "images", "--out", file, *share] for file in files)
+    sample.main(here)
+    code, output = run_command("service.sample", *there, "--workers", "2", **stack.environment)
+    assert code == 0, output
+    drawn = [dict(np.load(file)) for file in files]
+    assert drawn[0]["images"].shape == (700, 8, 8, 1)
+    for name in ("images", "labels"):
+        assert np.array_equal(drawn[0][name], drawn[1][name])
 
 
 def test_credentials_appear_nowhere(job, stack):
