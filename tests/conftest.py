@@ -1,5 +1,6 @@
 """What tests share: packed digits, a small configuration, and one stack of real servers a session."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -61,6 +62,16 @@ class _ByFile(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
     """How `--dist loadfile` deals tests to processes."""
     return _ByFile(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage leave alone what was imported and collected, and come less often.
+
+    Looking through millions of objects that stay takes an eighth of the tests' time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,7 +21,7 @@ main(sys.argv[1], sys.argv[2], run={"images": 128},
      model={"resolution": 16, "attention": 8, "width": 4, "latents": 12, "embedding": 8},
      phases=[{"resolution": 16, "hold_images": 128, "batch": 16}],
      scale={"workers": 1}, checkpoint={"every_images": 64}, data={"lanes": 8, "window": 16},
-     tracking={"every_images": 64, "pictures_every_images": 128})
+     tracking={"every_images": 64, "pictures_every_images": 128}, evaluation={"every_images": None})
 """
 
 

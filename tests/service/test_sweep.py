@@ -27,7 +27,7 @@ from tests.conftest import assert_no_secrets, run_command, tiny_config, tiny_val
 pytestmark = pytest.mark.slow
 
 LIMIT_S = 600
-IMAGES, EVERY = 960, 160  # enough that a trial can be stopped before its end
+IMAGES, EVERY = 640, 128  # enough that a trial can be stopped before its end
 WEIGHTS = [0.0, 0.01, 1.0e39]  # the last is beyond fp32: losses are infinite
 SPACE = {"training.drift": {"grid": WEIGHTS}}
 R1 = {"training.r1": {"uniform": [0, 1]}}
@@ -178,7 +178,7 @@ def test_the_best_checkpoint_is_registered_and_draws(swept):
     [
         ({"space": SPACE | {"training.r1": {"grid": [0.0, 1.0]}}}, r"space training\.r1: .*None"),
         ({"training": {"loss": "wgan"}}, r"training\.loss: .*'hinge'.*'wgan'"),
-        ({"run": {"images": 480}}, "search end: .*960.*480"),
+        ({"run": {"images": 480}}, "search end: .*640.*480"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
@@ -220,7 +220,7 @@ def test_another_sweep_in_the_same_folder_is_refused_naming_both_values(
         (SPACE, ["--search", "grid", "--trials", "7"], "the grid has 3 points"),
         (SPACE, ["--search", "best"], "--search best: choose random, grid or optuna"),
         (R1, ["--trials", "0"], "--trials 0: give a whole number from 1"),
-        (R1, ["--grace-images", "961"], "beyond the 960 images"),
+        (R1, ["--grace-images", "641"], "beyond the 640 images"),
         (R1, ["--model", "a/b"], "--model 'a/b': give a name without"),
         (R1, ["--dir", "runs/a.b"], "--model 'a.b': give a name without"),
         (R1, ["--alias", "v1"], "--alias v1: give letters, digits"),

@@ -133,7 +133,11 @@ def test_law_2_workers_and_device_batches_change_no_step_in_float64(
     for i, (count, device_batch) in enumerate(others):
         scale = config.scale.model_copy(update={"device_batch": device_batch})
         other = config.model_copy(update={"scale": scale})
-        shares = train_with(count, other, CYCLES, tmp_path / str(i))
+        shares = (
+            [run_here(other, CYCLES)]
+            if count == 1
+            else train_with(count, other, CYCLES, tmp_path / str(i))
+        )
         for batch, rows in enumerate(alone["rows"]):
             dealt = [share["rows"][batch] for share in shares]
             assert [row for together in zip(*dealt, strict=True) for row in together] == rows
@@ -264,7 +268,7 @@ def test_law_3_holds_with_penalties_noise_and_adam_reset_where_a_rung_begins(nam
 @pytest.mark.slow
 def test_law_2_in_fp32_the_first_cycle_agrees_to_rounding(digits, tmp_path):
     config = tiny_config(digits, tmp_path, training={"precision": "fp32"})
-    (alone,) = train_with(1, config, 1, tmp_path)
+    alone = run_here(config, 1)
     for share in train_with(2, config, 1, tmp_path):
         for i, name in enumerate(MEASURES):
             assert_near(share["measures"][0][i], alone["measures"][0][i], 1e-5, name)
