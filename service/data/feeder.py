@@ -40,8 +40,12 @@ from service.storage import StorageError
 from service.storage.base import LONGEST_PAUSE_S
 
 END_LIMIT_S = 10.0
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-"""A process is forked safely only while it has no other threads, and these multiply no matrices."""
+ONE_THREAD = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+"""A process is forked safely only while it has no other threads, such as numpy's and pyarrow's."""
 NAMES = {"_serve_windows": "gan-reader", "_serve_batches": "gan-decoder"}
 """What `ps` and `top` call the processes."""
 SIGN_EVERY_S = 1.0
@@ -262,12 +266,12 @@ class _Starter:
             process.send(work.setup)
 
     def exit_code(self, number: int) -> int | None:
-        """The exit code of a process that ends; None if it is not told in time."""
+        """The exit code of a process that ends, or of the starter if that ended without telling."""
         with contextlib.suppress(EOFError, OSError):
             while number not in self._codes and self._control.poll(END_LIMIT_S):
                 ended, code = self._control.recv()
                 self._codes[ended] = code
-        return self._codes.get(number)
+        return self._codes.get(number, self._process.poll())
 
     def close(self) -> None:
         """Ask all processes to end, which they do at once; kill those that take too long."""

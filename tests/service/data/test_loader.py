@@ -269,6 +269,7 @@ def test_the_death_of_a_process_is_an_error_and_no_hang(digits, victim):
         next(loader)
         processes = set(psutil.Process().children(recursive=True)) - before
         (process,) = (process for process in processes if process.name() == victim)
+        assert process.parent().num_threads() == 1  # else it could not be forked safely
         process.kill()
         with pytest.raises(RuntimeError, match="process died"):
             list(loader)
