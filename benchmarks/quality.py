@@ -180,11 +180,17 @@ def _train_and_measure(source: Source, family: FamilyName, seed: int, options: Q
 
 def _train(source: Source, family: FamilyName, seed: int, run: Path) -> float:
     """Train; returns the minutes that it took, summed over all its starts."""
-    file = run.with_suffix(".minutes")
+    file = run.with_name(f"{run.name}.minutes")
     before = float(file.read_text()) if file.exists() else 0.0
     start = time.monotonic()
     preset = load_preset(PRESETS[family])
-    settings = {"data.url": source.training, "run.dir": run, "run.seed": seed}
+    # not scored, so that the last checkpoint is measured, of as many images in each training
+    settings = {
+        "data.url": source.training,
+        "run.dir": run,
+        "run.seed": seed,
+        "evaluation.every_images": "null",
+    }
     if source.channels > 1:
         settings["model.channels"] = source.channels
         if preset["model"].get("classes"):
@@ -204,18 +210,21 @@ def _train(source: Source, family: FamilyName, seed: int, run: Path) -> float:
 
 def _real(source: Source, features: FeatureSet, out: Path) -> Real:
     """Measured once for each source and resolution."""
-    file = out / f"{source.name}-{source.resolution}.npz"
+    fingerprint = read_index(open_storage(str(source.training))).fingerprint()[:8]
+    file = out / f"{source.name}-{source.resolution}-{fingerprint}.npz"
     if not file.exists():
         shape = source.resolution, source.channels
         training = images_of(source.training, *shape, held_out=False, most=SAMPLES)
         test = images_of(source.test, *shape, held_out=True, most=SAMPLES)
+        part = file.with_suffix(".part.npz")
         np.savez(
-            file,
+            part,
             training=features(training.images),
             training_labels=training.labels,
             test=features(test.images),
             test_labels=test.labels,
         )
+        part.rename(file)
     with np.load(file) as known:
         return Real(
             Labelled(known["training"], known["training_labels"]),

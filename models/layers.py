@@ -178,11 +178,11 @@ def holding(
     For forwards under autocast they are also rounded once to `low`. The gradients of `trained` ones,
     summed over all backwards, reach the weights at the end.
     """
-    for layer in layers:
-        ready, back = _ready_once(layer, trained)
-        with torch.set_grad_enabled(trained):
-            layer.held = Held(ready, ready.to(low) if low and layer.casts else None, back)
     try:
+        for layer in layers:
+            ready, back = _ready_once(layer, trained)
+            with torch.set_grad_enabled(trained):
+                layer.held = Held(ready, ready.to(low) if low and layer.casts else None, back)
         yield
         if trained:
             _pass_on(layers)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,7 +24,6 @@ from service.config.vocabulary import (
     Reference,
     ScoreName,
     beyond_moments,
-    need_features,
 )
 from service.errors import UsageError
 from service.recording.forecast import duration
@@ -104,7 +103,7 @@ class EvaluateOptions(Options):
     data: Address | None = None
     """folder or s3:// address of the shards, if they have moved"""
     out: Path | None = None
-    """JSON file to write the scores to"""
+    """JSON file to write the scores to; with --along also .csv"""
     pairs: Path | None = None
     """PNG of the generated images that are most alike, in pairs; needs the score birthday"""
     keep: bool = False
@@ -137,6 +136,10 @@ class EvaluateOptions(Options):
         for name in ("values", "picture"):
             if getattr(self, name) is not None and not self.along:
                 raise ValueError(f"--{name}: only --along takes it; add --along truncation")
+        if self.save_reference and self.save_reference.suffix != ".npz":
+            raise ValueError(f"--save-reference {self.save_reference}: name a .npz file")
+        if self.out and self.out.suffix.lower() == ".csv" and not self.along:
+            raise ValueError(f"--out {self.out}: only --along writes a table; name a .json file")
         if self.picture and self.picture.suffix.lower() != ".png":
             raise ValueError(f"--picture {self.picture}: it is written as PNG; name a .png file")
         return self
@@ -156,7 +159,7 @@ def main(arguments: Sequence[str]) -> None:
     axis = _axis(options, trained)
     settings = _settings(trained.config.evaluation, options)
     if problem := impossible(settings, trained.family, trained.shape):
-        raise UsageError(problem)
+        raise UsageError(problem.replace("evaluation.", "--", 1))
     scorer = _open_scorer(options, trained, settings)
     if options.keep:
         storage = open_storage(trained.place.run_dir, RETRY_S)
@@ -214,7 +217,14 @@ def _score_once(options: EvaluateOptions, scorer: "Scorer", trained: "Trained") 
         images = scorer.nearest_pairs(trained, PAIRS_SHOWN)
         options.pairs.write_bytes(grid_png(images, GridLook(PAIR_COLUMNS, LEAST_SHOWN_PIXELS)))
     if options.out:
-        options.out.write_text(json.dumps(asdict(score), indent=2))
+        options.out.write_text(json.dumps(_finite(asdict(score)), indent=2))
+
+
+def _finite(content: Any) -> Any:
+    """The same with null for numbers that JSON has no word for."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _score_along(options: EvaluateOptions, scorer: "Scorer", trained: "Trained", axis: "Axis") -> None:
@@ -252,7 +262,7 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
     """The scorer, on the run's data; UsageError if it is other data, or too little for the scores."""
     from service.data.index import read_index
     from service.metrics.scores import check_scores
-    from service.scoring.check import check_evaluation
+    from service.scoring.check import check_evaluation, need_network
     from service.scoring.scorer import Scorer
 
     config = _config(trained.config, options)
@@ -270,6 +280,8 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
             f" {trained.fingerprint}; give the run's own data with --data"
         )
     check_evaluation(settings, index)
+    if options.save_reference and not need_network(settings.scores, index):
+        raise UsageError("--save-reference: nothing to measure; add fd to --scores")
     print(f"{trained.address}: {trained.clock} images, {trained.stage.resolution} px", flush=True)
     scorer = Scorer(config, settings, open_storage(trained.place.run_dir, RETRY_S))
     check_scores(settings.scores, scorer.setting(trained.stage.resolution))
@@ -311,13 +323,12 @@ def _settings(usual: EvaluationSettings, options: EvaluateOptions) -> Evaluation
             f"{', '.join(beyond)}: cannot be computed from {reference}, which holds only moments; leave"
             " them out, or give --reference held_out or training"
         )
-    if options.save_reference and (reference not in REFERENCES or not need_features(wanted)):
-        raise UsageError(
-            "--save-reference: nothing to measure; give --reference held_out or training, and the"
-            " score fd"
-        )
+    if options.save_reference and reference not in REFERENCES:
+        raise UsageError("--save-reference: nothing to measure; give --reference held_out or training")
     if options.along and (fixed := [score for score in wanted if score in OF_MAPS]):
         raise UsageError(f"--along: {', '.join(fixed)}: measured without truncation; leave it out")
+    if options.attributes and "separability" not in wanted:
+        raise UsageError("--attributes: only separability takes them; add it to --scores")
     if options.pairs and "birthday" not in wanted:
         raise UsageError(f"--pairs {options.pairs}: shows what birthday counts; add it to --scores")
     if options.keep and not ranked:

@@ -267,8 +267,8 @@ def _write_images(options: SampleOptions, subject: "Subject") -> None:
     from service.generation.images import draw_images, image_set
 
     begun, images = time.monotonic(), image_set(subject, options.start, options.count or 0)
-    with _spread(options) as spread:
-        size = _destination(options).write(images, draw_images(subject, images, spread))
+    with _spread(options) as spread, contextlib.closing(draw_images(subject, images, spread)) as drawn:
+        size = _destination(options).write(images, drawn)
     seconds = time.monotonic() - begun
     print(
         f"{options.out}: {images.count:,} images, {size / 1e6:.2f} MB, in {seconds:.1f} s"

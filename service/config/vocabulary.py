@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
@@ -69,7 +70,7 @@ def beyond_moments(scores: Collection[str], reference: str) -> list[str]:
 
 
 def _named(reference: str) -> str:
-    if reference not in REFERENCES and not reference.endswith(".npz"):
+    if reference not in REFERENCES and not urlsplit(reference).path.endswith(".npz"):
         raise ValueError(f"choose {', '.join(REFERENCES)}, or name a .npz file of mu and sigma")
     return reference
 

@@ -50,7 +50,7 @@ def read_attributes(address: str, index: Index, retry_s: float = 0) -> Attribute
             raise ValueError(f"line 1 names the columns {', '.join(lines[0])}")
         values = np.array([[_value(row[name], name) for name in names] for row in lines])
         rows = _rows([row[kind] for row in lines], kind, index)
-    except (ValueError, csv.Error) as error:
+    except (ValueError, OverflowError, csv.Error) as error:
         raise DataError(f"{address}: cannot be read ({error}); {_REMEDY}") from error
     order = np.argsort(rows)
     return AttributeTable(tuple(names), rows[order], values[order])

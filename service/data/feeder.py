@@ -280,8 +280,9 @@ class _Starter:
         try:
             self._process.wait(END_LIMIT_S)
         except subprocess.TimeoutExpired:
-            for child in psutil.Process(self._process.pid).children():
-                child.kill()
+            with contextlib.suppress(psutil.Error):  # they may end meanwhile
+                for child in psutil.Process(self._process.pid).children():
+                    child.kill()
             self._process.kill()
             self._process.wait()
         self._control.close()

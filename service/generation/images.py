@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from service.data.packing import made_ahead
 from service.engine.sampler import BATCH
-from service.generation.destinations import ImageSet, Numbered
+from service.generation.destinations import ImageSet
 from service.generation.sheets import Subject
 from service.recording.pictures import Pixels
 
@@ -68,7 +68,9 @@ Spread = Callable[[Portions, range], Iterator[Pixels]]
 """Draws the chosen portions, in turn."""
 
 
-def draw_images(subject: Subject, images: ImageSet, spread: Spread = on_threads) -> Numbered:
+def draw_images(
+    subject: Subject, images: ImageSet, spread: Spread = on_threads
+) -> Generator[tuple[int, Pixels], None, None]:
     """The images of the set with their numbers, in turn; shows progress on a terminal."""
     with _one_core_each():  # as the portions are drawn, so the standing statistics are measured
         portions = Portions(subject)

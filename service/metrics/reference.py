@@ -50,7 +50,11 @@ def read_reference(address: str, features: FeatureSet, cache: Path | None = None
     UsageError if it is no such file, or was measured with other features.
     """
     path = local_file(address, cache, what="a .npz file of mu and sigma")
-    data = path.read_bytes() if path.stat().st_size <= LARGEST_BYTES else b""
+    if path.stat().st_size > LARGEST_BYTES:
+        raise UsageError(
+            f"{address}: over {LARGEST_BYTES} bytes, which no reference has; give another file"
+        )
+    data = path.read_bytes()
     arrays = _arrays(address, data)
     _check_features(address, arrays, features)
     mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
@@ -75,6 +79,10 @@ def _arrays(address: str, data: bytes) -> dict[str, NDArray]:
             raise ValueError("it holds numbers that are not finite")
         if np.abs(covariance - covariance.T).max() > _ASYMMETRY * np.abs(covariance).max():
             raise ValueError("sigma is not symmetric, as a covariance is")
+        if "images" in arrays and not int(arrays["images"]) >= 2:
+            raise ValueError(f"of {int(arrays['images'])} images")
+        if any(arrays[name].ndim for name in ("features", "weights") if name in arrays):
+            raise ValueError("features and weights are no names")
     except Exception as error:  # a foreign file can make numpy's reader fail in any way
         raise UsageError(
             f"{address}: no reference ({reason(error)}); give a .npz file of mu [d] and sigma [d, d], as"

@@ -75,16 +75,15 @@ class Spectra:
     def draw(self) -> bytes | None:
         """Keep all looks and draw them; None if there is nothing new, or no curve yet."""
         with self._lock:
-            changed, self._changed = self._changed, False
+            changed, looks = self._changed, list(self._looks)
         if not changed:
             return None
         self.store()
-        with self._lock:
-            looks = list(self._looks)
-        if len(looks) < 2:
-            return None
-        page = draw_page(looks)
-        self._storage.put(PAGE_KEY, page)
+        page = draw_page(looks) if len(looks) >= 2 else None
+        if page:
+            self._storage.put(PAGE_KEY, page)
+        with self._lock:  # only now, for what failed is tried again
+            self._changed = len(self._looks) != len(looks)
         return page
 
     def _add(self, look: Look) -> None:
@@ -140,11 +139,14 @@ def _place(look: Look) -> tuple[int, int]:
 
 
 def _thin(looks: list[Look]) -> None:
-    """Make one of the two neighbours that span the fewest images; each attempt's first look stays."""
+    """Make one of the two neighbours that span the fewest images.
+
+    Each attempt's first look stays, and so does the last of all.
+    """
     spans = [
         (after.clock - before.clock, i)
         for i, (before, look, after) in enumerate(zip(looks, looks[1:], looks[2:], strict=False), 1)
-        if before.attempt == look.attempt == after.attempt
+        if before.attempt == look.attempt == after.attempt and i < len(looks) - 2
     ]
     if not spans:  # hundreds of attempts
         del looks[0]

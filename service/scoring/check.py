@@ -1,9 +1,12 @@
 """Checks at the start of a run whether its checkpoints can be scored."""
 
+from collections.abc import Collection
+
 from service.config import EvaluationSettings
 from service.config.vocabulary import OF_LABELS, REFERENCES, need_features, need_held_out
 from service.data.attributes import read_attributes
 from service.data.index import Index
+from service.data.sources import shows_stacked_digits
 from service.data.tar import NO_LABEL
 from service.errors import UsageError
 
@@ -21,13 +24,19 @@ def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
             " to null"
         )
     _check_labels(settings, index)
-    if need_features(settings.scores):
+    if need_network(settings.scores, index):
         from service.metrics.features import open_features
         from service.metrics.reference import read_reference
 
         features = open_features(settings.features, settings.weights or "")
         if settings.reference not in REFERENCES:
             read_reference(settings.reference, features)
+
+
+def need_network(scores: Collection[str], index: Index) -> bool:
+    """Whether a score needs a network of features; modes of stacked digits are told by pixels."""
+    stacked = shows_stacked_digits(index.about)
+    return need_features([score for score in scores if not (stacked and score == "modes")])
 
 
 def _check_labels(settings: EvaluationSettings, index: Index) -> None:

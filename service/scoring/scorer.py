@@ -22,7 +22,6 @@ from service.config.vocabulary import (
     RANKING,
     REFERENCES,
     ScoreName,
-    need_features,
 )
 from service.data.dataset import Batch, Dataset, Request, read
 from service.data.index import read_index
@@ -30,6 +29,7 @@ from service.data.order import Order
 from service.data.sources import shows_stacked_digits
 from service.engine.device import full_precision
 from service.engine.sampler import Sampler, Truncation
+from service.errors import UsageError
 from service.metrics import scores
 from service.metrics.birthday import nearest_pairs
 from service.metrics.feature_set import FeatureSet
@@ -47,6 +47,7 @@ from service.metrics.reference import ReferenceFile, read_reference, write_refer
 from service.random.draws import Draws
 from service.run.best import Trained
 from service.run.ranking import Score
+from service.scoring.check import need_network
 from service.scoring.paths import path_lengths
 from service.storage import Storage, open_storage
 
@@ -97,9 +98,7 @@ class Scorer:
         self._features: FeatureSet | None = None
         self._file: ReferenceFile | None = None
         self._device = device_of(settings)
-        # each channel is told by its pixels
-        stacked = shows_stacked_digits(self._index.about)
-        if need_features([s for s in settings.scores if not (stacked and s == "modes")]):
+        if need_network(settings.scores, self._index):
             self._features = open_features(settings.features, settings.weights or "", self._device)
             if settings.reference not in REFERENCES:
                 self._file = read_reference(settings.reference, self._features)
@@ -172,7 +171,12 @@ class Scorer:
         generated = self._draw(trained, truncation)
         values = scores.compute(of_sets, generated, self._features, reality.real) | reality.floors
         if of_labels:
-            values |= self._labelled.compute(of_labels, generated, self._spaces(trained))
+            try:
+                values |= self._labelled.compute(of_labels, generated, self._spaces(trained))
+            except UsageError as error:  # such as of images of one class among those that are measured
+                if not values:
+                    raise
+                log.warning("event=scores_left_out scores=%s error=%s", ",".join(of_labels), error)
         return values
 
     def _spaces(self, trained: Trained) -> dict[str, NDArray[np.float64]]:
@@ -343,6 +347,8 @@ class Scorer:
 
     def _read(self, rows: NDArray[np.int64], resolution: int) -> Iterator[Batch]:
         """These images in an order of their own, in parts."""
+        if not len(rows):
+            return
         data, storage = self.config.data, self.config.storage
         dataset = Dataset(
             data.url,

@@ -22,7 +22,7 @@ def rewind(context: Context, saver: checkpoint.Checkpointer, state: TrainState) 
     checkpoint cannot be read or written.
     """
     before = state.plain()
-    values = _amendment(context, state)
+    values = _valid(context, state, _amendment(context, state))
     name = _go_back(context, state, _limit(before))
     earlier = ((min(at, state.clock), change) for at, change in before.amendments)
     state.attempt = before.attempt + 1
@@ -61,6 +61,16 @@ def _amendment(context: Context, state: TrainState) -> dict[str, float]:
             return more
     number = min(state.attempt, len(amendments) - 1)
     return resolve(config.training, amendments[number], f"collapse.amendments[{number}]")
+
+
+def _valid(context: Context, state: TrainState, values: dict[str, float]) -> dict[str, float]:
+    """The values; none, with a line in the log, if they are out of bounds: a factor may repeat."""
+    try:
+        context.amended(state)[0].amended(values)
+    except ValueError as error:
+        log.warning("event=amendment_out_of_bounds values=%s error=%s", values, error)
+        return {}
+    return values
 
 
 def _limit(before: PlainState) -> int:

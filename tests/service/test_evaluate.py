@@ -21,12 +21,13 @@ from service.run import commits, ranking
 from service.run.best import load
 from service.run.commits import Name
 from service.run.ranking import Score
+from service.scoring.check import check_evaluation
 from service.scoring.scorer import Scorer, device_of
 from service.storage import open_storage
 from service.training import worker
 from service.training.job import Job
 from tests.conftest import tiny_config
-from tests.runs import make_run
+from tests.runs import FAMILIES, make_run
 from tests.thumbnails import use_thumbnails
 
 IMAGES = 60
@@ -97,6 +98,21 @@ def test_a_reference_that_is_saved_gives_the_same_distance(run, tmp_path, capsys
         assert IMAGES < saved["images"] == len(index.rows(held_out=False))
 
 
+def test_without_held_out_images_training_images_are_compared_with(tmp_path, monkeypatch):
+    """What the refusal of a run without held-out images offers works."""
+    use_thumbnails(monkeypatch)
+    monkeypatch.setitem(FAMILIES, "dcgan", FAMILIES["dcgan"] | {"classes": 10, "channels": 1})
+    data = tmp_path / "data"
+    pack.main(["digits", str(data), "--channels", "gray", "--resolution", "16", "--held-out", "0"])
+    scores = {"reference": "training", "scores": ["fd", "kid"], "images": IMAGES}
+    config = tiny_config(data, tmp_path / "run", data={"held_out": 0}, evaluation=scores)
+    check_evaluation(config.evaluation, read_index(open_storage(str(data))))
+    scorer = Scorer(config, config.evaluation, open_storage(str(tmp_path)))
+    values = scorer.score(load(make_run(tmp_path / "other", "dcgan"))).values
+    # without a floor, for which there are no other real images
+    assert set(values) == {f"{score}_tiny_{IMAGES}_training" for score in ("fd", "kid", "kid_std")}
+
+
 @pytest.mark.slow
 def test_the_same_command_tells_the_same_and_measures_the_real_images_once(run, capsys):
     printed, files = [], []
@@ -148,8 +164,11 @@ def test_a_score_that_does_not_compare_with_those_of_the_run_is_not_kept(run, fl
         (["--reference", "heldout"], "--reference heldout: choose held_out, training, or name a .npz"),
         (["--reference", "/nowhere.npz"], "/nowhere.npz: no such file; give the path or the URL"),
         (["--reference", "a.npz", "--scores", "fd", "kid"], "kid: cannot be computed from a.npz, whi"),
-        (["--save-reference", "/"], "--save-reference /: cannot be written: is a folder"),
-        (["--save-reference", "/tmp/a", "--scores", "swd"], "--save-reference: nothing to measure; giv"),
+        (["--save-reference", "/tmp/a"], "--save-reference /tmp/a: name a .npz file"),
+        (["--save-reference", "a.npz", "--scores", "swd"], "--save-reference: nothing to measure; add"),
+        (["--save-reference", "b.npz", "--reference", "a.npz"], "--save-reference: nothing to measure"),
+        (["--out", "scores.csv"], "--out scores.csv: only --along writes a table; name a .json file"),
+        (["--attributes", "a.csv"], "--attributes: only separability takes them; add it to --scores"),
         (["--scores", "kid", "--best", "fd"], "--best fd: not among --scores kid; add it there"),
         (["--scores", "memorisation", "--keep"], "--keep: --scores memorisation cannot rank"),
     ],

@@ -54,6 +54,9 @@ def test_a_file_in_pytorch_fids_form_is_read(tmp_path):
         ({"mu": np.zeros(5), "sigma": np.triu(np.ones((5, 5)))}, "not symmetric"),
         ({"mu": np.array([{}], object), "sigma": np.eye(1)}, "no reference"),
         ({"mu": np.array(["a"] * 5), "sigma": np.eye(5)}, "no reference"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5), "images": 1}, "of 1 images"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5), "images": "many"}, "no reference"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5), "features": np.eye(2)}, "are no names"),
         ({"mu": np.zeros(7), "sigma": np.eye(7)}, r"7 features, but evaluation.features is mean, of 5"),
         (
             {"mu": np.zeros(5), "sigma": np.eye(5), "features": "other"},
