@@ -45,11 +45,16 @@ def _check_labels(settings: EvaluationSettings, index: Index) -> None:
     if "separability" in needy and settings.attributes:
         needy.remove("separability")
         read_attributes(settings.attributes, index)
-    labels = index.label[index.rows(held_out=False)]
+    if not needy:
+        return
+    from service.metrics.real import select_rows  # with torch, which other checks do not load
+
+    labels = index.label[select_rows(index.rows(held_out=False), settings.images)]
     classes = len(set(labels[labels != NO_LABEL].tolist()))
-    if needy and classes < 2:
+    if classes < 2:
         file = ", give evaluation.attributes" if "separability" in needy else ""
         raise UsageError(
-            f"evaluation.scores: {', '.join(needy)}: needs two classes or more, but the data has"
-            f" {classes or 'none'}; leave it out{file}, or pack the images with labels"
+            f"evaluation.scores: {', '.join(needy)}: needs two classes or more, but the training images"
+            f" that are measured have {classes or 'none'}; leave it out{file}, raise evaluation.images,"
+            " or pack the images with labels"
         )

@@ -159,7 +159,7 @@ def test_planes_between_too_few_latents_are_refused(run):
 def test_data_without_two_classes_has_no_scores_by_them(digits, score, label, found):
     index = read_index(open_storage(str(digits)))
     index = dataclasses.replace(index, label=np.full_like(index.label, label))
-    with pytest.raises(UsageError, match=f"{score}: needs two classes.* but the data has {found};"):
+    with pytest.raises(UsageError, match=f"{score}: needs two classes.* measured have {found};"):
         check_evaluation(EvaluationSettings(scores=["fd", score]), index)
 
 
