@@ -5,7 +5,7 @@ a folder of colour images, a folder a class. 10,000 samples of the EMA are compa
 images, or with the held-out quarter of the folder, in features of EfficientNet-Lite0:
   SOURCE.FAMILY.SEED.fd                  Fréchet distance; SOURCE.real.fd is that of training images
   SOURCE.FAMILY.SEED.precision, .recall  by nearest neighbours
-  SOURCE.FAMILY.SEED.modes               classes that occur, told by a classifier trained on real images
+  SOURCE.FAMILY.SEED.modes               classes that a classifier of real images finds among the samples
 A training of the same settings is not repeated; an interrupted one resumes.
 """
 

@@ -133,7 +133,10 @@ class Discriminator(GrowingDiscriminator):
 
 
 def _steps(config: BigGANDeepConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
-    """From the image down: each resolution, its head and two blocks, of which the first may halve it."""
+    """From the image down: each resolution, its head and its two blocks.
+
+    The first block halves, until the smallest map is reached.
+    """
     resolution = config.resolution
     for inputs, outputs in itertools.pairwise(config.discriminator_widths):
         down: list[nn.Module] = [

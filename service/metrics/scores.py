@@ -4,6 +4,7 @@ A value's name says what was measured: `fd_efficientnet_lite0_2k_held_out` is th
 2,000 generated images to the held-out ones, in EfficientNet's features.
 """
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -115,6 +116,16 @@ class Real:
         """A sample of the reference; of a file there is none."""
         known = {"held_out": self.held_out, "training": self.training}
         return known.get(self.reference, Images())
+
+    @functools.cached_property
+    def target(self) -> Moments:
+        """The moments of the reference."""
+        return self.moments or moments(_given(self.compared.features))
+
+    @functools.cached_property
+    def ordered(self) -> Images:
+        """The sample of the reference in an order of its own."""
+        return self.compared.settled(self.compared.count)
 
     @property
     def others(self) -> Images:
@@ -250,15 +261,13 @@ def _settle(generated: Generated, with_images: bool) -> Generated:
 def _distances(scores: Sequence[str], shown: Images, real: Real, seed: int) -> dict[str, float]:
     """The distances of images to the reference."""
     values: dict[str, float] = {}
-    compared = real.compared
     if "fd" in scores:
-        target = real.moments or moments(_given(compared.features))
-        values["fd"] = frechet_distance(target, moments(_given(shown.features)))
+        values["fd"] = frechet_distance(real.target, moments(_given(shown.features)))
     if "kid" in scores:
-        features = _given(compared.settled(compared.count).features)
+        features = _given(real.ordered.features)
         values["kid"], values["kid_std"] = kid(features, _given(shown.features), seed)
     if "swd" in scores:
-        images = _given(compared.settled(compared.count).images)
+        images = _given(real.ordered.images)
         values |= _swd(images, _given(shown.images), seed)
     return values
 

@@ -11,8 +11,8 @@ from sklearn.svm import LinearSVC
 class Separability:
     """`score` is exp(Σ H(Y|X)) over the attributes, entropies in nats; 1 is perfect.
 
-    `varying` counts the attributes of which the surer half of the images shows both values; the others
-    have no entropy, whatever the latents are.
+    `varying` counts the attributes that some of the surer half of the images have and others lack. All
+    other attributes have no entropy, whatever the latents are.
     """
 
     score: float

@@ -34,7 +34,7 @@ def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
 
 
 def need_network(scores: Collection[str], index: Index) -> bool:
-    """Whether a score needs a network of features; modes of stacked digits are told by pixels."""
+    """Whether a score needs a network of features. The modes of stacked digits are read from pixels."""
     stacked = shows_stacked_digits(index.about)
     return need_features([score for score in scores if not (stacked and score == "modes")])
 

@@ -86,7 +86,8 @@ class LabelScores:
         labels = self._index.label[self._index.rows(held_out=False)].astype(np.int64)
         labels = labels[labels != NO_LABEL]
         classifier: Classifier | StackedDigits
-        if shows_stacked_digits(self._index.about):
+        stacked = shows_stacked_digits(self._index.about)
+        if stacked:
             classifier = self._digits_at(resolution)
             shown = classifier(generated.images)
         else:
@@ -101,7 +102,6 @@ class LabelScores:
             "modes_kl": result.divergence,
             "modes_accuracy": classifier.accuracy,
         }
-        stacked = shows_stacked_digits(self._index.about)
         protocol = replace(self._protocol, features="") if stacked else self._protocol
         return {protocol.name(part): value for part, value in values.items()}
 

@@ -135,8 +135,7 @@ class Scorer:
 
     def _score(self, trained: Trained, truncation: Truncation | None) -> Score:
         settings, resolution = self.settings, trained.stage.resolution
-        lacks = scores.obstacles(self.setting(resolution))
-        possible = [score for score in settings.scores if score not in lacks]
+        possible = self._possible(resolution)
         if not possible:
             scores.check_scores(settings.scores, self.setting(resolution))
         values = self._of_images(possible, trained, truncation) | self._of_paths(possible, trained)
@@ -144,6 +143,11 @@ class Scorer:
         value = values.get(by, math.nan) if settings.best in RANKING else math.nan
         rank = -value if settings.best in HIGHER_IS_BETTER else value
         return Score(trained.clock, resolution, by, rank, values, samples)
+
+    def _possible(self, resolution: int) -> list[ScoreName]:
+        """The scores that images of this resolution allow."""
+        lacks = scores.obstacles(self.setting(resolution))
+        return [score for score in self.settings.scores if score not in lacks]
 
     def nearest_pairs(self, trained: Trained, count: int) -> NDArray[np.uint8]:
         """The generated images [2 · count, h, w, c] that are nearest in features, pair after pair.
@@ -161,7 +165,7 @@ class Scorer:
     def _of_images(
         self, possible: list[ScoreName], trained: Trained, truncation: Truncation | None
     ) -> dict[str, float]:
-        """The values of those scores that are told from generated images."""
+        """The scores that are computed from generated images."""
         of_sets, of_labels = (
             [score for score in possible if score in kind] for kind in (OF_SETS, OF_LABELS)
         )
@@ -254,17 +258,14 @@ class Scorer:
         assert self._features is not None
         with full_precision():
             real = self._at(resolution).real
-        assert real.compared.features is not None
-        write_reference(path, real.moments or moments(real.compared.features), self._features)
+        write_reference(path, real.target, self._features)
 
     def _at(self, resolution: int) -> _Reality:
         """The real images at a resolution, measured at the first call."""
         if resolution not in self._reality:
             statistics = self._statistics(resolution, self._features) if self._features else None
             real = self._real(resolution, statistics)
-            lacks = scores.obstacles(self.setting(resolution))
-            possible = [score for score in self.settings.scores if score not in lacks]
-            floors = scores.floors(possible, real, self.protocol)
+            floors = scores.floors(self._possible(resolution), real, self.protocol)
             self._reality[resolution] = _Reality(real, statistics, floors)
         return self._reality[resolution]
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 from service.collapse.state import Kind
+from service.config import Config
 from service.config.amendments import augment_more, resolve
 from service.engine.plain import PlainState
 from service.engine.state import TrainState, new_state
@@ -22,7 +23,8 @@ def rewind(context: Context, saver: checkpoint.Checkpointer, state: TrainState) 
     checkpoint cannot be read or written.
     """
     before = state.plain()
-    values = _valid(context, state, _amendment(context, state))
+    config, _ = context.amended(state)
+    values = _valid(config, _amendment(context, config, state))
     name = _go_back(context, state, _limit(before))
     earlier = ((min(at, state.clock), change) for at, change in before.amendments)
     state.attempt = before.attempt + 1
@@ -47,12 +49,11 @@ def rewind(context: Context, saver: checkpoint.Checkpointer, state: TrainState) 
         saver.wait()
 
 
-def _amendment(context: Context, state: TrainState) -> dict[str, float]:
+def _amendment(context: Context, config: Config, state: TrainState) -> dict[str, float]:
     """The settings that this rewind changes: the next amendment's, or the last one's again.
 
     Where D learns its images by heart, other amendments help.
     """
-    config, _ = context.amended(state)
     amendments, overfit = context.config.collapse.amendments, context.config.collapse.overfit_amendment
     if state.collapse.verdict.kind is Kind.D_OVERFIT:
         if overfit is not None:
@@ -63,10 +64,10 @@ def _amendment(context: Context, state: TrainState) -> dict[str, float]:
     return resolve(config.training, amendments[number], f"collapse.amendments[{number}]")
 
 
-def _valid(context: Context, state: TrainState, values: dict[str, float]) -> dict[str, float]:
+def _valid(config: Config, values: dict[str, float]) -> dict[str, float]:
     """The values; none, with a line in the log, if they are out of bounds: a factor may repeat."""
     try:
-        context.amended(state)[0].amended(values)
+        config.amended(values)
     except ValueError as error:
         log.warning("event=amendment_out_of_bounds values=%s error=%s", values, error)
         return {}

@@ -36,7 +36,7 @@ DENSITY = f"density_{FEATURES}_{IMAGES}_held_out"
 
 
 def run_of(folder: Path, family: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A run on digits, of which the checkpoint says so."""
+    """A run whose checkpoint claims to be trained on digits."""
     monkeypatch.setitem(FAMILIES, family, FAMILIES[family] | {"classes": 10, "channels": 1})
     scores = {"scores": ["swd"], "best": "swd", "images": IMAGES}
     address = make_run(folder, family, data=str(data), evaluation=scores)

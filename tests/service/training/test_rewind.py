@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,6 +196,17 @@ def test_without_a_healthy_checkpoint_a_run_begins_anew(digits, tmp_path):
     assert state.amendments[0][0] == 0
 
 
+def augmented(digits: Path, run: Path, **collapse: Any) -> Config:
+    """A run that changes half of the images that D sees."""
+    return tiny_config(
+        digits,
+        run,
+        checkpoint={"every_images": 80},
+        training={"augment": "diffaugment", "augment_p": 0.5},
+        collapse=collapse,
+    )
+
+
 def overfits(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """So many times, at 112 images, the verdict is that D learns by heart."""
     verdicts = [Verdict(Level.COLLAPSED, Kind.D_OVERFIT, "by heart", 80)] * times
@@ -210,13 +222,7 @@ def test_a_discriminator_that_learns_by_heart_sees_more_changed_images(digits, t
     """Instead of the amendment for all other kinds."""
     expected = {"training.augment_p": 0.75}
     overfits(monkeypatch, times=1)
-    config = tiny_config(
-        digits,
-        tmp_path / "run",
-        checkpoint={"every_images": 80},
-        training={"augment": "diffaugment", "augment_p": 0.5},
-        collapse={"amendments": [AMENDMENT]},
-    )
+    config = augmented(digits, tmp_path / "run", amendments=[AMENDMENT])
     (record,) = train(config, 160).events("rewind")
     assert record.event.details["amendment"] == expected
     assert [values for _, values in final(config)[1].state.amendments] == [expected]
@@ -227,13 +233,7 @@ def test_a_factor_that_leads_out_of_bounds_is_left_out_and_the_run_goes_on(
 ):
     """Once it can be applied, as is checked at the start, but not twice."""
     overfits(monkeypatch, times=2)
-    config = tiny_config(
-        digits,
-        tmp_path / "run",
-        checkpoint={"every_images": 80},
-        training={"augment": "diffaugment", "augment_p": 0.5},
-        collapse={"overfit_amendment": {"training.augment_p": "x1.6"}},
-    )
+    config = augmented(digits, tmp_path / "run", overfit_amendment={"training.augment_p": "x1.6"})
     events = train(config, 160).events("rewind")
     assert [each.event.details["amendment"] for each in events] == [{"training.augment_p": 0.8}, {}]
     assert final(config)[1].state.clock == 160
