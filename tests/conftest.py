@@ -19,6 +19,7 @@ from service import pack
 from service.config import Config
 from service.config.command_line import ConfigOptions, parse_config
 from service.config.yaml import load_preset
+from service.storage.lock import RunLock
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,6 +122,21 @@ def stack(servers: Stack) -> Stack:
         patch.setattr(local, "SCRAPE", "500ms")  # runs of tests last but some seconds
         servers.up()
     return servers
+
+
+@pytest.fixture(autouse=True)
+def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A lock that a test took and did not release would renew, and log, in the tests that follow."""
+    taken, acquire = [], RunLock.acquire
+
+    def noted(lock: RunLock, patience_s: float = 0) -> int:
+        taken.append(lock)
+        return acquire(lock, patience_s)
+
+    monkeypatch.setattr(RunLock, "acquire", noted)
+    yield
+    for lock in taken:
+        lock.release()
 
 
 PLACES = ["folder", pytest.param("s3", marks=pytest.mark.stack)]

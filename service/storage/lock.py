@@ -159,7 +159,9 @@ class RunLock:
             return self._holder.token
 
     def release(self) -> None:
-        """Release the lock; the token stays, and the next holder's is one higher."""
+        """Release the lock, once; the token stays, and the next holder's is one higher."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         if self._thread:
             self._thread.join()

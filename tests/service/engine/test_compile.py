@@ -32,7 +32,7 @@ def test_compiled_networks_train_as_they_do_without(family, cycles, monkeypatch,
     compiled = gpu.losses(gpu.small(family, images=16, compile=True), CPU, cycles)
     plain = gpu.losses(gpu.small(family, images=16), CPU, cycles)
     torch.testing.assert_close(compiled, plain, rtol=2e-3, atol=1e-4)
-    assert not [record for record in caplog.records if record.name.startswith("service")]
+    assert not [record for record in caplog.records if record.name.startswith("service.engine")]
     assert torch._dynamo.utils.counters["graph_break"] == {}
     assert len(graphs) >= 4  # each network with gradients and without, or with other inputs
 
@@ -44,6 +44,6 @@ def test_a_network_that_cannot_be_compiled_is_logged_and_called_as_it_is(caplog)
     call = Compiled(nn.ReLU(), backend=backend)
     with caplog.at_level(logging.WARNING):
         assert [call(torch.ones(2)).tolist() for _ in range(2)] == [[1, 1], [1, 1]]
-    (warning,) = [r.getMessage() for r in caplog.records if r.name.startswith("service")]
+    (warning,) = [r.getMessage() for r in caplog.records if r.name.startswith("service.engine")]
     assert "event=not_compiled" in warning
     assert "no compiler here" in warning
