@@ -2,8 +2,7 @@
 
 Threads would not do: whatever holds Python's lock, such as the training loop or a request to S3, stops
 all of them at each image. So one process reads a worker's windows, and one or more decode them. Each
-ends with its parent, however that ends. They are forked from a process that has imported what they need,
-and nothing else: starting sixteen takes no longer than starting one.
+ends with its parent, however that ends.
 """
 
 import contextlib
@@ -12,10 +11,7 @@ import math
 import mmap
 import os
 import queue
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,29 +20,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from service.data.dataset import BadSamples, BadWindow, Batch, Dataset, Request, Samples, unlabelled
 from service.data.order import Order, WindowKey
+from service.data.starter import Starter, starter
 from service.data.stream import READ_OVER_BYTES, Stream, Window, WindowReader
 from service.errors import DataError, ServiceError
-from service.glibc import KEEP_FREED_MEMORY
 from service.storage import StorageError
 from service.storage.base import LONGEST_PAUSE_S
 
-END_LIMIT_S = 10.0
-ONE_THREAD = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-}
-"""A process is forked safely only while it has no other threads, such as numpy's and pyarrow's."""
-NAMES = {"_serve_windows": "gan-reader", "_serve_batches": "gan-decoder"}
+READER, DECODER = "gan-reader", "gan-decoder"
 """What `ps` and `top` call the processes."""
 SIGN_EVERY_S = 1.0
 SILENT_S = 30.0
@@ -144,21 +131,15 @@ class Feeders:
         arenas = [_shared_memory(slots.count * slots.size) for _ in range(decoders)]
         lines = [(end.fileno(), arena) for (end, _), arena in zip(pairs, arenas, strict=True)]
         files = [signs, *itertools.chain(*lines)]
-        ends = [end.fileno() for _, end in pairs]
-        self._starter = _Starter(
-            [
-                _Work(_serve_windows, files, (dataset, slots, self._turns)),
-                *(
-                    _Work(
-                        _serve_batches,
-                        [signs, end, arena, memory],
-                        (dataset.order, unlabelled(dataset), slots, number),
-                    )
-                    for number, (end, arena) in enumerate(zip(ends, arenas, strict=True), 1)
-                ),
-            ]
-        )
-        self._decoders = self._starter.processes[1:]
+        used = starter()
+        self._reader = _Process(used, READER, _serve_windows, files)
+        self._reader.send((dataset, slots, self._turns))
+        self._decoders = [
+            _Process(used, DECODER, _serve_batches, [signs, end.fileno(), arena, memory])
+            for (_, end), arena in zip(pairs, arenas, strict=True)
+        ]
+        for number, decoder in enumerate(self._decoders, 1):
+            decoder.send((dataset.order, unlabelled(dataset), slots, number))
         for file in (signs, memory, *arenas):
             os.close(file)
         for pair in pairs:
@@ -219,7 +200,8 @@ class Feeders:
 
     def close(self) -> None:
         """End the processes, whatever they are doing."""
-        self._starter.close()
+        for process in (self._reader, *self._decoders):
+            process.end()
 
     def __enter__(self) -> "Feeders":
         return self
@@ -232,71 +214,14 @@ class Feeders:
         return self._ranks.setdefault(lane, len(self._ranks))
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a process does: it serves its parent with these files, and first receives `setup`."""
-
-    serve: Callable[..., None]
-    files: list[int]
-    setup: Any
-
-
-class _Starter:
-    """The process that the others are forked from, seen from their parent; it waits for them to end."""
-
-    def __init__(self, works: Sequence[_Work]):
-        self._control, control = Pipe()
-        pipes = [Pipe() for _ in works]
-        plans = [
-            (work.serve.__name__, [end.fileno(), *work.files])
-            for work, (_, end) in zip(works, pipes, strict=True)
-        ]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(control.fileno())],
-            pass_fds={control.fileno(), *itertools.chain(*(files for _, files in plans))},
-            stdin=subprocess.DEVNULL,
-            env=os.environ | KEEP_FREED_MEMORY | ONE_THREAD | {"PYTHONPATH": _module_path()},
-        )
-        control.close()
-        self._control.send(plans)
-        self._codes: dict[int, int] = {}
-        self.processes = [_Process(self, i, ours) for i, (ours, _) in enumerate(pipes)]
-        for work, process, (_, end) in zip(works, self.processes, pipes, strict=True):
-            end.close()
-            process.send(work.setup)
-
-    def exit_code(self, number: int) -> int | None:
-        """The exit code of a process that ends, or of the starter if that ended without telling."""
-        with contextlib.suppress(EOFError, OSError):
-            while number not in self._codes and self._control.poll(END_LIMIT_S):
-                ended, code = self._control.recv()
-                self._codes[ended] = code
-        return self._codes.get(number, self._process.poll())
-
-    def close(self) -> None:
-        """Ask all processes to end, which they do at once; kill those that take too long."""
-        for process in self.processes:
-            process.end()
-        try:
-            self._process.wait(END_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(psutil.Error):  # they may end meanwhile
-                for child in psutil.Process(self._process.pid).children():
-                    child.kill()
-            self._process.kill()
-            self._process.wait()
-        self._control.close()
-
-
-def _module_path() -> str:
-    return os.pathsep.join(filter(None, sys.path))
-
-
 class _Process:
-    """Another process, seen from its parent."""
+    """Another process that calls `serve` with a connection and these files, seen from this one."""
 
-    def __init__(self, starter: _Starter, number: int, connection: Connection):
-        self._starter, self._number, self._connection = starter, number, connection
+    def __init__(self, used: Starter, name: str, serve: Callable[..., None], files: Sequence[int]):
+        self._connection, end = Pipe()
+        with end:
+            self._pid = used.start(name, serve, [end.fileno(), *files])
+        self._starter = used
 
     def send(self, message: Any) -> None:
         """Send a job. If the process has died, `receive` says so."""
@@ -308,12 +233,13 @@ class _Process:
         try:
             return self._connection.recv()
         except (EOFError, OSError):
-            code = self._starter.exit_code(self._number)
+            code = self._starter.exit_code(self._pid)
             raise RuntimeError(f"a decoding process died (exit code {code})") from None
 
     def end(self) -> None:
-        """Ask it to end, which it does at once."""
+        """End it, whatever it is doing."""
         self._connection.close()
+        self._starter.end(self._pid)
 
 
 def _shared_memory(size: int) -> int:
@@ -404,8 +330,9 @@ class _Slots:
 # The reading process -----------------------------------------------------------------------------
 
 
-def _serve_windows(parent: Connection, signs: int, *files: int) -> None:
+def _serve_windows(to_parent: int, signs: int, *files: int) -> None:
     """Read the windows that the decoders request, until the parent ends."""
+    parent = Connection(to_parent)
     setup: tuple[Dataset, _Slots, int] = parent.recv()
     dataset, slots, turns = setup
     reader = dataset.open_reader()
@@ -586,8 +513,9 @@ def _receive_into(end: socket.socket, blob: bytearray) -> None:
         view = view[count:]
 
 
-def _serve_batches(parent: Connection, signs: int, reader: int, arena: int, memory: int) -> None:
+def _serve_batches(to_parent: int, signs: int, reader: int, arena: int, memory: int) -> None:
     """Fill batches, job by job, until the parent ends."""
+    parent = Connection(to_parent)
     setup: tuple[Order, NDArray[np.int64], _Slots, int] = parent.recv()
     order, bad_rows, slots, number = setup
     remote = _RemoteReader(reader, memoryview(mmap.mmap(arena, 0)), slots)
@@ -625,49 +553,3 @@ def _portable(error: BaseException) -> Exception:
         return error
     trace = "".join(traceback.format_exception(error))
     return RuntimeError(f"reading data failed:\n{trace}")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Fork the processes that the parent asks for, and tell it of each one's end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when they end
-    control = Connection(int(arguments[0]))
-    plans: list[tuple[str, list[int]]] = control.recv()
-    every = {file for _, files in plans for file in files}
-    numbers: dict[int, int] = {}
-    for number, (serve, files) in enumerate(plans):
-        child = os.fork()
-        if not child:
-            for file in {control.fileno(), *every}.difference(files):
-                os.close(file)
-            _serve(serve, files)
-        numbers[child] = number
-    for file in every:
-        os.close(file)
-    while numbers:
-        child, status = os.wait()
-        with contextlib.suppress(OSError):
-            control.send((numbers.pop(child), os.waitstatus_to_exitcode(status)))
-
-
-def _serve(name: str, files: Sequence[int]) -> NoReturn:
-    """What a forked process does; it never comes back into the code that forked it."""
-    code = 1
-    try:
-        work = next(one for one in (_serve_windows, _serve_batches) if one.__name__ == name)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/comm").write_text(NAMES[name])
-        work(Connection(files[0]), *files[1:])
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    from service.data import (
-        feeder,  # pickled objects must belong to this module by name, not to __main__
-    )
-
-    feeder.main(sys.argv[1:])

@@ -18,6 +18,7 @@ from service.data.index import Index, read_index
 from service.data.indexing import check_shards
 from service.data.loader import BATCHES_AHEAD, Loader, check_prefetch
 from service.data.order import Order
+from service.data.starter import starter
 from service.engine.curriculum import Curriculum
 from service.errors import DataError
 from service.storage import open_storage
@@ -223,7 +224,8 @@ def test_what_is_read_ahead_beyond_the_memory_limit_is_refused(digits):
             check_prefetch(dataset, 1, 1 << 20, batch, image_bytes)
 
 
-def test_no_thread_and_no_process_is_left_behind(digits):
+def test_no_thread_and_no_process_but_the_starter_is_left_behind(digits):
+    starter()
     before, children = set(threading.enumerate()), set(psutil.Process().children(recursive=True))
     endless = (Request(np.arange(n, n + 8), 8) for n in range(0, 10**9, 8))
     with Feeders(dataset_of(digits), 2, BATCHES_AHEAD + 1, LARGEST) as feeders:
