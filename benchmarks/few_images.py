@@ -217,8 +217,8 @@ MEASURED = """
 ## Measured
 
 `python -m benchmarks.few_images` trains a small DCGAN at 32 px on 1,000 images of Fashion-MNIST,
-{shown:,} images shown each. `{name}` is the distance of 10,000 samples of the EMA to the 10,000
-test images; lower is better.
+{shown:,} images shown each. `{name}` is the distance of 10,000 samples of the EMA
+to the 10,000 test images; lower is better.
 
 {table}
 
