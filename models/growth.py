@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from models.precision import without_autocast
 from models.shape import Stage
 
 
 def upsample(images: Tensor) -> Tensor:
     """Images at twice the size, by nearest neighbour; copying pixels changes no dtype."""
     # autocast on CUDA would make them fp32, and all that is added to them
-    with torch.autocast(images.device.type, enabled=False):
+    with without_autocast(images):
         return F.interpolate(images, scale_factor=2, mode="nearest")
 
 

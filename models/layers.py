@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from models import growth
+from models.precision import without_autocast
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over some workers, and its gradient likewise; the identity for one worker."""
@@ -244,7 +245,7 @@ class SpectralNorm(ScaledLayer):
 
     def sigma(self) -> Tensor:
         """The current estimate of the largest singular value, a scalar."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight):
             return _sigma(self.weight, self.u, self.v)
 
     @override
@@ -252,7 +253,7 @@ class SpectralNorm(ScaledLayer):
         """The weight scaled to a largest singular value of about 1, unchanged if not `normalised`."""
         if not self.normalised:
             return self.weight
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight):
             if torch.is_grad_enabled():
                 return _OverSigma.apply(self.weight, self.u, self.v)
             return _over_sigma(self.weight, self.u, self.v)
