@@ -65,9 +65,10 @@ class SharedEmbedding(nn.Module):
     def __init__(self, classes: int | None, size: int):
         super().__init__()
         self.size = size if classes else 0
-        self.table = nn.Embedding(classes, size) if classes else None
-        if self.table is not None:
-            nn.init.orthogonal_(self.table.weight)
+        self.table = None
+        if classes:
+            rows = nn.init.orthogonal_(torch.empty(classes, size))
+            self.table = nn.Embedding(classes, size, _weight=rows)
 
     @override
     def forward(self, labels: Tensor, latents: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ or halves: the generator's draws images of r px from features at r / 2.
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -116,13 +117,14 @@ def _steps(config: DCGANConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module
         yield 2 * size, FromImages(config.channels, features), down
 
 
+@torch.no_grad()
 def _initialise(network: nn.Module) -> None:
     """Weights from N(0, 0.02²), gains of norms from N(1, 0.02²) (Radford et al. 2016, §4)."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(layer.weight, 0.0, WEIGHT_STD)
+            layer.weight.copy_(torch.randn(layer.weight.shape).mul_(WEIGHT_STD))
         elif isinstance(layer, BatchNorm) and isinstance(layer.gain, nn.Parameter):
-            nn.init.normal_(layer.gain, 1.0, WEIGHT_STD)
+            layer.gain.copy_(torch.randn(layer.gain.shape).mul_(WEIGHT_STD).add_(1))
 
 
 def build(config: DCGANConfig) -> tuple[Generator, Discriminator]:

@@ -233,11 +233,16 @@ class SpectralNorm(ScaledLayer):
     normalised = True
 
     def start_vectors(self) -> None:
-        """Draw the vectors from torch's default random generator and align them once."""
+        """Draw the vectors from torch's default random generator and align them once.
+
+        Not on the meta device: it has no numbers, and takes a second to import how it computes none.
+        """
         rows = self.matrix()
-        self.register_buffer("u", F.normalize(torch.randn_like(rows[:, 0]), dim=0))
-        self.register_buffer("v", torch.zeros_like(rows[0]))
-        spectral_iterate(self)
+        left, right = torch.randn(rows.shape[0]), torch.zeros(rows.shape[1])
+        self.register_buffer("u", left if rows.is_meta else F.normalize(left, dim=0))
+        self.register_buffer("v", right)
+        if not rows.is_meta:
+            spectral_iterate(self)
 
     def matrix(self) -> Tensor:
         """The weight as [out, in·kh·kw]: a view of a channels-last weight."""
@@ -467,7 +472,7 @@ class EqualLinear(Equalized):
         super().__init__()
         self.scale = gain / math.sqrt(inputs) * rate
         self.rate = rate
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs).div_(rate))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     @override
@@ -536,9 +541,10 @@ class LabelledLatents(nn.Module):
     def __init__(self, latents: int, classes: int | None):
         super().__init__()
         self.size = latents * (2 if classes else 1)
-        self.embedding = nn.Embedding(classes, latents) if classes else None
-        if self.embedding is not None:
-            nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(latents))
+        self.embedding = None
+        if classes:
+            short = torch.randn(classes, latents).div_(math.sqrt(latents))
+            self.embedding = nn.Embedding(classes, latents, _weight=short)
 
     @override
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:

@@ -154,3 +154,23 @@ def test_settings_that_make_no_network_say_so(family, change, words):
 def test_a_setting_that_a_family_needs_is_named():
     with pytest.raises(ValueError, match="latents is missing; biggan needs it"):
         models.build("biggan", resolution=32)
+
+
+SHAPES_ALONE = """
+import sys
+import torch
+import models
+from tests.runs import FAMILIES
+for family, settings in FAMILIES.items():
+    with torch.device("meta"):
+        models.build(family, **settings)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_networks_of_shapes_alone_are_built_without_a_compiler():
+    """Its import takes longer than most samples, which are drawn after such networks were built."""
+    command = [sys.executable, "-c", SHAPES_ALONE]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

@@ -57,7 +57,7 @@ def write(folder: Path, digits: Path | str, space: Any = SPACE) -> list[str]:
 def swept(digits, stack, tmp_path_factory) -> tuple[Path, str]:
     """A grid with successive halving, one trial after the other."""
     folder = tmp_path_factory.mktemp("swept")
-    halving = ["--grace-images", str(EVERY), "--reduction", "2", "--concurrent", "1"]
+    halving = ["--grace-images", str(EVERY), "--reduction", "2", "--concurrent", "2"]
     command = [*write(folder, digits), "--search", "grid", *halving]
     code, output = run_command("service.sweep", *command, **stack.environment)
     assert code == 0, output
