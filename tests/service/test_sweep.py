@@ -55,7 +55,7 @@ def write(folder: Path, digits: Path | str, space: Any = SPACE) -> list[str]:
 
 @pytest.fixture(scope="module")
 def swept(digits, stack, tmp_path_factory) -> tuple[Path, str]:
-    """A grid with successive halving, one trial after the other."""
+    """A grid with successive halving, two trials at a time."""
     folder = tmp_path_factory.mktemp("swept")
     halving = ["--grace-images", str(EVERY), "--reduction", "2", "--concurrent", "2"]
     command = [*write(folder, digits), "--search", "grid", *halving]
@@ -97,9 +97,9 @@ def test_credentials_appear_nowhere(swept, stack):
 
 def test_halving_leaves_what_it_stops_in_order(swept):
     folder, _ = swept
-    first, second, _ = (trials(folder)[weight] for weight in WEIGHTS)
-    assert first["state"] == "finished"  # nothing had come before it
-    for row in (first, second):
+    rows = [trials(folder)[weight] for weight in WEIGHTS[:2]]
+    assert "finished" in [row["state"] for row in rows]
+    for row in rows:
         storage = open_storage(str(folder / "sweep" / "trials" / row["trial"]))
         holder, _ = read_holder(storage)
         assert holder is not None

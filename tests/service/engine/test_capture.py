@@ -27,7 +27,7 @@ from tests.conftest import assert_equal
 from tests.tape import Tape, Tapes
 
 CPU = torch.device("cpu")
-CYCLES = 30
+CYCLES = 21
 OPERATIONS = {
     "dcgan": 630,
     "sagan": 2230,
@@ -70,7 +70,7 @@ def test_replayed_cycles_are_those_of_the_host_to_the_bit(family, precision, mon
 
     And none launches more than it did.
     """
-    config = gpu.small(family, images=160, precision=precision)
+    config = gpu.small(family, images=112, precision=precision)
     plain, expected = trained(config)
     made = with_tapes(monkeypatch)
     taped, measured = trained(config)

@@ -324,7 +324,7 @@ def rewrite(storage, change, file: str = "", data: bytes = b"") -> str:
             r"damaged \(state\.collapse\.verdict\.lev",
         ),
     ],
-    ids=str,
+    ids=lambda given: str(given)[:60],
 )
 def test_a_manifest_that_no_training_writes_is_named_and_passed_over(
     storage, state, token, caplog, part, change, words
