@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 
 from service.glibc import KEEP_FREED_MEMORY
 
-ANSWER_S = 10.0
-"""A starter that does not answer for so long is given up."""
+ANSWER_S = 60.0
+"""A starter that imported all it needs, and is asked for an end, answers sooner or has been stopped."""
 ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -68,7 +68,8 @@ class Starter:
         what `ps` shows.
         """
         place = dict(os.environ), os.getcwd()
-        return self._ask(("start", name, serve, len(files), place), files)
+        # first it imports, which may take long from a disk that is away or busy
+        return self._ask(("start", name, serve, len(files), place), files, limit_s=None)
 
     def exit_code(self, pid: int | None) -> int | None:
         """The exit code of a process that ends; the starter's own if that has ended."""
@@ -90,8 +91,10 @@ class Starter:
             self._process.kill()
             self._process.wait()
 
-    def _ask(self, request: Any, files: Sequence[int] = ()) -> int | None:
-        """Its answer; None if it has ended, or gives none, which ends it."""
+    def _ask(
+        self, request: Any, files: Sequence[int] = (), limit_s: float | None = ANSWER_S
+    ) -> int | None:
+        """Its answer; None if it has ended, or gives none within the limit, which ends it."""
         with self._one_asks:
             if not self.lives:
                 return None
@@ -99,7 +102,7 @@ class Starter:
                 self._control.send(request)
                 for first in range(0, len(files), FILES_AT_ONCE):
                     socket.send_fds(self._socket, [b" "], files[first : first + FILES_AT_ONCE])
-                if self._control.poll(ANSWER_S):
+                if self._control.poll(limit_s):
                     answer: int = self._control.recv()
                     return answer
             self.close()
