@@ -14,11 +14,13 @@ from service.config import Config
 from tests.conftest import ROOT, run_command
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_that_nothing_was_checked():
     code, output = run_command("benchmarks.gpu", CUDA_VISIBLE_DEVICES="")
     assert (code, "NOTHING WAS CHECKED" in output) == (3, True), output
 
 
+@pytest.mark.slow
 def test_nor_does_the_service_without_one():
     code, output = run_command("benchmarks.gpu_service", CUDA_VISIBLE_DEVICES="")
     assert (code, "NOTHING WAS CHECKED" in output) == (3, True), output
@@ -33,6 +35,7 @@ def test_the_services_runs_are_valid_configurations(tmp_path, workers):
         assert config.scale.gpu
 
 
+@pytest.mark.slow
 def test_it_needs_neither_the_cluster_nor_its_clients():
     script = "import benchmarks.gpu, json, sys; print(json.dumps(sorted(sys.modules)))"
     result = subprocess.run(
@@ -42,6 +45,7 @@ def test_it_needs_neither_the_cluster_nor_its_clients():
     assert roots.isdisjoint({"ray", "mlflow", "boto3", "webdataset", "sklearn"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", gpu.SMALL)
 def test_its_small_trainings_train(family):
     losses = gpu.losses(gpu.small(family), torch.device("cpu"))

@@ -38,6 +38,7 @@ def promtool(*arguments: str, folder: Path = TESTS.parent) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["check", "rules", str(RULES)], ["test", "rules", TESTS.name]])
 def test_promtool_finds_every_alert_to_fire_when_it_should_and_only_then(arguments):
     promtool(*arguments)
@@ -85,6 +86,7 @@ IDLE = {
 }
 
 
+@pytest.mark.slow
 def test_on_pods_the_same_alerts_fire_and_an_idle_cluster_pages_nobody(tmp_path: Path):
     tests = on_pods(yaml.safe_load(TESTS.read_text()))
     tests["tests"].append(IDLE)

@@ -55,6 +55,7 @@ def test_discriminators_halve_to_4_px_but_from_32_px_only_twice(family, resoluti
     assert sides == [side]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_counts():
     command = [sys.executable, "-m", "models", "--params", "progan", "--resolution", "1024"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

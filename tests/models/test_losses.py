@@ -144,6 +144,7 @@ def test_penalties_are_their_formulas_with_differences_for_gradients(judge, imag
     torch.testing.assert_close(gp, expected, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_differences_over_small_noise_are_the_slope_in_the_mean(judge, images):
     """For a linear function exactly, whatever the step; for a network with enough draws, in float64."""
     draw = torch.Generator().manual_seed(0)

@@ -26,6 +26,7 @@ def arguments(digits, tmp_path) -> list[str]:
     return ["--config", str(file)]
 
 
+@pytest.mark.slow
 def test_it_tells_phases_workers_and_memory_and_makes_nothing(arguments, tmp_path, capsys):
     plan.main(arguments)
     printed = capsys.readouterr().out

@@ -100,6 +100,7 @@ def cells(sheet: np.ndarray, rows: int, columns: int, top: int = 0, left: int = 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 def test_a_grid_has_a_class_a_column_and_is_the_same_file_every_time(family, runs, tmp_path):
     columns = MODELS[family].get("classes", 5)

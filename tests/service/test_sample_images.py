@@ -54,6 +54,7 @@ def pngs(folder: Path) -> np.ndarray:
     return np.stack([pixels(file.read_bytes()) for file in sorted(folder.glob("*.png"))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_is_the_same_to_the_bit_in_any_batch_and_share_and_on_any_cores(
     family, trained, tmp_path
@@ -330,6 +331,7 @@ def test_a_bucket_that_is_not_there_is_found_before_anything_is_drawn(s3, traine
             draw(trained["dcgan"], f"s3://no-such-bucket/{name}", 2)
 
 
+@pytest.mark.slow
 def test_shares_drawn_apart_make_one_folder_of_shards(trained, tmp_path):
     flags = ("--format", "shards", "--shard-samples", "25")
     draw(trained["biggan"], tmp_path / "whole", 100, *flags)

@@ -90,6 +90,7 @@ def test_odd_letters_let_no_address_pass(address):
         without_secrets(address)
 
 
+@pytest.mark.slow
 def test_hiding_takes_time_in_proportion_to_the_text():
     def seconds(length: int) -> float:
         text = "http://http:" * length

@@ -44,6 +44,7 @@ class Kept(Document):
     collapse: CollapseState
 
 
+@pytest.mark.slow
 @given(STATES)
 def test_it_survives_json_to_the_bit_whatever_was_measured(state):
     again = Kept.from_bytes(Kept(collapse=state).to_bytes(), "kept.json").collapse

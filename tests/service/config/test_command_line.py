@@ -118,6 +118,7 @@ def test_a_file_gives_what_its_flags_leave(tmp_path):
     assert (config.run.seed, config.run.images) == (7, 500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "words"),
     [

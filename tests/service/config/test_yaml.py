@@ -73,6 +73,7 @@ MERGES = "a0: &a0 {k: 1}\n" + "".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -43,6 +43,7 @@ def told_by(own: Starter, *files: int) -> list:
         return json.loads(ours.recv(1000))
 
 
+@pytest.mark.slow
 def test_a_process_has_the_files_environment_and_folder_of_now(own, tmp_path, monkeypatch):
     count, others, *now = told_by(own)
     assert (count, now) == (0, [None, os.getcwd(), 1])
@@ -71,6 +72,7 @@ def test_one_that_was_stopped_is_ended(own):
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.slow
 def test_a_starter_that_was_killed_starts_nothing_and_another_takes_its_place():
     used = starter()
     assert starter() is used

@@ -48,6 +48,7 @@ def test_shapes_stay_a_chance_of_0_changes_nothing_and_an_image_needs_no_other(k
     torch.testing.assert_close(alone, changed, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", DRAWS)
 def test_gradients_go_through_it_and_so_do_those_of_penalties(kind, channels):

@@ -158,6 +158,7 @@ def in_groups(preset: str, norm_group: int) -> Config:
     return Config(**values | {"scale": {"workers": "1:64"}})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("preset", ["biggan128", "biggan-deep128", "dcgan64", "sagan128"])
 def test_workers_with_whole_groups_exchange_gradients_once_a_step_and_nothing_else(preset):
@@ -177,6 +178,7 @@ def test_workers_with_whole_groups_exchange_gradients_once_a_step_and_nothing_el
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("preset", ["biggan128", "dcgan64"])
 def test_the_plan_counts_the_exchanges_that_a_cycle_makes(preset):
@@ -185,6 +187,7 @@ def test_the_plan_counts_the_exchanges_that_a_cycle_makes(preset):
     assert next(costs(config, span, [64])).exchanges == exchanges(config, 64).total()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("group")
 def test_changes_of_phase_leave_nothing_behind(tmp_path):
     """Fifty of them: as many tensors and process groups as after two."""

@@ -54,6 +54,7 @@ def test_every_family_costs_what_it_takes(family, precision):
     assert cost.flops == flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device_batch", [8, 4, 2])
 def test_portions_cost_as_much_again(device_batch):
     config = gpu.small("dcgan", norm_group=2)
@@ -65,6 +66,7 @@ def test_portions_cost_as_much_again(device_batch):
     assert cost.flops == flops
 
 
+@pytest.mark.slow
 def test_more_workers_share_the_operations_and_exchange():
     config = Config(**(gpu.small("progan").model_dump() | {"scale": {"workers": "1:4"}}))
     one, two, four = costs(config, first_span(config), [1, 2, 4])
@@ -73,6 +75,7 @@ def test_more_workers_share_the_operations_and_exchange():
     assert four.flops == pytest.approx(one.flops / 4, rel=0.05)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_weights_and_as_much_again_for_each_image():
     def peak(batch: int) -> int:
         values = gpu.small("biggan").model_dump() | {"scale": {"workers": 1}}
@@ -88,6 +91,7 @@ def test_memory_is_that_of_the_weights_and_as_much_again_for_each_image():
     assert 2 * few - more > 5 * g + 4 * d  # weights, gradients, two averages of Adam, and the EMA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["biggan", "sagan"])
 def test_portions_share_the_weights_over_their_singular_values(family):
     """More portions launch more of everything, but divide no weight again, and widen no kernel again."""

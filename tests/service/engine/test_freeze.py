@@ -65,6 +65,7 @@ def test_parts_stay_up_to_their_clock_and_move_from_the_next_cycle_on(digits):
         assert any(name.startswith("discriminator.tail.") for name in changed) == (number >= 2)
 
 
+@pytest.mark.slow
 def test_the_first_blocks_are_those_nearest_the_image_at_each_rung(digits):
     config = config_of(digits, {"discriminator.first.2": 10**6})
     seen = advance(config, new_state(config, torch.device("cpu")), 8 * CYCLE)
@@ -78,6 +79,7 @@ def test_the_first_blocks_are_those_nearest_the_image_at_each_rung(digits):
     assert any(name.startswith("discriminator.tail.0.") for name in high)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [CYCLE, 3 * CYCLE])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(digits, stop):
     config = config_of(digits, {"generator.embedding": 2 * CYCLE, "discriminator.first.1": 3 * CYCLE})

@@ -165,6 +165,7 @@ def test_penalties_are_taken_in_full_precision_whatever_the_rest_is_in(digits):
     assert penalties[0]["logit_real"] != penalties[1]["logit_real"]
 
 
+@pytest.mark.slow
 def test_cycles_import_neither_a_compiler_nor_pandas(digits):
     """Their imports would be a good part of a worker's start, at every start."""
     program = f"""

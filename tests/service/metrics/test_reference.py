@@ -87,6 +87,7 @@ def swollen(path: Path) -> None:
             part.write(bytes(1 << 25))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write",
     [

@@ -52,6 +52,7 @@ def measured(features: FeatureSet, scores=SCORES, images=GENERATED, **options) -
     return compute(scores, generated, features, real(features), **options)
 
 
+@pytest.mark.slow
 def test_every_score_is_the_one_of_its_module():
     features = thumbnails("thumbnail")
     held_out, training, generated = (features(x) for x in (HELD_OUT, TRAINING, GENERATED))
@@ -86,6 +87,7 @@ def test_every_score_is_the_one_of_its_module():
     }
 
 
+@pytest.mark.slow
 def test_against_training_images_the_same_formulas_see_those():
     features = thumbnails("thumbnail")
     generated = Generated(GENERATED, LABELS, features(GENERATED))
@@ -128,6 +130,7 @@ def test_the_floor_is_the_distance_of_real_images_that_are_not_in_the_reference(
     assert floors(SCORES, alone, protocol) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_does_not_depend_on_the_order_of_the_images(score):
     """Shards may be in the order of their classes; parts of them would show one class each."""
@@ -152,6 +155,7 @@ def test_images_of_a_class_in_a_row_show_as_many_classes_as_shuffled_ones():
     assert inception_score.inception_score(sure[order])[0] > 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_alone_is_what_it_is_among_all(score):
     features = thumbnails("thumbnail")
@@ -266,6 +270,7 @@ def test_a_score_is_refused_for_want_of_images_exactly_where_it_was_foretold(sco
         assert all(np.isfinite(list(measured(features, [score], GENERATED[:count]).values())))
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides_and_no_generator_of_the_process_is_drawn_from():
     features = thumbnails("thumbnail")
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()

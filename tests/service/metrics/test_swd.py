@@ -114,6 +114,7 @@ def test_patches_are_squares_of_the_image_all_over_it():
         assert np.ptp(corners, axis=0).tolist() == [9, 9]
 
 
+@pytest.mark.slow
 def test_equal_sets_are_at_no_distance_and_others_at_the_same_from_both_sides():
     a, b = tiles("china.jpg")[:60], tiles("flower.jpg")[:60]
     assert swd(a, a.copy()) == {16: 0, 32: 0}
@@ -121,6 +122,7 @@ def test_equal_sets_are_at_no_distance_and_others_at_the_same_from_both_sides():
     assert min(swd(a, b).values()) > 0
 
 
+@pytest.mark.slow
 def test_halves_of_one_photograph_are_nearer_than_two_photographs():
     china, flower = tiles("china.jpg"), tiles("flower.jpg")
     same, other = swd(china[0:240:2], china[1:240:2]), swd(china[0:240:2], flower[1:240:2])

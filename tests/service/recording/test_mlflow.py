@@ -207,6 +207,7 @@ def test_a_server_that_is_away_is_waited_for(answers, monkeypatch):
     check_store(f"{answers}/503", "e")
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_told_with_its_number(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow.MlflowClient(uri)

@@ -88,6 +88,7 @@ def test_a_live_holder_whose_clock_is_an_hour_behind_is_not_overtaken(storage):
         thread.join()
 
 
+@pytest.mark.slow
 def test_one_that_waits_takes_it_when_the_holder_is_done(storage):
     first = RunLock(storage)
     first.acquire()

@@ -57,6 +57,7 @@ def test_the_settings_are_read_off_the_shapes(oracle):
     assert given.family == next(name for name, file in FAMILIES.items() if file == oracle.stem)
 
 
+@pytest.mark.slow
 def test_a_folder_of_pth_files_is_read_too_the_running_average_first(oracle, tmp_path):
     tensors, expected = safetensors.torch.load_file(oracle), read(str(oracle))
     for network in "GD":

@@ -52,6 +52,7 @@ def begin(config: Config) -> tuple[TrainState, TrainState, InitDocument]:
     return state, drawn, document
 
 
+@pytest.mark.slow
 def test_networks_of_the_same_shape_take_everything(tmp_path):
     for family in FAMILIES:
         source = make_run(tmp_path / family, family)
@@ -107,6 +108,7 @@ def test_with_other_channels_only_what_touches_pixels_is_drawn(tmp_path):
     assert all("heads." in name for name in document.drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["progan", "stylegan", "biggan", "sagan", "biggan-deep"])
 def test_a_higher_resolution_takes_the_lower_blocks_of_both_networks(tmp_path, family):
     """The discriminator's blocks are numbered from the image: at twice the size all numbers differ."""
@@ -127,6 +129,7 @@ def test_a_higher_resolution_takes_the_lower_blocks_of_both_networks(tmp_path, f
     assert {8, 16} <= blocks
 
 
+@pytest.mark.slow
 def test_a_ladder_and_a_single_rung_take_from_each_other(tmp_path):
     source = make_run(tmp_path / "ladder", "biggan-deep")
     config = configure(tmp_path / "single", source, "biggan-deep")
@@ -168,6 +171,7 @@ def test_the_watched_singular_values_are_those_of_the_taken_weights(tmp_path):
         assert before[f"generator/{name}"][0] == pytest.approx(value, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_rewind_to_the_start_begins_with_the_same_weights(digits, tmp_path):
     train(tiny_config(digits, tmp_path / "source", run={"seed": 5}), 16)
     config = tiny_config(digits, tmp_path / "new", run={"init": str(tmp_path / "source")})
