@@ -12,6 +12,7 @@ class Forecast:
         self.spans = spans
         self.end = end
         self._begun: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
         self._factor = 1.0
 
     def seconds(self, start: int, end: int) -> float:
@@ -24,14 +25,19 @@ class Forecast:
         return total
 
     def left_s(self, clock: int, now: float) -> float:
-        """Seconds to the end, seen from the clock `clock` at the time `now`."""
-        if self._begun is None:
-            self._begun = (clock, now)
-        begun, at = self._begun
-        predicted = self.seconds(begun, clock)
-        if predicted > 0:
-            self._factor = (now - at) / predicted
-        return self.seconds(clock, self.end) * self._factor
+        """Seconds to the end at the time `now`, when the last that is known is the clock `clock`.
+
+        The speed is that since the first clock, or since the last rewind.
+        """
+        if self._begun is None or self._last is None or clock < self._last[0]:
+            self._begun = self._last = (clock, now)
+        if clock > self._last[0]:
+            self._last = (clock, now)
+            begun, at = self._begun
+            if predicted := self.seconds(begun, clock):
+                self._factor = (now - at) / predicted
+        left = self.seconds(clock, self.end) * self._factor
+        return max(0.0, left - (now - self._last[1]))
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,16 @@ def test_time_left_follows_the_rehearsal_and_is_corrected_by_what_was_seen():
     assert forecast.left_s(50, now=1010.0) == pytest.approx(50)  # half as fast as rehearsed
 
 
+def test_time_left_runs_down_until_more_is_known_and_starts_anew_with_a_rewind():
+    forecast = Forecast(SPANS, end=200)
+    forecast.left_s(0, now=1000.0)
+    assert forecast.left_s(50, now=1005.0) == pytest.approx(25)
+    assert forecast.left_s(50, now=1015.0) == pytest.approx(15)
+    assert forecast.left_s(50, now=1090.0) == 0
+    assert forecast.left_s(20, now=1100.0) == pytest.approx(28)  # the time of what was lost is no speed
+    assert forecast.left_s(40, now=1104.0) == pytest.approx(2 * 26)
+
+
 def test_beyond_the_table_the_last_span_goes_on():
     assert Forecast(SPANS, end=400).seconds(0, 400) == pytest.approx(10 + 60)
 
