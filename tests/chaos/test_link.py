@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.environment import RAY_ALONE
 from service.run import commits
 from tests.chaos.conftest import (
     CONFIG,
@@ -46,6 +47,7 @@ class Link:
             "RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}",
             "GLOO_SOCKET_IFNAME": DEVICE,
             "MLFLOW_TRACKING_URI": "",  # in the run's directory, which both namespaces see
+            **dict.fromkeys(RAY_ALONE, "1"),  # whatever cluster other tests have here
         }
         self._nodes: list[subprocess.Popen[bytes]] = []
 
