@@ -120,6 +120,7 @@ def _steps(config: DCGANConfig) -> Iterator[tuple[int, nn.Module, list[nn.Module
 @torch.no_grad()
 def _initialise(network: nn.Module) -> None:
     """Weights from N(0, 0.02²), gains of norms from N(1, 0.02²) (Radford et al. 2016, §4)."""
+    # not by `normal_`, for which PyTorch imports its compiler on the meta device
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.copy_(torch.randn(layer.weight.shape).mul_(WEIGHT_STD))

@@ -235,7 +235,7 @@ class SpectralNorm(ScaledLayer):
     def start_vectors(self) -> None:
         """Draw the vectors from torch's default random generator and align them once.
 
-        Not on the meta device: it has no numbers, and takes a second to import how it computes none.
+        On the meta device there are no numbers to align, and PyTorch would import its compiler for it.
         """
         rows = self.matrix()
         left, right = torch.randn(rows.shape[0]), torch.zeros(rows.shape[1])

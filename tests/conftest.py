@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 # for each other on a busy one take many times as long. Rounding does not depend on it, either.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-threadpool_limits(1)  # numpy's and SciPy's
+threadpool_limits(1)  # numpy's, which is there already
 # A deadline would time an example against a number of seconds, which a busy machine exceeds.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -2,7 +2,7 @@
 
 Threads would not do: whatever holds Python's lock, such as the training loop or a request to S3, stops
 all of them at each image. So one process reads a worker's windows, and one or more decode them. Each
-ends with its parent, however that ends.
+ends with the process that uses it, however that ends; `starter.py` starts them.
 """
 
 import contextlib
@@ -239,7 +239,8 @@ class _Process:
     def end(self) -> None:
         """End it, whatever it is doing."""
         self._connection.close()
-        self._starter.end(self._pid)
+        pid, self._pid = self._pid, None  # which another process may have some day
+        self._starter.end(pid)
 
 
 def _shared_memory(size: int) -> int:

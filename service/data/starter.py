@@ -6,6 +6,7 @@ starter begins with the first of them, and ends with the process that uses it, w
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -18,10 +19,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
 from service.glibc import KEEP_FREED_MEMORY
 
-ANSWER_S = 60.0
-"""A starter that imported all it needs, and is asked for an end, answers sooner or has been stopped."""
+log = logging.getLogger(__name__)
+
+FIRST_ANSWER_S, ANSWER_S = 600.0, 60.0
+"""A starter answers within seconds, once it has imported what it needs; else it has been stopped."""
 ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -48,7 +53,7 @@ class Starter:
                 env=os.environ | KEEP_FREED_MEMORY | ONE_THREAD | {"PYTHONPATH": _module_path()},
             )
         self._socket, self._control = ours, Connection(os.dup(ours.fileno()))
-        self._one_asks = threading.Lock()
+        self._one_asks, self._has_answered = threading.Lock(), False
         self.user = os.getpid()
 
     @property
@@ -64,12 +69,11 @@ class Starter:
     def start(self, name: str, serve: Callable[..., None], files: Sequence[int]) -> int | None:
         """The pid of a new process that calls `serve(*files)`; None if the starter has ended.
 
-        It has copies of these files and no others, this process's environment and its folder; `name` is
-        what `ps` shows.
+        Besides the standard streams it has copies of these files and no others; it has this process's
+        environment and its folder. `name` is what `ps` shows.
         """
         place = dict(os.environ), os.getcwd()
-        # first it imports, which may take long from a disk that is away or busy
-        return self._ask(("start", name, serve, len(files), place), files, limit_s=None)
+        return self._ask(("start", name, serve, len(files), place), files)
 
     def exit_code(self, pid: int | None) -> int | None:
         """The exit code of a process that ends; the starter's own if that has ended."""
@@ -81,32 +85,44 @@ class Starter:
         if pid is not None:
             self._ask(("end", pid))
 
-    def close(self) -> None:
-        """End the starter and all that it started."""
+    def close(self, limit_s: float = ANSWER_S) -> None:
+        """End the starter and all that it started, by force if that takes longer than the limit."""
         self._control.close()
         self._socket.close()
         try:
-            self._process.wait(ANSWER_S)
+            self._process.wait(limit_s)
         except subprocess.TimeoutExpired:
+            with contextlib.suppress(psutil.Error):  # they may end meanwhile
+                for child in psutil.Process(self._process.pid).children():
+                    child.kill()
             self._process.kill()
             self._process.wait()
 
-    def _ask(
-        self, request: Any, files: Sequence[int] = (), limit_s: float | None = ANSWER_S
-    ) -> int | None:
+    def _ask(self, request: Any, files: Sequence[int] = ()) -> int | None:
         """Its answer; None if it has ended, or gives none within the limit, which ends it."""
         with self._one_asks:
             if not self.lives:
                 return None
-            with contextlib.suppress(EOFError, OSError):
-                self._control.send(request)
-                for first in range(0, len(files), FILES_AT_ONCE):
-                    socket.send_fds(self._socket, [b" "], files[first : first + FILES_AT_ONCE])
-                if self._control.poll(limit_s):
-                    answer: int = self._control.recv()
-                    return answer
-            self.close()
-            return None
+            try:
+                return self._exchange(request, files)
+            except (EOFError, OSError) as error:
+                log.warning("event=starter_ended pid=%d error=%r", self.pid, error)
+                self.close(limit_s=0 if isinstance(error, TimeoutError) else ANSWER_S)
+                return None
+            except BaseException:  # the answer is still to come, and belongs to no later request
+                self.close(limit_s=0)
+                raise
+
+    def _exchange(self, request: Any, files: Sequence[int]) -> int:
+        self._control.send(request)
+        for first in range(0, len(files), FILES_AT_ONCE):
+            socket.send_fds(self._socket, [b" "], files[first : first + FILES_AT_ONCE])
+        limit_s = ANSWER_S if self._has_answered else FIRST_ANSWER_S
+        if not self._control.poll(limit_s):
+            raise TimeoutError(f"no answer for {limit_s:.0f} s")
+        answer: int = self._control.recv()
+        self._has_answered = True
+        return answer
 
 
 _starter: Starter | None = None
@@ -118,6 +134,9 @@ def starter() -> Starter:
     global _starter
     with _starting:
         if _starter is None or _starter.user != os.getpid() or not _starter.lives:
+            if _starter:
+                _starter.close()
+                atexit.unregister(_starter.close)
             _starter = Starter()
             atexit.register(_starter.close)
         return _starter
@@ -145,12 +164,15 @@ class _Children:
 
     def serve(self) -> None:
         """Do what the user asks for, until it ends; then end all."""
-        with contextlib.suppress(EOFError, OSError):
+        try:
             while True:
                 wish, *given = self._requests.recv()
                 self._requests.send(self._answers[wish](*given))
-        for pid in [*self._running]:
-            self._end(pid)
+        except (EOFError, ConnectionError):
+            pass
+        finally:
+            for pid in [*self._running]:
+                self._end(pid)
 
     def _start(
         self,
@@ -161,7 +183,12 @@ class _Children:
     ) -> int:
         files: list[int] = []
         while len(files) < count:
-            files += socket.recv_fds(self._user, 1, FILES_AT_ONCE)[1]
+            byte, some, flags, _ = socket.recv_fds(self._user, 1, FILES_AT_ONCE)
+            files += some
+            if not byte:
+                raise EOFError
+            if flags & socket.MSG_CTRUNC:
+                raise OSError(f"the limit of open files does not hold {count} more")
         child = os.fork()
         if not child:
             self._user.close()
@@ -205,8 +232,10 @@ def _serve(
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 def main(arguments: Sequence[str]) -> None:

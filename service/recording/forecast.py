@@ -25,9 +25,10 @@ class Forecast:
         return total
 
     def left_s(self, clock: int, now: float) -> float:
-        """Seconds to the end at the time `now`, when the last that is known is the clock `clock`.
+        """Seconds to the end at the time `now`, if `clock` is the newest clock known then.
 
-        The speed is that since the first clock, or since the last rewind.
+        The speed is that since the first clock. After a rewind it is measured anew, and stays what it
+        was until the clock moves.
         """
         if self._begun is None or self._last is None or clock < self._last[0]:
             self._begun = self._last = (clock, now)

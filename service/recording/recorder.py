@@ -100,7 +100,7 @@ class Recorder:
             self._live.announce(targets, description.key)
         self._fresh: list[Record] = []
         self._unsaved: dict[str, bytes] = {}
-        self._lock = threading.Lock()
+        self._lock, self._forecasting = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {}
         self._trouble, self._refused = "", 0
@@ -302,9 +302,10 @@ class Recorder:
 
     def _left_s(self) -> float:
         """Expected seconds to the end; NaN until the rehearsal, or the pace, is known."""
-        clock, pace = self._latest.get("clock", 0), self._latest.get("images_per_s", math.nan)
-        if self._forecast:
-            return self._forecast.left_s(clock, time.monotonic())
+        with self._forecasting:  # an older clock that came later would count as a rewind
+            clock, pace = self._latest.get("clock", 0), self._latest.get("images_per_s", math.nan)
+            if self._forecast:
+                return self._forecast.left_s(clock, time.monotonic())
         return (self._end - clock) / pace
 
     def _store(self) -> Spool:

@@ -135,6 +135,7 @@ class RunLock:
                 " choose another address"
             ) from error
         self._probe(self._holder)
+        self._stop.clear()
         self._thread = threading.Thread(target=self._keep_renewing, name="run-lock", daemon=True)
         self._thread.start()
         return self._holder.token

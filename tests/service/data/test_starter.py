@@ -6,51 +6,40 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from multiprocessing.connection import Connection
 
 import psutil
 import pytest
 
 from service.data.starter import FILES_AT_ONCE, Starter, starter
 from tests.conftest import ROOT
+from tests.forked import fail, stand, tell
 
 
 @pytest.fixture
 def own():
-    return starter()
-
-
-def tell(end: int, *files: int) -> None:
-    """What a process has: given files, others, a variable, a folder, threads."""
-    others = len(os.listdir("/proc/self/fd")) - len(files)
-    threads = len(os.listdir("/proc/self/task"))
-    told = len(files), others, os.environ.get("TOLD"), os.getcwd(), threads
-    os.write(end, json.dumps(told).encode())
-
-
-def stand(*_: int) -> None:
-    time.sleep(600)
-
-
-def fail(*_: int) -> None:
-    raise ValueError("no such thing")
+    own = Starter()
+    yield own
+    own.close()
 
 
 def told_by(own: Starter, *files: int) -> list:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert own.start("told", tell, [theirs.fileno(), *files])
-        return json.loads(ours.recv(1000))
+    with ours:
+        with theirs:
+            pid = own.start("told", tell, [theirs.fileno(), *files])
+        told = json.loads(ours.recv(1000))
+    assert own.exit_code(pid) == 0
+    return told
 
 
-@pytest.mark.slow
 def test_a_process_has_the_files_environment_and_folder_of_now(own, tmp_path, monkeypatch):
     count, others, *now = told_by(own)
-    assert (count, now) == (0, [None, os.getcwd(), 1])
+    assert (count, now) == (0, [None, os.getcwd()])
     monkeypatch.setenv("TOLD", "later")
     monkeypatch.chdir(tmp_path)
     many = FILES_AT_ONCE + 3
-    assert told_by(own, *[0] * many) == [many, others, "later", str(tmp_path), 1]
+    assert told_by(own, *[0] * many) == [many, others, "later", str(tmp_path)]
 
 
 def test_a_process_keeps_no_file_of_another(own):
@@ -72,7 +61,21 @@ def test_one_that_was_stopped_is_ended(own):
     assert not psutil.pid_exists(pid)
 
 
-@pytest.mark.slow
+def test_files_that_are_none_end_it_and_all_others(own):
+    standing = psutil.Process(own.start("standing", stand, []))
+    assert own.start("without", stand, [10**6]) is None
+    assert not own.lives
+    assert not standing.is_running()
+
+
+def test_a_starter_that_was_stopped_is_ended_with_its_processes(own):
+    processes = [psutil.Process(own.pid), psutil.Process(own.start("standing", stand, []))]
+    for process in processes:
+        process.suspend()
+    own.close(limit_s=0.1)
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
+
+
 def test_a_starter_that_was_killed_starts_nothing_and_another_takes_its_place():
     used = starter()
     assert starter() is used
@@ -84,9 +87,21 @@ def test_a_starter_that_was_killed_starts_nothing_and_another_takes_its_place():
     assert told_by(another)[0] == 0
 
 
+def test_it_ends_with_a_user_that_ends_before_it_has_sent_the_files():
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-m", "service.data.starter", str(theirs.fileno())]
+        process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()])
+    control = Connection(ours.detach())
+    control.send(("start", "late", stand, 1, ({}, "/")))
+    control.close()
+    assert process.wait(60) == 0
+
+
 USER = """
 import time
-from tests.service.data.test_starter import *
+from service.data.starter import starter
+from tests.forked import stand
 own = starter()
 print(own.pid, *(own.start(name, stand, []) for name in "ab"), flush=True)
 time.sleep(600)
@@ -96,8 +111,11 @@ time.sleep(600)
 @pytest.mark.slow
 def test_all_end_with_the_one_that_uses_them_even_those_that_were_stopped():
     user = subprocess.Popen([sys.executable, "-c", USER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    processes = [psutil.Process(int(pid)) for pid in user.stdout.readline().split()]
-    processes[1].suspend()
-    user.kill()
-    user.wait()
+    try:
+        processes = [psutil.Process(int(pid)) for pid in user.stdout.readline().split()]
+        processes[1].suspend()
+    finally:
+        user.kill()
+        user.wait()
+    assert len(processes) == 3
     assert psutil.wait_procs(processes, timeout=60)[1] == []
