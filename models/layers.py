@@ -238,10 +238,10 @@ class SpectralNorm(ScaledLayer):
         On the meta device there are no numbers to align, and PyTorch would import its compiler for it.
         """
         rows = self.matrix()
-        left, right = torch.randn(rows.shape[0]), torch.zeros(rows.shape[1])
-        self.register_buffer("u", left if rows.is_meta else F.normalize(left, dim=0))
-        self.register_buffer("v", right)
+        self.register_buffer("u", torch.randn(rows.shape[0]))
+        self.register_buffer("v", torch.zeros(rows.shape[1]))
         if not rows.is_meta:
+            self.u = F.normalize(self.u, dim=0)
             spectral_iterate(self)
 
     def matrix(self) -> Tensor:

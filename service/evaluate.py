@@ -1,15 +1,13 @@
 """Score a checkpoint by hand: `python -m service.evaluate CHECKPOINT [--scores fd kid …]`."""
 
-import json
 import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from service.address import Address
 from service.cli import Options, Positional, Shown, parse, run_command
@@ -217,14 +215,7 @@ def _score_once(options: EvaluateOptions, scorer: "Scorer", trained: "Trained") 
         images = scorer.nearest_pairs(trained, PAIRS_SHOWN)
         options.pairs.write_bytes(grid_png(images, GridLook(PAIR_COLUMNS, LEAST_SHOWN_PIXELS)))
     if options.out:
-        options.out.write_text(json.dumps(_finite(asdict(score)), indent=2))
-
-
-def _finite(content: Any) -> Any:
-    """The same with null for numbers that JSON has no word for."""
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+        options.out.write_bytes(TypeAdapter(type(score)).dump_json(score, indent=2))  # NaN as null
 
 
 def _score_along(options: EvaluateOptions, scorer: "Scorer", trained: "Trained", axis: "Axis") -> None:

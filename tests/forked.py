@@ -5,11 +5,15 @@ import os
 import time
 
 
-def tell(end: int, *files: int) -> None:
-    """Tell what the process has: given files, others, a variable, a folder."""
-    others = len(os.listdir("/proc/self/fd")) - len(files)
-    told = len(files), others, os.environ.get("TOLD"), os.getcwd()
-    os.write(end, json.dumps(told).encode())
+def report(socket: int, *files: int) -> None:
+    """Write to the socket what this process has: its files, a variable, its folder."""
+    content = {
+        "given_files": len(files),
+        "other_files": len(os.listdir("/proc/self/fd")) - len(files),
+        "variable": os.environ.get("FORKED_VARIABLE"),
+        "folder": os.getcwd(),
+    }
+    os.write(socket, json.dumps(content).encode())
 
 
 def stand(*_: int) -> None:

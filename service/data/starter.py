@@ -53,7 +53,7 @@ class Starter:
                 env=os.environ | KEEP_FREED_MEMORY | ONE_THREAD | {"PYTHONPATH": _module_path()},
             )
         self._socket, self._control = ours, Connection(os.dup(ours.fileno()))
-        self._one_asks, self._has_answered = threading.Lock(), False
+        self._asking, self._has_answered = threading.Lock(), False
         self.user = os.getpid()
 
     @property
@@ -100,7 +100,7 @@ class Starter:
 
     def _ask(self, request: Any, files: Sequence[int] = ()) -> int | None:
         """Its answer; None if it has ended, or gives none within the limit, which ends it."""
-        with self._one_asks:
+        with self._asking:
             if not self.lives:
                 return None
             try:
@@ -134,12 +134,15 @@ def starter() -> Starter:
     global _starter
     with _starting:
         if _starter is None or _starter.user != os.getpid() or not _starter.lives:
-            if _starter:
-                _starter.close()
-                atexit.unregister(_starter.close)
+            _close()
             _starter = Starter()
-            atexit.register(_starter.close)
         return _starter
+
+
+@atexit.register
+def _close() -> None:
+    if _starter:
+        _starter.close()
 
 
 def _module_path() -> str:
@@ -162,7 +165,7 @@ class _Children:
         self._running: set[int] = set()
         self._codes: dict[int, int] = {}
 
-    def serve(self) -> None:
+    def take_requests(self) -> None:
         """Do what the user asks for, until it ends; then end all."""
         try:
             while True:
@@ -193,7 +196,7 @@ class _Children:
         if not child:
             self._user.close()
             self._requests.close()
-            _serve(name, serve, files, *place)
+            _run(name, serve, files, *place)
         for file in files:
             os.close(file)
         self._running.add(child)
@@ -212,7 +215,7 @@ class _Children:
         return self._wait(pid)
 
 
-def _serve(
+def _run(
     name: str,
     serve: Callable[..., None],
     files: Sequence[int],
@@ -241,7 +244,7 @@ def _serve(
 def main(arguments: Sequence[str]) -> None:
     """Start, await and end processes, as the user asks; with its end, end all of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the user decides when they end
-    _Children(socket.socket(fileno=int(arguments[0]))).serve()
+    _Children(socket.socket(fileno=int(arguments[0]))).take_requests()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How long a run still takes, from the times that its rehearsal measured."""
 
+import sys
 from collections.abc import Sequence
 
 from service.recording.record import SpanTime
@@ -11,8 +12,7 @@ class Forecast:
     def __init__(self, spans: Sequence[SpanTime], end: int):
         self.spans = spans
         self.end = end
-        self._begun: tuple[int, float] | None = None
-        self._last: tuple[int, float] | None = None
+        self._begun = self._last = (sys.maxsize, 0.0)  # from which any clock is a step back
         self._factor = 1.0
 
     def seconds(self, start: int, end: int) -> float:
@@ -30,7 +30,7 @@ class Forecast:
         The speed is that since the first clock. After a rewind it is measured anew, and stays what it
         was until the clock moves.
         """
-        if self._begun is None or self._last is None or clock < self._last[0]:
+        if clock < self._last[0]:
             self._begun = self._last = (clock, now)
         if clock > self._last[0]:
             self._last = (clock, now)

@@ -83,7 +83,7 @@ class Spectra:
         if page:
             self._storage.put(PAGE_KEY, page)
         with self._lock:  # only now, for what failed is tried again
-            self._changed = len(self._looks) != len(looks)
+            self._changed = self._looks != looks
         return page
 
     def _add(self, look: Look) -> None:

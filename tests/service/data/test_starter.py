@@ -13,7 +13,7 @@ import pytest
 
 from service.data.starter import FILES_AT_ONCE, Starter, starter
 from tests.conftest import ROOT
-from tests.forked import fail, stand, tell
+from tests.forked import fail, report, stand
 
 
 @pytest.fixture
@@ -23,29 +23,32 @@ def own():
     own.close()
 
 
-def told_by(own: Starter, *files: int) -> list:
+def report_of_a_process(own: Starter, *files: int) -> dict:
+    """What a new process has that was given these files."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            pid = own.start("told", tell, [theirs.fileno(), *files])
-        told = json.loads(ours.recv(1000))
+            pid = own.start("reporting", report, [theirs.fileno(), *files])
+        content = json.loads(ours.recv(1000))
     assert own.exit_code(pid) == 0
-    return told
+    return content
 
 
 def test_a_process_has_the_files_environment_and_folder_of_now(own, tmp_path, monkeypatch):
-    count, others, *now = told_by(own)
-    assert (count, now) == (0, [None, os.getcwd()])
-    monkeypatch.setenv("TOLD", "later")
+    first = report_of_a_process(own)
+    few = {"given_files": 0, "variable": None, "folder": os.getcwd()}
+    assert first == few | {"other_files": first["other_files"]}
+    monkeypatch.setenv("FORKED_VARIABLE", "set later")
     monkeypatch.chdir(tmp_path)
     many = FILES_AT_ONCE + 3
-    assert told_by(own, *[0] * many) == [many, others, "later", str(tmp_path)]
+    later = {"given_files": many, "variable": "set later", "folder": str(tmp_path)}
+    assert report_of_a_process(own, *[0] * many) == first | later
 
 
 def test_a_process_keeps_no_file_of_another(own):
-    before = told_by(own)
+    before = report_of_a_process(own)
     first = own.start("first", stand, [0] * 100)
-    assert told_by(own) == before
+    assert report_of_a_process(own) == before
     own.end(first)
 
 
@@ -84,7 +87,7 @@ def test_a_starter_that_was_killed_starts_nothing_and_another_takes_its_place():
     assert used.exit_code(None) == -signal.SIGKILL
     another = starter()
     assert another is not used
-    assert told_by(another)[0] == 0
+    assert report_of_a_process(another)["given_files"] == 0
 
 
 def test_it_ends_with_a_user_that_ends_before_it_has_sent_the_files():
