@@ -124,7 +124,9 @@ def _target(out: Path, features: FeatureSet) -> Moments:
     file = out / "test.npz"
     if not file.exists():
         test = _packed(FOLDER / "t10k-images-idx3-ubyte.gz", out / "test", EVERY_ONE)
-        write_reference(file, moments(features(images_of(test, RESOLUTION).images)), features)
+        write_reference(
+            file, moments(features(images_of(test, RESOLUTION).images)), features, RESOLUTION
+        )
     return read_reference(str(file), features).moments
 
 

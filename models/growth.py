@@ -273,7 +273,14 @@ class GrowingDiscriminator(Growing):
         way = [block for rung in rungs for block in self.descents[str(rung)].children()]
         way += self.tail.children()
         blocks = [*near, *way[: int(count) - 1]]
+        most = 1 + sum(len([*part.children()]) for part in (*self.descents.values(), self.tail))
+        if int(count) > most:
+            raise ValueError(f"{name}: there are {most} blocks, first.1 to first.{most}")
         return [parameter for block in blocks for parameter in block.parameters()]
+
+    @override
+    def _parts(self) -> list[str]:
+        return ["first.1 (the block nearest the image), first.2 and so on", *super()._parts()]
 
     @override
     def joins_at(self, rung: int) -> Iterable[nn.Module]:

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +24,7 @@ from service.config.vocabulary import (
     beyond_moments,
 )
 from service.errors import UsageError
+from service.outputs import check_output
 from service.recording.forecast import duration
 from service.storage import open_storage
 
@@ -75,6 +76,10 @@ RETRY_S = 20.0
 MOST_VALUES = 32
 PAIRS_SHOWN = 40
 PAIR_COLUMNS = 8  # four pairs in a row
+SCORE_KEYS = frozenset({"clock", "resolution", "samples"})
+"""What every JSON file of scores has, with --along and without."""
+TABLE_COLUMNS = frozenset({"threshold", "psi"})
+"""The first column of a table."""
 
 
 class EvaluateOptions(Options):
@@ -138,8 +143,12 @@ class EvaluateOptions(Options):
             raise ValueError(f"--save-reference {self.save_reference}: name a .npz file")
         if self.out and self.out.suffix.lower() == ".csv" and not self.along:
             raise ValueError(f"--out {self.out}: only --along writes a table; name a .json file")
-        if self.picture and self.picture.suffix.lower() != ".png":
-            raise ValueError(f"--picture {self.picture}: it is written as PNG; name a .png file")
+        if self.out and self.out.suffix.lower() not in (".json", ".csv"):
+            raise ValueError(f"--out {self.out}: it is written as JSON; name a .json file")
+        for name in ("pairs", "picture"):
+            file: Path | None = getattr(self, name)
+            if file and file.suffix.lower() != ".png":
+                raise ValueError(f"--{name} {file}: it is written as PNG; name a .png file")
         return self
 
 
@@ -148,7 +157,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, arguments, "service.evaluate", DESCRIPTION, EPILOG)
     for option in ("out", "save_reference", "pairs", "picture"):
         if file := getattr(options, option):
-            _check_file(option.replace("_", "-"), file)
+            check_output(f"--{option.replace('_', '-')}", file, TABLE_COLUMNS, SCORE_KEYS)
     # here because they load torch, which errors and --help do not need
     from service.run import commits, ranking
     from service.run.best import load
@@ -166,7 +175,7 @@ def main(arguments: Sequence[str]) -> None:
     setting = scorer.setting(trained.stage.resolution)
     print(_comparison(setting), flush=True)
     if options.save_reference:
-        scorer.save_reference(trained.stage.resolution, options.save_reference)
+        scorer.save_reference(options.save_reference)
     if axis:
         _score_along(options, scorer, trained, axis)
     else:
@@ -180,18 +189,8 @@ def _comparison(setting: "Setting") -> str:
         case "held_out":
             return f"{drawn}, {setting.held_out} held-out ones"
         case "training":
-            return f"{drawn}, {setting.training} training ones (all of them for fd)"
+            return f"{drawn}, {setting.training} training ones; for fd, all that there are"
     return f"{drawn}, the moments in {setting.reference}"
-
-
-def _check_file(option: str, file: Path) -> None:
-    """Make its folder; UsageError if no file can be written there."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_dir():
-            raise IsADirectoryError("is a folder")
-    except OSError as error:
-        raise UsageError(f"--{option} {file}: cannot be written: {error}; name a file") from error
 
 
 def _axis(options: EvaluateOptions, trained: "Trained") -> "Axis | None":
@@ -208,7 +207,7 @@ def _score_once(options: EvaluateOptions, scorer: "Scorer", trained: "Trained") 
 
     score = scorer.score(trained)
     for name, value in score.values.items():
-        print(f"{name} {value:.6g}")
+        print(f"{name} {value:.6g}{_remark(score.values, name)}")
     if options.keep:
         ranking.write(open_storage(trained.place.run_dir, RETRY_S), trained.place.name, score)
     if options.pairs:
@@ -216,6 +215,12 @@ def _score_once(options: EvaluateOptions, scorer: "Scorer", trained: "Trained") 
         options.pairs.write_bytes(grid_png(images, GridLook(PAIR_COLUMNS, LEAST_SHOWN_PIXELS)))
     if options.out:
         options.out.write_bytes(TypeAdapter(type(score)).dump_json(score, indent=2))  # NaN as null
+
+
+def _remark(values: Mapping[str, float], name: str) -> str:
+    """What a reader must know of a value beside its number."""
+    pairs = values.get(name.replace("birthday_", "birthday_pairs_", 1), 1)
+    return "" if pairs else " or more: no two images are alike; raise --images"
 
 
 def _score_along(options: EvaluateOptions, scorer: "Scorer", trained: "Trained", axis: "Axis") -> None:
@@ -270,7 +275,7 @@ def _open_scorer(options: EvaluateOptions, trained: "Trained", settings: Evaluat
             f"{config.data.index_address}: fingerprint {index.fingerprint()}, but the run was trained on"
             f" {trained.fingerprint}; give the run's own data with --data"
         )
-    check_evaluation(settings, index)
+    check_evaluation(settings, index, config.model.resolution)
     if options.save_reference and not need_network(settings.scores, index):
         raise UsageError("--save-reference: nothing to measure; add fd to --scores")
     print(f"{trained.address}: {trained.clock} images, {trained.stage.resolution} px", flush=True)

@@ -243,12 +243,11 @@ def _check_cache(config: Config) -> None:
 
 def _check_evaluation(config: Config) -> None:
     settings = config.evaluation
-    if settings.best not in settings.scores or settings.best not in RANKING:
+    if settings.best not in settings.scores:
         ranking = [score for score in settings.scores if score in RANKING]
         raise ValueError(
-            f"evaluation.best: {settings.best} is not a ranking score in evaluation.scores; set it"
-            f" to one of {', '.join(ranking or RANKING)}"
-            + ("" if ranking else ", and add that to the scores")
+            f"evaluation.best: {settings.best}, which is not in evaluation.scores; add it there"
+            + (f", or set evaluation.best to {' or '.join(ranking)}" if ranking else "")
         )
     if settings.features == "inception" and not settings.weights:
         raise ValueError(

@@ -19,7 +19,7 @@ from service.config.schedule import (
     ScheduledWeight,
     at,
 )
-from service.config.vocabulary import FeaturesName, Reference, ScoreName
+from service.config.vocabulary import FeaturesName, RankingName, Reference, ScoreName
 
 Count = Annotated[int, Field(ge=1)]
 Images = Annotated[int, Field(ge=1)]
@@ -347,7 +347,7 @@ class EvaluationSettings(Section):
     """Scores to compute; `evaluation.best` has their names, docs/scores.md their meaning."""
     attributes: Address | None = None
     """CSV file of attributes of the data's images, for separability; null takes the classes."""
-    best: ScoreName = "fd"
+    best: RankingName = "fd"
     """The score that decides which checkpoint is the best."""
     cpus: float = Field(default=0, ge=0)
     """CPUs that the scorer reserves; 0 takes what the training leaves free."""

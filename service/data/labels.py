@@ -13,6 +13,8 @@ from service.errors import DataError, UsageError
 
 DATASET = "dataset.json"
 """StyleGAN's convention: {"labels": [["00000/img00000000.png", 6], …]}, on top of the images."""
+UNFINISHED = "UNFINISHED"
+"""Lies in a folder of images that `service.sample` draws until it is whole."""
 METADATA = ("metadata.csv", "metadata.jsonl")
 """The imagefolder convention: rows with the name of a file below the table's folder, and its label."""
 NAME_FIELD, LABEL_FIELD = "file_name", "label"

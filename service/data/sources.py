@@ -22,6 +22,7 @@ from service.data.labels import (
     DATASET,
     LARGEST_FILE_BYTES,
     METADATA,
+    UNFINISHED,
     Read,
     classes_of_file,
     tables_read,
@@ -141,6 +142,11 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folder(path: Path, field: str | None) -> ImageSource:
+    if (path / UNFINISHED).exists():
+        raise UsageError(
+            f"{path}: holds {UNFINISHED}, so its drawing was interrupted; draw it anew, or delete that"
+            " file to pack the images that are there, without labels"
+        )
     listing = list_folder(path)
     top = wrapper(listing, FILES_OF_LABELS)
     classes = _classes(str(path), listing, top, lambda name: _bytes_of(path / name), field)

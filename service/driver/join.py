@@ -12,6 +12,7 @@ from ray._private import ray_constants
 
 from service import environment
 from service.config import Config
+from service.documents import reason
 from service.errors import ServiceError, UsageError
 from service.recording.prometheus import free_port
 from service.training.heart import first_limit_s
@@ -93,7 +94,13 @@ def _start_local(cpus: int) -> None:
     os.environ.update(environment.RAY_ALONE)
     ray_constants.ENABLE_RAY_CLUSTER = False
     loopback: dict[str, Any] = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
-    ray.init(address="local", num_cpus=cpus, runtime_env=everywhere, **loopback, **QUIET)
+    try:
+        ray.init(address="local", num_cpus=cpus, runtime_env=everywhere, **loopback, **QUIET)
+    except Exception as error:  # Ray raises a bare one if it has not started within half a minute
+        raise ServiceError(
+            f"Ray did not start on this machine ({reason(error)}); if the machine is busy, run the same"
+            " command again"
+        ) from error
 
 
 def _check_gpu(config: Config) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from service.config import Config
 from service.config.portions import portions
+from service.config.schedule import Schedule
 from service.data.dataset import Dataset, decoding_rate
 from service.data.index import MAX_CLASSES_NAMED, Index, class_counts
 from service.data.loader import read_ahead
@@ -50,7 +51,21 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
             )
     yield f"{end:>27,}  the end of the run"
     yield ""
+    yield from _changes(config, end)
     yield from _costs(config, dataset, curriculum)
+
+
+def _changes(config: Config, end: int) -> Iterator[str]:
+    """What is frozen, and the settings with a schedule: until when, and what the end of the run gets."""
+    for name, images in config.run.freeze.items():
+        yield f"frozen   {name} up to {min(images, end):,} images"
+    for name, value in config.training:
+        if isinstance(value, Schedule):
+            yield (
+                f"schedule training.{name} goes from {value.start:g} to {value.end:g} at"
+                f" {value.images:,} images"
+                + (f"; the run ends at {value.at(end):g}" if end < value.images else "")
+            )
 
 
 def _shares(config: Config, dataset: Dataset) -> Iterator[str]:

@@ -121,7 +121,7 @@ def check_data(config: Config) -> Index:
     index = find_index(shards, place, data.held_out, check, choice, data.grown)
     check_memory(config, dataset_of(config, index), max(config.worker_counts))
     if config.evaluation.every_images:
-        check_evaluation(config.evaluation, index)
+        check_evaluation(config.evaluation, index, config.model.resolution)
     return index
 
 

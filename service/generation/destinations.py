@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from service.data.index import About
 from service.data.indexing import CLAIM_KEY, HELD_OUT
-from service.data.labels import DATASET
+from service.data.labels import DATASET, UNFINISHED
 from service.data.packing import Part, made_ahead, write_index_of, write_shard
 from service.errors import UsageError
 from service.recording import pictures
 from service.recording.pictures import Pixels
-from service.storage import Writer, is_s3, open_storage, split_address
+from service.storage import MissingError, Writer, is_s3, open_storage, split_address
 from service.storage.digest import DigestingFile
 from service.text import some_of
 
@@ -35,8 +35,6 @@ Numbered = Iterator[tuple[int, Pixels]]
 ARCHIVES: dict[str, Format] = {".zip": "zip", ".npz": "npz"}
 FILES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".npy", ".tar", ".gz", ".tgz"}
 """Suffixes of files that no format writes; a folder of such a name would be a slip."""
-UNFINISHED = "UNFINISHED"
-"""Lies in a folder of PNGs until it is whole."""
 WRITERS = 16
 """Threads that encode and write: writing to disk or S3 is mostly waiting."""
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest there is: the same command gives the same file
@@ -106,6 +104,9 @@ class Destination:
     def check(self) -> None:
         """UsageError if something lies there that would be lost, or in the way."""
         place = None if is_s3(self.storage.address) else Path(self.storage.address, self.name)
+        for above in place.parents if place else ():
+            if above.exists() and not above.is_dir():
+                raise UsageError(f"{self.out}: {above} is a file; name a folder")
         if self.is_file:
             if place and place.is_dir():
                 raise UsageError(f"{self.out}: a folder; name a file in it")
@@ -118,6 +119,7 @@ class Destination:
                 f"{self.out}: not empty, it holds {some_of(present)};"
                 + (" an earlier command was interrupted; delete it, or" if interrupted else "")
                 + " choose a new folder"
+                + (", with --start for the images that are missing" if interrupted else "")
             )
 
     def write(self, images: ImageSet, drawn: Numbered) -> int:
@@ -143,7 +145,10 @@ class Destination:
         """
         claims: dict[Format, str] = {"folder": UNFINISHED, "shards": CLAIM_KEY}
         claim = claims.get(self.kind, f"{self.name}.{UNFINISHED}")
-        self.storage.put(claim, b"")
+        try:
+            self.storage.put(claim, b"")
+        except MissingError as error:
+            raise UsageError(f"{self.out}: no folder can be made there; name another") from error
         if self.is_file:
             self.storage.delete([claim])
         yield

@@ -1,5 +1,7 @@
 """The kernel distance between two sets of features; with the standard Inception's it is KID."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +22,9 @@ def kid(
     """Mean and deviation of the unbiased MMD² over subsets drawn by `seed` (Bińkowski et al. 2018, §4).
 
     The kernel is (x·y / d + 1)³. A subset is no larger than the smaller set; if it takes both sets
-    whole, one measurement is enough. For sets of one distribution the mean is near 0, above or below,
-    however few the images. ValueError if the widths differ or a side has fewer than two.
+    whole, there is one measurement, whose deviation is NaN. For sets of one distribution the mean is
+    near 0, above or below, however few the images. ValueError if the widths differ or a side has fewer
+    than two.
     """
     check_widths(real, generated)
     size = min(subset_images, len(real), len(generated))
@@ -31,7 +34,7 @@ def kid(
         squared_mmd(_subset(real, "real", seed, i, size), _subset(generated, "generated", seed, i, size))
         for i in range(subsets)
     ]
-    return float(np.mean(values)), float(np.std(values))
+    return float(np.mean(values)), float(np.std(values)) if len(values) > 1 else math.nan
 
 
 def squared_mmd(a: Features, b: Features) -> float:

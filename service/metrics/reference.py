@@ -20,25 +20,33 @@ UNKNOWN_COUNT = 2**31 - 1
 """Images of a file that does not say its number; two or more are enough for a distance."""
 LARGEST_BYTES = 1 << 30
 _ASYMMETRY = 1e-3
-_NAMES = ("mu", "sigma", "images", "features", "weights")
+_NEGATIVE = 1e-4
+"""Largest part of sigma's largest eigenvalue by which rounding to float32 can make another negative."""
+_NUMBERS = ("images", "resolution")
+_NAMES = ("mu", "sigma", *_NUMBERS, "features", "weights")
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceFile:
-    """Moments that were measured before, and a name that tells them from others'."""
+    """Moments that were measured before, and a name that tells them from others'.
+
+    `resolution` is the side in pixels of the images that they were measured on, where the file says it.
+    """
 
     name: str
     moments: Moments
+    resolution: int | None
 
 
-def write_reference(path: Path, moments: Moments, features: FeatureSet) -> None:
-    """Write the moments with the name and the digest of the network that they were measured with."""
+def write_reference(path: Path, moments: Moments, features: FeatureSet, resolution: int) -> None:
+    """Write the moments with what they were measured on and with: pixels of a side, and the network."""
     with path.open("wb") as file:
         np.savez(
             file,
             mu=moments.mean,
             sigma=moments.covariance,
             images=moments.count,
+            resolution=resolution,
             features=features.name,
             weights=features.digest,
         )
@@ -61,11 +69,12 @@ def read_reference(address: str, features: FeatureSet, cache: Path | None = None
     count = int(arrays["images"]) if "images" in arrays else UNKNOWN_COUNT
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(address).stem)[:40]
     name = f"{stem}_{hashlib.sha256(data).hexdigest()[:8]}"
-    return ReferenceFile(name, Moments(count, mean, covariance))
+    resolution = int(arrays["resolution"]) if "resolution" in arrays else None
+    return ReferenceFile(name, Moments(count, mean, covariance), resolution)
 
 
 def _arrays(address: str, data: bytes) -> dict[str, NDArray]:
-    """The file's arrays; UsageError unless mu is [d] and sigma [d, d], finite and symmetric."""
+    """The file's arrays; UsageError unless mu is [d] and sigma [d, d], finite and a covariance."""
     try:
         sizes = [part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist()]
         if sum(sizes) > LARGEST_BYTES:
@@ -79,8 +88,12 @@ def _arrays(address: str, data: bytes) -> dict[str, NDArray]:
             raise ValueError("it holds numbers that are not finite")
         if np.abs(covariance - covariance.T).max() > _ASYMMETRY * np.abs(covariance).max():
             raise ValueError("sigma is not symmetric, as a covariance is")
-        if "images" in arrays and not int(arrays["images"]) >= 2:
-            raise ValueError(f"of {int(arrays['images'])} images")
+        eigenvalues = np.linalg.eigvalsh(covariance.astype(np.float64))
+        if eigenvalues[0] < -_NEGATIVE * max(eigenvalues[-1], 0):
+            raise ValueError("sigma has negative eigenvalues, which no covariance has")
+        for name, unit in zip(_NUMBERS, ("images", "pixels"), strict=True):
+            if name in arrays and not int(arrays[name]) >= 2:
+                raise ValueError(f"of {int(arrays[name])} {unit}")
         if any(arrays[name].ndim for name in ("features", "weights") if name in arrays):
             raise ValueError("features and weights are no names")
     except Exception as error:  # a foreign file can make numpy's reader fail in any way

@@ -5,6 +5,7 @@ A value's name says what was measured: `fd_efficientnet_lite0_2k_held_out` is th
 """
 
 import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -265,7 +266,9 @@ def _distances(scores: Sequence[str], shown: Images, real: Real, seed: int) -> d
         values["fd"] = frechet_distance(real.target, moments(_given(shown.features)))
     if "kid" in scores:
         features = _given(real.ordered.features)
-        values["kid"], values["kid_std"] = kid(features, _given(shown.features), seed)
+        values["kid"], deviation = kid(features, _given(shown.features), seed)
+        if not math.isnan(deviation):
+            values["kid_std"] = deviation
     if "swd" in scores:
         images = _given(real.ordered.images)
         values |= _swd(images, _given(shown.images), seed)

@@ -11,10 +11,11 @@ from service.data.tar import NO_LABEL
 from service.errors import UsageError
 
 
-def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
+def check_evaluation(settings: EvaluationSettings, index: Index, resolution: int) -> None:
     """UsageError if scores are impossible: for want of held-out images, labels, features or a file.
 
-    DataError if a file of attributes does not belong to the data.
+    `resolution` is that of the finished network. DataError if a file of attributes does not belong to
+    the data.
     """
     held_out = need_held_out(settings.scores, settings.reference)
     if held_out and not len(index.rows(held_out=True)):
@@ -30,7 +31,13 @@ def check_evaluation(settings: EvaluationSettings, index: Index) -> None:
 
         features = open_features(settings.features, settings.weights or "")
         if settings.reference not in REFERENCES:
-            read_reference(settings.reference, features)
+            measured = read_reference(settings.reference, features).resolution
+            if measured not in (None, resolution):
+                raise UsageError(
+                    f"{settings.reference}: measured on images of {measured} px, but the finished"
+                    f" network draws {resolution} px; make it anew with service.evaluate"
+                    " --save-reference, or give evaluation.reference another file"
+                )
 
 
 def need_network(scores: Collection[str], index: Index) -> bool:

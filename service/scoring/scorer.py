@@ -250,15 +250,16 @@ class Scorer:
         images, features = self._measure(parts(), keep=self._need_images)
         return scores.Generated(images, labels, features)
 
-    def save_reference(self, resolution: int, path: Path) -> None:
-        """Write the moments of the real images that generated ones are compared with.
+    def save_reference(self, path: Path) -> None:
+        """Write the moments of the real images that the finished network's are compared with.
 
         The scores must need features, and the reference be no file itself.
         """
         assert self._features is not None
+        resolution = self.config.model.resolution
         with full_precision():
             real = self._at(resolution).real
-        write_reference(path, real.target, self._features)
+        write_reference(path, real.target, self._features, resolution)
 
     def _at(self, resolution: int) -> _Reality:
         """The real images at a resolution, measured at the first call."""

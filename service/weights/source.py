@@ -88,7 +88,13 @@ def _read(address: str) -> Given:
 
 
 def _from_checkpoint(address: str) -> Given:
-    storage, name, tensors, manifest = read_parts(address, ("ema", "discriminator"))
+    try:
+        storage, name, tensors, manifest = read_parts(address, ("ema", "discriminator"))
+    except UsageError as error:
+        raise UsageError(
+            f"{error}; also taken are an export's folder or its {WEIGHTS_KEY}, and files of"
+            " BigGAN-PyTorch (.pth)"
+        ) from error
     config = Config.stored(manifest.config)
     return Given(
         storage.url(name.folder),

@@ -16,6 +16,8 @@ from service.driver.preflight import open_run
 from service.errors import UsageError
 from service.metrics.features import open_features
 from service.metrics.frechet import frechet_distance, moments
+from service.metrics.reference import read_reference, write_reference
+from service.outputs import check_output
 from service.recording.recorder import RecorderClient
 from service.run import commits, ranking
 from service.run.best import load
@@ -28,7 +30,7 @@ from service.training import worker
 from service.training.job import Job
 from tests.conftest import tiny_config
 from tests.runs import FAMILIES, make_run
-from tests.thumbnails import use_thumbnails
+from tests.thumbnails import WIDTH, thumbnails, use_thumbnails
 
 IMAGES = 60
 FD = f"fd_efficientnet_lite0_{IMAGES}_held_out"
@@ -79,23 +81,61 @@ def test_the_distance_is_that_of_the_samples_to_all_held_out_images(run, digits,
 
 
 @pytest.mark.slow
-def test_a_reference_that_is_saved_gives_the_same_distance(run, tmp_path, capsys, monkeypatch):
-    """Against all training images, of which there are more than are drawn; then against their file."""
+def test_a_saved_reference_is_that_of_the_finished_network_and_measures_every_rung(
+    run, tmp_path, capsys, monkeypatch
+):
+    """All training images at full size, of which there are more than are drawn."""
     use_thumbnails(monkeypatch)
     file = tmp_path / "digits.npz"
     evaluate.main([str(run), "--reference", "training", "--save-reference", str(file)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].endswith("training ones (all of them for fd)")
-    printed = dict(line.split() for line in lines[2:])
+    assert lines[1].endswith("training ones; for fd, all that there are")
     name = f"fd_tiny_{IMAGES}_training"
-    assert set(printed) == {name, f"{name}_floor"}
-    evaluate.main([str(run), "--reference", str(file)])
-    again = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:])
-    distance, floor = again.values()
-    assert (distance, floor) == (printed[name], printed[f"{name}_floor"])
-    index = read_index(open_storage(load(str(run)).config.data.url))
+    assert {line.split()[0] for line in lines[2:]} == {name, f"{name}_floor"}
+    trained = load(str(run))
+    index = read_index(open_storage(trained.config.data.url))
     with np.load(file) as saved:
         assert IMAGES < saved["images"] == len(index.rows(held_out=False))
+        assert saved["resolution"] == trained.config.model.resolution > trained.stage.resolution
+    evaluate.main([str(run), "--reference", str(file)])
+    distance, _ = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:]).values()
+    scorer = Scorer(trained.config, trained.config.evaluation, open_storage(str(run)))
+    drawn = moments(scorer._draw(trained).features)
+    target = read_reference(str(file), thumbnails()).moments
+    assert float(distance) == pytest.approx(frechet_distance(target, drawn), rel=1e-4)
+
+
+def test_a_reference_of_other_pixels_is_refused(digits, tmp_path, monkeypatch):
+    use_thumbnails(monkeypatch)
+    file = tmp_path / "small.npz"
+    write_reference(file, moments(np.random.default_rng(0).normal(size=(20, WIDTH))), thumbnails(), 8)
+    settings = EvaluationSettings(reference=str(file))
+    index = read_index(open_storage(str(digits)))
+    with pytest.raises(UsageError, match=r"of 8 px, but the finished network draws 16 px; make it anew"):
+        check_evaluation(settings, index, resolution=16)
+    check_evaluation(settings, index, resolution=8)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "content"),
+    [
+        ("--out", "run.json", b'{"version": 2, "clock": 3}'),
+        ("--out", "notes.json", b"not JSON"),
+        ("--save-reference", "other.npz", b"text"),
+        ("--pairs", "other.png", b"text"),
+    ],
+)
+def test_a_file_of_another_kind_is_not_written_over(run, tmp_path, option, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=rf"{option} .*{name}: holds something else, which would be lo"):
+        evaluate.main([str(run), "--scores", "fd", "birthday", option, str(tmp_path / name)])
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_scores_take_the_place_of_scores(tmp_path):
+    for file, head in (("a.json", '{"clock": 1, "resolution": 8, "samples": 9}'), ("a.csv", "psi,fd\n")):
+        (tmp_path / file).write_text(head)
+        check_output("--out", tmp_path / file, evaluate.TABLE_COLUMNS, evaluate.SCORE_KEYS)
 
 
 def test_without_held_out_images_training_images_are_compared_with(tmp_path, monkeypatch):
@@ -106,11 +146,11 @@ def test_without_held_out_images_training_images_are_compared_with(tmp_path, mon
     pack.main(["digits", str(data), "--channels", "gray", "--resolution", "16", "--held-out", "0"])
     scores = {"reference": "training", "scores": ["fd", "kid"], "images": IMAGES}
     config = tiny_config(data, tmp_path / "run", data={"held_out": 0}, evaluation=scores)
-    check_evaluation(config.evaluation, read_index(open_storage(str(data))))
+    check_evaluation(config.evaluation, read_index(open_storage(str(data))), 16)
     scorer = Scorer(config, config.evaluation, open_storage(str(tmp_path)))
     values = scorer.score(load(make_run(tmp_path / "other", "dcgan"))).values
     # without a floor, for which there are no other real images
-    assert set(values) == {f"{score}_tiny_{IMAGES}_training" for score in ("fd", "kid", "kid_std")}
+    assert set(values) == {f"{score}_tiny_{IMAGES}_training" for score in ("fd", "kid")}
 
 
 @pytest.mark.slow
@@ -162,7 +202,8 @@ def test_a_score_that_does_not_compare_with_those_of_the_run_is_not_kept(run, fl
         (["--features", "inception", "--weights", "/nowhere/pt.pth"], "/nowhere/pt.pth"),
         (["--scores", "ms_ssim"], "ms_ssim needs images of 11 px, found 8 px"),
         (["--images", "1"], "--images 1: give a whole number from 10 to 10000000"),
-        (["--out", "/"], "--out /: cannot be written: is a folder; name a file"),
+        (["--out", "/"], "--out /: it is written as JSON; name a .json file"),
+        (["--out", "/proc/scores.json"], "--out /proc/scores.json: cannot be written"),
         (["--out", "/dev/null/scores.json"], "--out /dev/null/scores.json: cannot be written"),
         (["--reference", "heldout"], "--reference heldout: choose held_out, training, or name a .npz"),
         (["--reference", "/nowhere.npz"], "/nowhere.npz: no such file; give the path or the URL"),

@@ -101,6 +101,7 @@ def test_attributes_of_a_file_take_the_place_of_the_classes(run, digits, capsys,
     check_evaluation(
         EvaluationSettings(scores=["separability"], attributes=str(tmp_path / "a.csv")),
         dataclasses.replace(index, label=np.zeros_like(index.label)),
+        resolution=16,
     )
 
 
@@ -160,7 +161,7 @@ def test_data_without_two_classes_has_no_scores_by_them(digits, score, label, fo
     index = read_index(open_storage(str(digits)))
     index = dataclasses.replace(index, label=np.full_like(index.label, label))
     with pytest.raises(UsageError, match=f"{score}: needs two classes.* measured have {found};"):
-        check_evaluation(EvaluationSettings(scores=["fd", score]), index)
+        check_evaluation(EvaluationSettings(scores=["fd", score]), index, resolution=16)
 
 
 def test_pairs_are_shown_with_the_score_that_counts_them(run, tmp_path):

@@ -11,6 +11,7 @@ import yaml
 from service import plan
 from service.data.dataset import read
 from service.data.index import read_index
+from service.driver.plan import plan as driver_plan
 from service.engine.curriculum import Curriculum, curriculum_of
 from service.errors import DataError, UsageError
 from service.storage import open_storage
@@ -43,6 +44,21 @@ def test_it_tells_phases_workers_and_memory_and_makes_nothing(arguments, tmp_pat
         r"decoding gives a worker [\d,]+ images/s at 32 px here \(data.decoders 1\)", printed
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_it_tells_what_is_frozen_and_where_schedules_end(digits, tmp_path):
+    falls = {"from": 1e-3, "to": 1e-4, "images": 4000}
+    config = tiny_config(
+        digits,
+        tmp_path,
+        run={"freeze": {"discriminator.first.2": 10**6}, "images": 200},
+        training={"lr_generator": falls, "adam_beta2": falls | {"images": 100}},
+    )
+    index = read_index(open_storage(str(digits)))
+    lines = "\n".join(driver_plan(config, index, curriculum_of(config)))
+    assert "frozen   discriminator.first.2 up to 200 images\n" in lines
+    assert "lr_generator goes from 0.001 to 0.0001 at 4,000 images; the run ends at 0.000955\n" in lines
+    assert "adam_beta2 goes from 0.001 to 0.0001 at 100 images\n" in lines
 
 
 @pytest.mark.parametrize("batch", [0, 5, 7, 17, 100])

@@ -45,6 +45,13 @@ def test_a_folder_gives_classes_and_unreadable_files_are_named(tmp_path, capsys)
         assert image.getpixel((8, 8)) in colour
 
 
+def test_a_drawing_that_was_interrupted_is_no_source(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "00000000.png")
+    (tmp_path / "UNFINISHED").touch()
+    with pytest.raises(UsageError, match=r"its drawing was interrupted; draw it anew, or delete that"):
+        open_source(str(tmp_path))
+
+
 def test_more_images_in_a_folder_are_another_source(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

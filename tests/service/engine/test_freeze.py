@@ -97,7 +97,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(digits, stop):
     [
         ({"generator.stem": 16}, r"run\.freeze: no module 'stem'.*parts are .*dense.*; name other"),
         ({"discriminator.first.0": 16}, r"no module 'first\.0'.*heads\.16, heads\.8"),
-        ({"discriminator.first.99": 16, "discriminator.projection": 16}, "nothing of the discriminator"),
+        ({"discriminator.first.0": 16}, r"first\.1 \(the block nearest the image\), first\.2"),
+        ({"discriminator.first.99": 16}, r"first\.99: there are 5 blocks, first\.1 to first\.5; name"),
+        ({"discriminator.first.5": 16, "discriminator.projection": 16}, "nothing of the discriminator"),
     ],
 )
 def test_what_no_network_has_or_leaves_nothing_to_train_is_refused(digits, tmp_path, freeze, message):

@@ -32,7 +32,7 @@ def test_it_is_the_definition_for_sets_of_any_sizes():
 def test_it_is_torchmetrics_for_sets_of_one_size():
     expected = poly_mmd(torch.from_numpy(A[:30]), torch.from_numpy(B)).item()
     assert squared_mmd(A[:30], B) == pytest.approx(expected, rel=1e-12)
-    assert kid(A[:30], B) == (pytest.approx(expected, rel=1e-12), 0)
+    assert kid(A[:30], B)[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_it_is_unbiased_whatever_the_number_of_images():
@@ -60,6 +60,11 @@ def test_the_seed_alone_decides_the_subsets():
     first = kid(A, B, seed=1, subsets=5, subset_images=10)
     assert kid(A, B, seed=1, subsets=5, subset_images=10) == first
     assert kid(A, B, seed=2, subsets=5, subset_images=10) != first
+
+
+def test_one_measurement_has_no_deviation():
+    assert np.isnan(kid(A, A + 1, subset_images=len(A))[1])
+    assert kid(A, A + 1, subset_images=10)[1] > 0
 
 
 def test_single_images_and_other_widths_are_refused():

@@ -27,10 +27,10 @@ def some(count: int = 40, seed: int = 0) -> Moments:
 
 def test_what_is_written_is_read_and_named_after_the_file_and_its_bytes(tmp_path):
     path = tmp_path / "my faces.v2.npz"
-    write_reference(path, some(), network())
+    write_reference(path, some(), network(), 32)
     found = read_reference(str(path), network())
     assert found.name == f"my_faces_v2_{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
-    assert found.moments.count == 40
+    assert (found.moments.count, found.resolution) == (40, 32)
     assert frechet_distance(found.moments, some()) == pytest.approx(0, abs=1e-9)
 
 
@@ -39,6 +39,7 @@ def test_a_file_in_pytorch_fids_form_is_read(tmp_path):
     np.savez_compressed(path, mu=some().mean, sigma=some().covariance)
     found = read_reference(str(path), network())
     assert np.array_equal(found.moments.mean, some().mean)
+    assert found.resolution is None
     assert frechet_distance(found.moments, some(seed=1)) == pytest.approx(
         frechet_distance(some(), some(seed=1))
     )
@@ -52,6 +53,8 @@ def test_a_file_in_pytorch_fids_form_is_read(tmp_path):
         ({"mu": np.zeros((5, 1)), "sigma": np.eye(5)}, r"mu is \[5, 1\]"),
         ({"mu": np.zeros(5), "sigma": np.full((5, 5), np.nan)}, "not finite"),
         ({"mu": np.zeros(5), "sigma": np.triu(np.ones((5, 5)))}, "not symmetric"),
+        ({"mu": np.zeros(5), "sigma": -np.eye(5)}, "negative eigenvalues"),
+        ({"mu": np.zeros(5), "sigma": np.eye(5), "resolution": 0}, "of 0 pixels"),
         ({"mu": np.array([{}], object), "sigma": np.eye(1)}, "no reference"),
         ({"mu": np.array(["a"] * 5), "sigma": np.eye(5)}, "no reference"),
         ({"mu": np.zeros(5), "sigma": np.eye(5), "images": 1}, "of 1 images"),
