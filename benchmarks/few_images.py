@@ -201,14 +201,21 @@ generator does not learn the changes.
 | `training.augment: diffaugment` | all changes, always |
 | `training.augment_p` | a fixed chance, or a schedule |
 
-ADA (Karras et al. 2020) flips, turns, moves, stretches and recolours images. Its chance follows the
-sign of the logits of real images towards `training.augment_target`: a discriminator that is too sure
-of its training images gets more. Losses whose logits have no zero, such as `relativistic`, need
-`training.augment_p`. DiffAugment (Zhao et al. 2020) shades, moves and blanks a part of every image.
+```sh
+python -m service.train --preset dcgan-fashion --data.url data/few --run.dir runs/few \\
+    --training.augment ada
+```
+
+ADA (Karras et al. 2020) flips, turns, moves, stretches and recolours images. It keeps the mean sign of
+the logits of real images at `training.augment_target`: where it is higher, the discriminator is too sure
+of its training images, and the chance rises; where it is lower, the chance falls. Losses whose logits
+have no zero, such as `relativistic`, need `training.augment_p`. DiffAugment (Zhao et al. 2020) shades,
+moves and blanks a part of every image.
 
 The curve `augment_p` shows the chance. It is part of the state: a resumed run goes on with the same
-one. A rewind because the discriminator overfits (`d_overfit`) augments more: it lowers the target by a
-fifth, or halves what a fixed chance lacks to 1. `collapse.overfit_amendment` names another change.
+one. After a rewind because the discriminator overfits (`d_overfit`), images are augmented more. ADA's
+target becomes a fifth lower; a fixed chance goes half of the way to 1, 0.6 to 0.8, say.
+`collapse.overfit_amendment` names another change.
 """
 
 UNMEASURED = """
@@ -219,10 +226,14 @@ MEASURED = """
 ## Measured
 
 `python -m benchmarks.few_images` trains a small DCGAN at 32 px on 1,000 images of Fashion-MNIST,
-{shown:,} images shown each. `{name}` is the distance of 10,000 samples of the EMA
-to the 10,000 test images; lower is better.
+{shown:,} images shown each. `{name}` is the Fréchet distance of 10,000 samples of the
+EMA to the 10,000 test images; lower is better, and what training images themselves have is said in
+[families](families.md). DiffAugment is not among the runs.
 
 {table}
+
+How often D takes real images for real is that of its last batches: images that it trains on as it sees
+them, so augmented ones with `ada`, and held-out images as they are.
 
 {grids}"""
 

@@ -310,6 +310,8 @@ def _check_styles(options: SampleOptions, subject: "Subject") -> None:
         raise UsageError(f"--psi: {len(options.psis)} values for {layers} layers; give one for each")
     if options.cutoff is not None and not 0 <= options.cutoff <= layers:
         raise UsageError(f"--cutoff {options.cutoff}: there are {layers} layers; give 0 to {layers}")
+    if options.cutoff is not None and options.sheet != "truncation" and set(options.psis) == {1.0}:
+        raise UsageError(f"--cutoff {options.cutoff}: without --psi nothing is truncated; add --psi 0.7")
 
 
 def _stage(trained: "Trained", options: SampleOptions) -> Stage:

@@ -79,14 +79,28 @@ def _line(
             hint = REPLACED.get(name) or suggest(name, names)
             return f"{key}: {finding['input']!r}: no such setting; {hint}"
         case "missing":
-            remedy = f"set --{key} or add it to {origin}" if key in rows else f"add it to {origin}"
-            return f"{key}: not given; {remedy}"
+            parent = key.rpartition(".")[0]
+            place = f"to {parent}" if parent in rows else f"to {origin}"
+            return (
+                f"{key}: not given; " + (f"set --{key} or " if key in rows else "") + f"add it {place}"
+            )
         case "value_error" if not finding["loc"]:
             return str(finding["ctx"]["error"])
     message = finding["msg"].removeprefix("Value error, ")
     secret = isinstance(finding.get("ctx", {}).get("error"), SecretError)
     value = HIDDEN if secret else repr(finding["input"])
+    if isinstance(finding["input"], str) and finding["input"].lstrip().startswith("{"):
+        message = _json_problem(finding["input"]) or message
     return f"{key}: {value}: {message}{_meaning(key, rows)}"
+
+
+def _json_problem(text: str) -> str:
+    """Why a text is no JSON; empty if it is."""
+    try:
+        json.loads(text)
+    except ValueError as error:
+        return f"is no JSON ({error})"
+    return ""
 
 
 def _names(model: type[BaseModel]) -> Iterator[str]:

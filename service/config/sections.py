@@ -66,7 +66,7 @@ class RunSettings(Section):
         for name in value:
             if not re.fullmatch(r"(generator|discriminator)(\.\w+)+", name):
                 raise ValueError(
-                    f"{name} names no part of a network; write generator.PART or discriminator.PART"
+                    f"{name!r} names no part of a network; write generator.PART or discriminator.PART"
                 )
         return value
 

@@ -313,6 +313,7 @@ def test_a_checkpoint_in_s3_gives_the_file_that_the_local_one_gives(s3, tmp_path
         ("stylegan", ["--truncation", "0.5"], "use --psi"),
         ("stylegan", ["--psi", "0.5,0.5"], "2 values for 6 layers"),
         ("stylegan", ["--cutoff", "9"], "there are 6 layers"),
+        ("stylegan", ["--cutoff", "2"], "--cutoff 2: without --psi nothing is truncated; add --psi 0"),
         ("stylegan", ["--classes", "1"], "no classes"),
         ("dcgan", ["--classes", "1,7"], "--classes 7: no such class; give a whole number from 0 to 2"),
         ("dcgan", ["--classes", "a"], "--classes a: no such class; give a whole number from 0 to 2"),

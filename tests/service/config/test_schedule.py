@@ -75,6 +75,18 @@ def test_what_no_schedule_can_be_is_refused_once_with_its_key(schedule, words):
     assert len(str(error.value).splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"from": 1e-3, "to": 1e-4', r"is no JSON \(Expecting ',' delimiter: line 1 column 26"),
+        ('{"from": 1e-3, "to": 1e-4}', r"images: not given; add it to training\.lr_generator$"),
+    ],
+)
+def test_a_schedule_that_is_cut_short_is_told_as_that(text, words):
+    with pytest.raises(UsageError, match=words):
+        digits_config("--training.lr_generator", text)
+
+
 def test_a_rewind_scales_all_of_it_or_puts_a_number_in_its_place():
     training = config_of(lr_generator=COSINE).training
     halved = amend(training, resolve(training, {"training.lr_generator": "x0.5"}, "here"), "here")

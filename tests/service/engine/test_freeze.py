@@ -108,5 +108,5 @@ def test_what_no_network_has_or_leaves_nothing_to_train_is_refused(digits, tmp_p
 
 
 def test_a_name_of_no_network_is_refused_with_the_form(digits, tmp_path):
-    with pytest.raises(ValueError, match=r"tail\.0 names no part of a network; write generator\.PART"):
+    with pytest.raises(ValueError, match=r"tail\.0' names no part of a network; write generator\.PART"):
         tiny_config(digits, tmp_path, run={"freeze": {"tail.0": 16}})
