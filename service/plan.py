@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> None:
         return
     # here because they load torch, which errors and --help do not need
     from service.driver.plan import explain, plan
-    from service.driver.preflight import check_data, check_networks
+    from service.driver.preflight import check_data, check_networks, check_run
     from service.engine.curriculum import curriculum_of
 
     index = check_data(config)
-    prepared = check_networks(config)
+    prepared = check_networks(config, check_run(config, index))
     curriculum = curriculum_of(config)
     number = options.explain_batch
     lines = (

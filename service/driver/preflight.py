@@ -15,7 +15,7 @@ from service.data.indexing import find_index, passed_over_in_words
 from service.data.tar import Choice
 from service.engine.curriculum import curriculum_of
 from service.errors import DataError, UsageError
-from service.run.directory import RunData, same_run
+from service.run.directory import RunData, find_same, same_run
 from service.run.failure import check_failure
 from service.scoring.check import check_evaluation
 from service.storage import Storage, open_storage
@@ -52,13 +52,12 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
     reason that lasts, unless it is to be tried `again`.
     """
     index = check_data(config)
+    data = _data_of(index)
     curriculum = curriculum_of(config)
     early = open_storage(config.run.dir, min(config.storage.retry_s, EARLY_RETRY_S))
     lock = RunLock(early)  # which tries again at each renewal
     token = lock.acquire(patience_s)
     try:
-        before = tuple(part.fingerprint for part in index.grown)
-        data = RunData(index.fingerprint(), index.about.classes, before)
         prepared = check_networks(config, early)
         key = same_run(early, config, data)
         if prepared:
@@ -68,6 +67,18 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
         yield RunDir(storage, lock, token, key, index, config.run.images or curriculum.end)
     finally:
         lock.release()
+
+
+def check_run(config: Config, index: Index) -> Storage:
+    """The storage of `run.dir`; UsageError if something else than this run is there. Makes nothing."""
+    storage = open_storage(config.run.dir, min(config.storage.retry_s, EARLY_RETRY_S))
+    find_same(storage, config, _data_of(index))
+    return storage
+
+
+def _data_of(index: Index) -> RunData:
+    before = tuple(part.fingerprint for part in index.grown)
+    return RunData(index.fingerprint(), index.about.classes, before)
 
 
 def check_networks(config: Config, run_dir: Storage | None = None) -> "Prepared | None":

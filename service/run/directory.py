@@ -62,12 +62,29 @@ def same_run(storage: Storage, config: Config, data: RunData) -> str:
     """The key of the run in this directory; a new directory gets a new run.
 
     With `data.grown`, a run goes on with data that grew from its own, and the clock of the change is
-    written down. UsageError if it holds a sweep, or a run with other data or other training settings.
+    written down. Raises what `find_same` raises.
+    """
+    before = find_same(storage, config, data)
+    if before is None:
+        return _new_run(storage, config, data)
+    _renew(storage, before, data)
+    return before.key
+
+
+def find_same(storage: Storage, config: Config, data: RunData) -> RunDocument | None:
+    """The run in this directory, None if there is none.
+
+    UsageError if it holds a sweep, or a run with other data or other training settings.
     """
     try:
         before = read_run(storage)
     except MissingError:
-        return _new_run(storage, config, data)
+        if storage.sizes(SWEEP_KEY):
+            raise UsageError(
+                f"{storage.address} holds a sweep; choose another --run.dir, or continue one of its"
+                " trials/"
+            ) from None
+        return None
     changed = differences(before.config, config)
     grew = before.fingerprint in data.before
     if before.fingerprint != data.fingerprint and not (grew and config.data.grown):
@@ -80,8 +97,7 @@ def same_run(storage: Storage, config: Config, data: RunData) -> str:
             f"{storage.address} holds another run; choose another --run.dir, or undo:\n  "
             + "\n  ".join(changed)
         )
-    _renew(storage, before, data)
-    return before.key
+    return before
 
 
 def _renew(storage: Storage, before: RunDocument, data: RunData) -> None:
@@ -101,10 +117,6 @@ def _renew(storage: Storage, before: RunDocument, data: RunData) -> None:
 
 
 def _new_run(storage: Storage, config: Config, data: RunData) -> str:
-    if storage.sizes(SWEEP_KEY):
-        raise UsageError(
-            f"{storage.address} holds a sweep; choose another --run.dir, or continue one of its trials/"
-        )
     run = RunDocument(
         key=uuid.uuid4().hex,
         fingerprint=data.fingerprint,

@@ -12,6 +12,7 @@ from service import plan
 from service.data.dataset import read
 from service.data.index import read_index
 from service.driver.plan import plan as driver_plan
+from service.driver.preflight import open_run
 from service.engine.curriculum import Curriculum, curriculum_of
 from service.errors import DataError, UsageError
 from service.storage import open_storage
@@ -120,3 +121,11 @@ def test_what_a_training_would_refuse_is_refused(arguments, tmp_path):
     phases = json.dumps([{"resolution": 32, "hold_images": 9, "batch": 7}])
     with pytest.raises(UsageError, match=r"scale\.workers"):
         plan.main([*arguments, "--phases", phases, "--scale.workers", "2"])
+
+
+def test_a_directory_of_another_run_is_refused_as_a_training_would(arguments, digits, tmp_path):
+    settings = {"data": {"flip": True}, "scale": {"workers": "1:4"}}
+    with open_run(tiny_config(digits, tmp_path / "run", **settings)):
+        pass
+    with pytest.raises(UsageError, match=r"(?s)holds another run; .*run\.seed"):
+        plan.main([*arguments, "--run.seed", "5"])
