@@ -39,8 +39,10 @@ VARIANTS: dict[Variant, dict[str, str]] = {
     "diffaugment": {"training.augment": "diffaugment"},
 }
 # Nothing is scored, so that both are compared at the end, not each at its best.
-TRAINING = {
-    "run.images": "600000",
+TRAINING = {  # with rates and batches of its own, so that its figures outlive a change of the preset
+    "phases": '[{"resolution": 32, "hold_images": 600000, "batch": 64}]',
+    "training.lr_generator": "2e-4",
+    "training.lr_discriminator": "2e-4",
     "data.window": "8",
     "collapse.action": "alert",
     "evaluation.every_images": "null",

@@ -136,7 +136,7 @@ def _from_files(storage: Storage, names: list[str]) -> Given:
 
 def _open(data: bytes, address: str) -> tuple[Weights, Mapping[str, str]]:
     """The tensors of a file by name, and its metadata; nested names are joined by dots."""
-    remedy = "copy it again"
+    remedy = "copy it again, or give a file of tensors by name"
     try:
         if address.endswith(SAFETENSORS):
             tensors = safetensors.torch.load(data)
