@@ -50,6 +50,7 @@ POLL_S = 0.2
 GRPC_OFFSET = 10000  # SeaweedFS serves gRPC on each port plus this
 # Above those that Ray gives its workers; with the offset, below those that the kernel gives to clients.
 PORTS = range(20000, 22768)
+SHARES = 16  # processes that start at the same moment choose from different ports
 OBJECT_STORE_BYTES = 256 << 20
 
 
@@ -359,8 +360,9 @@ def default_services() -> list[str]:
 def free_ports(count: int) -> list[int]:
     """Ports that are free on loopback now, as are those 10,000 above them."""
     ports: list[int] = []
+    own = PORTS[os.getpid() % SHARES :: SHARES]
     while len(ports) < count:
-        port = secrets.choice(PORTS)
+        port = secrets.choice(own)
         if port not in ports and all(_is_free(p) for p in (port, port + GRPC_OFFSET)):
             ports.append(port)
     return ports
