@@ -230,7 +230,7 @@ MEASURED = """
 `python -m benchmarks.few_images` trains a small DCGAN at 32 px on 1,000 images of Fashion-MNIST,
 {shown:,} images shown each. `{name}` is the Fréchet distance of 10,000 samples of the
 EMA to the 10,000 test images; lower is better, and what training images themselves have is said in
-[families](families.md). DiffAugment is not among the runs.
+[families](families.md).
 
 {table}
 
