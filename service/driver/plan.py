@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from service.config import Config
+from service.config.idle import idle
 from service.config.portions import portions
 from service.config.schedule import Schedule
 from service.data.dataset import Dataset, decoding_rate
@@ -56,7 +57,7 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
 
 
 def _changes(config: Config, end: int) -> Iterator[str]:
-    """What is frozen, and the settings with a schedule: until when, and what the end of the run gets."""
+    """What is frozen or has a schedule, until when and what the end of the run gets; what is not used."""
     for name, images in config.run.freeze.items():
         yield f"frozen   {name} up to {min(images, end):,} images"
     for name, value in config.training:
@@ -66,6 +67,8 @@ def _changes(config: Config, end: int) -> Iterator[str]:
                 f" {value.images:,} images"
                 + (f"; the run ends at {value.at(end):g}" if end < value.images else "")
             )
+    for line in idle(config):
+        yield f"no effect: {line}"
 
 
 def _shares(config: Config, dataset: Dataset) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from models import Stage
 from service.config import Config
+from service.config.idle import idle
 from service.data.checks import check_channels, check_labels, check_unlabelled
 from service.data.heads import look_at_heads
 from service.data.index import Index
@@ -51,6 +52,7 @@ def open_run(config: Config, again: bool = False, patience_s: float = 0) -> Iter
     LockError, UsageError if the configuration has changed, and TrainingError if the run has failed for a
     reason that lasts, unless it is to be tried `again`.
     """
+    _tell(idle(config), "no effect")
     index = check_data(config)
     data = _data_of(index)
     curriculum = curriculum_of(config)

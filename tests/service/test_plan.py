@@ -53,13 +53,14 @@ def test_it_tells_what_is_frozen_and_where_schedules_end(digits, tmp_path):
         digits,
         tmp_path,
         run={"freeze": {"discriminator.first.2": 10**6}, "images": 200},
-        training={"lr_generator": falls, "adam_beta2": falls | {"images": 100}},
+        training={"lr_generator": falls, "adam_beta2": falls | {"images": 100}, "r2_every": 4},
     )
     index = read_index(open_storage(str(digits)))
     lines = "\n".join(driver_plan(config, index, curriculum_of(config)))
     assert "frozen   discriminator.first.2 up to 200 images\n" in lines
     assert "lr_generator goes from 0.001 to 0.0001 at 4,000 images; the run ends at 0.000955\n" in lines
     assert "adam_beta2 goes from 0.001 to 0.0001 at 100 images\n" in lines
+    assert "no effect: training.r2_every 4, for training.r2 is 0\n" in lines
 
 
 @pytest.mark.parametrize("batch", [0, 5, 7, 17, 100])
