@@ -57,7 +57,7 @@ def plan(config: Config, index: Index, curriculum: Curriculum) -> Iterator[str]:
 
 
 def _changes(config: Config, end: int) -> Iterator[str]:
-    """What is frozen or has a schedule, until when and what the end of the run gets; what is not used."""
+    """What is frozen or has a schedule, until when, and what the end gets; what is not used."""
     for name, images in config.run.freeze.items():
         yield f"frozen   {name} up to {min(images, end):,} images"
     for name, value in config.training:
