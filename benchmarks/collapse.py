@@ -63,6 +63,14 @@ HELD_OUT = 0.3  # of the images, so that there are enough to compare with
 FOUND_SHARE = 0.03  # of the samples; with even shares a class has 0.1
 MISSING_CLASSES = 3
 FALLEN = 2.0
+BATCH = 128
+RATES = {  # the presets' own are for batches of 32
+    "dcgan-fashion": {"lr_generator": 2e-4, "lr_discriminator": 2e-4},
+    "progan-fashion": {"lr_generator": 2e-3, "lr_discriminator": 2e-3},
+    "stylegan-fashion": {
+        "lr_generator": 2e-3, "lr_discriminator": 2e-3, "r1": 1, "style_mixing": 0.9,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,11 @@ class Case:
             values["training"] |= {"ema_half_life_images": 5000}
         else:
             values = load_preset(self.preset)
+            values["training"] |= RATES.get(self.preset, {})
         values["run"] = {"dir": str(run), "seed": self.seed, "images": IMAGES}
         # the networks are those of 32 px; the rungs above the first are never reached
         rungs = [r for r in (8, 16, 32) if r >= self.resolution]
-        values["phases"] = [{"resolution": r, "hold_images": IMAGES, "batch": 128} for r in rungs]
+        values["phases"] = [{"resolution": r, "hold_images": IMAGES, "batch": BATCH} for r in rungs]
         source = data / ("digits" if self.preset == "digits" else "fashion")
         index = data / f"{source.name}-{HELD_OUT}"
         values["data"] |= {"url": str(source), "index_url": str(index), "held_out": HELD_OUT}
