@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.data.dataset import Batch, Dataset, Request, read
 from service.data.index import read_index
@@ -46,10 +47,14 @@ def images_of(
     return read(dataset, Request(np.arange(min(most, len(rows))), resolution))
 
 
-def samples_of(trained: Trained, count: int) -> Pixels:
-    """Samples of the EMA. Labels take turns, so that each column of a grid shows one class."""
+def samples_of(trained: Trained, count: int, counts: NDArray[np.int64] | None = None) -> Pixels:
+    """Samples of the EMA, with labels in proportion to `counts`, one for each class.
+
+    Without counts labels take turns, so that each column of a grid shows one class.
+    """
     draws, numbers = Draws(0, "benchmark", 0), np.arange(count)
-    labels = numbers % (trained.shape.classes or 1)
+    classes = trained.shape.classes or 1
+    labels = numbers % classes if counts is None else draws.labels(numbers, classes, counts)
     latents = draws.latents(numbers, trained.shape.latents)
     sampler = Sampler(trained.generator, trained.shape, trained.stage, seed=0)
     return sampler.draw(latents, labels, noise_seeds=draws.seeds(numbers, "noise"))

@@ -1,9 +1,9 @@
 """How well does each family draw? `python -m benchmarks.quality [FAMILY …]`, about ten minutes each.
 
 Each family trains its small preset through `service.train` on Fashion-MNIST, or with `--colour` on a
-folder of colour images, a folder a class. Each training has one worker, each core a training. 10,000
-samples of the EMA are compared with the 10,000 test images, or with the held-out quarter of the folder,
-in features of EfficientNet-Lite0:
+folder of colour images. Each training has one worker, each core a training. 10,000 samples of the EMA,
+with as many of each class as the images have, are compared with the 10,000 test images, or with the
+held-out quarter of the folder, in features of EfficientNet-Lite0:
   SOURCE.FAMILY.SEED.fd                  Fréchet distance; SOURCE.real.fd is that of training images
   SOURCE.FAMILY.SEED.precision, .recall  by nearest neighbours
   SOURCE.FAMILY.SEED.modes               classes that a classifier of real images finds among the samples
@@ -24,13 +24,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.fashion import FOLDER, finished, images_of, keep, samples_of
 from service import pack
 from service.cli import Count, Options, Positional, Seed, Shown, parse, run_command
 from service.config.yaml import load_preset
-from service.data.index import read_index
+from service.data.index import class_counts, read_index
 from service.errors import ServiceError
 from service.metrics.classifier import Labelled, train_classes
 from service.metrics.features import open_features
@@ -86,7 +87,7 @@ class QualityOptions(Options):
     jobs: Count = os.cpu_count() or 1
     """trainings at a time (default: one per core)"""
     colour: Path | None = None
-    """folder of colour images, a folder a class, to train on instead of Fashion-MNIST"""
+    """folder of colour images with classes, as pack reads it, to train on instead of Fashion-MNIST"""
     out: Path = Path("runs/quality")
     """folder for the data, the runs and the results"""
     docs: Path = Path("docs")
@@ -172,13 +173,14 @@ def _train_and_measure(source: Source, family: FamilyName, seed: int, options: Q
     trained, features = load(str(run)), open_features(FEATURES)
     real = _real(source, options.out)
     target = moments(real.test.inputs)
-    samples = samples_of(trained, SAMPLES)
+    samples = samples_of(trained, SAMPLES, _uneven_counts(source) if trained.shape.classes else None)
     measured = features(samples)
     neighbours = prdc(real.test.inputs, measured)
     classifier = train_classes(real.training, real.test)
     shown = modes(classifier(measured), real.training.labels)
     (options.docs / "families").mkdir(parents=True, exist_ok=True)
-    grid = grid_png(samples[: GRID_ROWS * GRID_COLUMNS], GridLook(GRID_COLUMNS, source.resolution))
+    first = samples_of(trained, GRID_ROWS * GRID_COLUMNS)
+    grid = grid_png(first, GridLook(GRID_COLUMNS, source.resolution))
     (options.docs / "families" / f"{_picture(source.name, family)}.png").write_bytes(grid)
     return Result(
         source.name,
@@ -193,6 +195,13 @@ def _train_and_measure(source: Source, family: FamilyName, seed: int, options: Q
         shown.of,
         frechet_distance(target, moments(real.training.inputs)),
     )
+
+
+def _uneven_counts(source: Source) -> NDArray[np.int64] | None:
+    """How many images each class has; None if all have as many."""
+    index = read_index(open_storage(str(source.training)))
+    counts = np.array([count for _, count in class_counts(index.label, index.about.classes)])
+    return None if len({*counts.tolist()}) == 1 else counts
 
 
 def _train(source: Source, family: FamilyName, seed: int, run: Path) -> float:
