@@ -69,6 +69,40 @@ class Recorder:
         about = {"key": description.key, "commit": description.tags.get("mlflow.source.git.commit", "")}
         self._live = LiveMetrics(prometheus_host, prometheus_port, description.name, about)
         self._live.update(Record(0, 0.0, values=dict(intervals or {})))
+        self._fresh: list[Record] = []
+        self._unsaved: dict[str, bytes] = {}
+        self._lock, self._forecasting = threading.Lock(), threading.Lock()
+        self._stop = threading.Event()
+        self._latest: dict[str, Any] = {}
+        self._trouble, self._refused = "", 0
+        self._delivered = self._started = time.time()
+        self._end = end
+        self._forecast: Forecast | None = None
+        self._attempt, self._error = 0, ""
+        self._committed: float | None = None
+        self._status: RunStatus = "RUNNING"
+        self._written_at = -math.inf
+        self._tails = Tails(self._storage)
+        self._spectra = Spectra(self._storage)
+        self._spectra_due = False
+        self._page: bytes | None = None
+        self._drawn_at = time.monotonic()
+        if owns_process:
+            logs.begin(
+                lambda line: self._tails.add("recorder", line), run=description.name, role="recorder"
+            )
+        self._leaving = Leaving.NO
+        self._life = Life()
+        self._spool: Spool | None = None
+        self._finish: Callable[[], None] = lambda: None
+        self._watch(run_dir)
+        if targets:
+            self._live.announce(targets, description.key)
+        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+        self._thread.start()
+
+    def _watch(self, run_dir: str) -> None:
+        """Let each scrape read how the recorder itself is doing."""
         self._live.watch(
             "recorder_storage_retries",
             "Storage retries of the recorder in the run directory, since its start",
@@ -96,36 +130,6 @@ class Recorder:
                 "Free bytes on the disk of run.dir",
                 lambda: shutil.disk_usage(run_dir).free,
             )
-        if targets:
-            self._live.announce(targets, description.key)
-        self._fresh: list[Record] = []
-        self._unsaved: dict[str, bytes] = {}
-        self._lock, self._forecasting = threading.Lock(), threading.Lock()
-        self._stop = threading.Event()
-        self._latest: dict[str, Any] = {}
-        self._trouble, self._refused = "", 0
-        self._delivered = self._started = time.time()
-        self._end = end
-        self._forecast: Forecast | None = None
-        self._attempt, self._error = 0, ""
-        self._committed: float | None = None
-        self._status: RunStatus = "RUNNING"
-        self._written_at = -math.inf
-        self._tails = Tails(self._storage)
-        self._spectra = Spectra(self._storage)
-        self._spectra_due = False
-        self._page: bytes | None = None
-        self._drawn_at = time.monotonic()
-        if owns_process:
-            logs.begin(
-                lambda line: self._tails.add("recorder", line), run=description.name, role="recorder"
-            )
-        self._leaving = Leaving.NO
-        self._life = Life()
-        self._spool: Spool | None = None
-        self._finish: Callable[[], None] = lambda: None
-        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
-        self._thread.start()
 
     def write(self, record: Record) -> None:
         """Take a record. On return it is safe in the spool, unless storage fails at this moment."""
