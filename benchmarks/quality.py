@@ -39,7 +39,7 @@ from service.metrics.frechet import frechet_distance, moments
 from service.metrics.modes import modes
 from service.metrics.prdc import prdc
 from service.recording.pictures import GridLook, grid_png
-from service.run.best import load
+from service.run.best import Trained, load
 from service.storage import open_storage
 
 FamilyName = Literal["dcgan", "sagan", "biggan", "biggan-deep", "progan", "stylegan", "mnist-pggan"]
@@ -83,7 +83,7 @@ class QualityOptions(Options):
     families: Annotated[Positional[list[FamilyName]], Shown("FAMILY")] = Field(default=[])
     """dcgan, sagan, biggan, biggan-deep, progan, stylegan or mnist-pggan (default: all)"""
     seeds: Annotated[list[Seed], Shown("N")] = Field(default=[0])
-    """seeds of the trainings"""
+    """seeds of the trainings; 0 is the one whose samples are shown"""
     jobs: Count = os.cpu_count() or 1
     """trainings at a time (default: one per core)"""
     colour: Path | None = None
@@ -178,10 +178,8 @@ def _train_and_measure(source: Source, family: FamilyName, seed: int, options: Q
     neighbours = prdc(real.test.inputs, measured)
     classifier = train_classes(real.training, real.test)
     shown = modes(classifier(measured), real.training.labels)
-    (options.docs / "families").mkdir(parents=True, exist_ok=True)
-    first = samples_of(trained, GRID_ROWS * GRID_COLUMNS)
-    grid = grid_png(first, GridLook(GRID_COLUMNS, source.resolution))
-    (options.docs / "families" / f"{_picture(source.name, family)}.png").write_bytes(grid)
+    if seed == 0:
+        _draw(trained, source, options.docs / "families" / f"{_picture(source.name, family)}.png")
     return Result(
         source.name,
         family,
@@ -195,6 +193,13 @@ def _train_and_measure(source: Source, family: FamilyName, seed: int, options: Q
         shown.of,
         frechet_distance(target, moments(real.training.inputs)),
     )
+
+
+def _draw(trained: Trained, source: Source, file: Path) -> None:
+    """A grid with one class per column."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    samples = samples_of(trained, GRID_ROWS * GRID_COLUMNS)
+    file.write_bytes(grid_png(samples, GridLook(GRID_COLUMNS, source.resolution)))
 
 
 def _uneven_counts(source: Source) -> NDArray[np.int64] | None:
@@ -297,16 +302,19 @@ def _row(result: Result) -> str:
 
 def _write_page(docs: Path, results: list[Result]) -> None:
     places = {family: place for place, family in enumerate(PRESETS)}
-    results = sorted(results, key=lambda one: (one.source, places[one.family], one.seed))
+    results = sorted(
+        results,
+        key=lambda one: (one.source != "fashion", one.source, places[one.family], one.seed),
+    )
     floors = {result.source: result.real_fd for result in results}
-    pictures = dict.fromkeys((_picture(r.source, r.family), r.family) for r in results)
+    pictures = [_picture(result.source, result.family) for result in results if result.seed == 0]
     page = docs / "families.md"
     # what stands below the grids explains, and stays
     _, heading, others = page.read_text().partition(OTHERS) if page.exists() else ("", "", "")
     text = PAGE.format(
         table="\n".join([HEAD, *map(_row, results)]),
         floors=", ".join(f"{floor:.0f} for {source}" for source, floor in floors.items()),
-        grids="\n".join(f"### {name}\n\n![{name}](families/{name}.png)\n" for name, _ in pictures),
+        grids="\n".join(f"### {name}\n\n![{name}](families/{name}.png)\n" for name in pictures),
     )
     page.write_text(text + heading + others)
 
@@ -316,18 +324,23 @@ OTHERS = "\n## What "
 PAGE = """# The families on small images
 
 Written by `python -m benchmarks.quality`: each family trains its small preset with one Ray Train worker
-on one CPU core. With the preset's own two workers it takes about half as long.
+on one CPU core. With the preset's own two workers it takes about half as long. Minutes are of that
+machine, with all that ran on it.
 
 {table}
 
-`fd` is the Fréchet distance of 10,000 samples of the EMA to 10,000 test images, on features of
-EfficientNet-Lite0; lower is better. Training images themselves have {floors}. Precision and recall are
-by nearest neighbours, and *classes* are those that a classifier finds among the samples. How they are
-measured, and what they compare with, is said in [scores](scores.md).
+`fd` is the Fréchet distance of 10,000 samples of the EMA, with as many of each class as the images have,
+on features of EfficientNet-Lite0; lower is better. It compares with the 10,000 test images of
+Fashion-MNIST, or with the quarter of other images that is held out. Training images themselves have
+{floors}.
+
+Precision and recall are by nearest neighbours, and *classes* are those that a classifier finds among the
+samples. How they are measured, and what they compare with, is said in [scores](scores.md).
 
 ## Grids
 
-They show one class per column where the preset has classes. No sample was picked by hand.
+They show one class per column where the preset has classes, and are of seed 0. No sample was picked by
+hand.
 
 {grids}"""
 
