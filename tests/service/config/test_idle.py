@@ -60,8 +60,8 @@ def _trained_with(*flags: str) -> Config:
 
 
 def test_labels_as_the_data_has_them_need_classes():
-    values = load_preset("digits")
-    values["training"]["labels"] = "data"
+    values = load_preset("stylegan-fashion")
+    assert values["training"]["labels"] == "data"
     assert not list(idle(Config(**values)))
-    values["model"] |= {"classes": None, "family": "progan"}
+    values["model"]["classes"] = None
     assert list(idle(Config(**values))) == ["training.labels data, for model.classes is null"]
