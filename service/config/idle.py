@@ -1,4 +1,7 @@
-"""Settings that another setting leaves without effect: no mistake in a sweep, perhaps one elsewhere."""
+"""Settings that another setting leaves without effect.
+
+In a sweep they are usual. Elsewhere they may be a mistake.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -9,13 +12,13 @@ _Used = Callable[[Config], object]
 
 
 def idle(config: Config) -> Iterator[str]:
-    """Those of `training` that differ from their default and are not used, each with the reason."""
+    """Settings of `training` that are not at their default and have no effect, each with the reason."""
     training = config.training
     for names, used, because in _USES:
         for name in names:
             value = getattr(training, name)
             if value != TrainingSettings.model_fields[name].default and not used(config):
-                yield f"training.{name} {value}, for {because}"
+                yield f"training.{name} {value}, because {because}"
 
 
 _USES: tuple[tuple[tuple[str, ...], _Used, str], ...] = (
@@ -34,7 +37,7 @@ _USES: tuple[tuple[tuple[str, ...], _Used, str], ...] = (
     (
         ("augment_target", "augment_images"),
         lambda c: c.training.augment == "ada" and c.training.augment_p is None,
-        "only ada without an augment_p goes for it",
+        "only ada without training.augment_p uses it",
     ),
     (("labels",), lambda c: c.model.classes, "model.classes is null"),
     (("w_average_half_life_images",), lambda c: c.shape.has_styles, "model.family has no styles"),

@@ -60,7 +60,7 @@ def test_it_tells_what_is_frozen_where_schedules_end_and_what_has_no_effect(digi
     assert "frozen   discriminator.first.2 up to 200 images\n" in lines
     assert "lr_generator goes from 0.001 to 0.0001 at 4,000 images; the run ends at 0.000955\n" in lines
     assert "adam_beta2 goes from 0.001 to 0.0001 at 100 images\n" in lines
-    no_effect = "no effect: training.r2_every 4, for training.r2 is 0\n"
+    no_effect = "no effect: training.r2_every 4, because training.r2 is 0\n"
     assert no_effect in f"{lines}\n"
     with open_run(config):  # and so does the start of the training
         assert no_effect in capsys.readouterr().err

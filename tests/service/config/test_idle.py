@@ -1,4 +1,4 @@
-"""Settings without effect are told, each with its reason, and are no error."""
+"""Settings without effect are listed with the reason; none is refused."""
 
 import pytest
 
@@ -16,24 +16,27 @@ def test_no_preset_has_a_setting_without_effect(name):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["r1_every", "16"], "training.r1_every 16, for training.r1 is 0"),
-        (["r2_every", "16", "r1", "1"], "training.r2_every 16, for training.r2 is 0"),
-        (["slope_sigma", "0.01"], "training.slope_sigma 0.01, for training.r1 and training.r2 are 0"),
+        (["r1_every", "16"], "training.r1_every 16, because training.r1 is 0"),
+        (["r2_every", "16", "r1", "1"], "training.r2_every 16, because training.r2 is 0"),
+        (
+            ["slope_sigma", "0.01"],
+            "training.slope_sigma 0.01, because training.r1 and training.r2 are 0",
+        ),
         (
             ["gradient_penalty_target", "750"],
-            "training.gradient_penalty_target 750.0, for training.gradient_penalty is 0",
+            "training.gradient_penalty_target 750.0, because training.gradient_penalty is 0",
         ),
         (
             ["augment_target", "0.5"],
-            "training.augment_target 0.5, for only ada without an augment_p goes for it",
+            "training.augment_target 0.5, because only ada without training.augment_p uses it",
         ),
         (
             ["augment_images", "9", "augment", "diffaugment"],
-            "training.augment_images 9, for only ada without an augment_p goes for it",
+            "training.augment_images 9, because only ada without training.augment_p uses it",
         ),
         (
             ["w_average_half_life_images", "9"],
-            "training.w_average_half_life_images 9, for model.family has no styles",
+            "training.w_average_half_life_images 9, because model.family has no styles",
         ),
     ],
 )
@@ -64,4 +67,4 @@ def test_labels_as_the_data_has_them_need_classes():
     assert values["training"]["labels"] == "data"
     assert not list(idle(Config(**values)))
     values["model"]["classes"] = None
-    assert list(idle(Config(**values))) == ["training.labels data, for model.classes is null"]
+    assert list(idle(Config(**values))) == ["training.labels data, because model.classes is null"]
